@@ -1,0 +1,31 @@
+# daycap: `make run` shows the main job, `make test` runs every check.
+# Needs Python >= 3.11, pip and make; uv is fetched with pip where it is missing.
+
+PYTHON ?= python3
+TOOLS  := .run/tools
+UV     := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
+
+.PHONY: help setup test lint clean
+
+help:            ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+$(TOOLS)/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "daycap needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(TOOLS) || { echo "python3 -m venv failed; install your system's python3-venv package"; exit 2; }
+	@$(TOOLS)/bin/pip install --quiet uv
+
+setup: $(UV)     ## make the environment in .venv
+	@$(UV) sync --locked --quiet
+
+lint: setup      ## style and types
+	@$(UV) run --no-sync ruff check .
+	@$(UV) run --no-sync ruff format --check .
+	@$(UV) run --no-sync mypy
+
+test: lint       ## style, types and every test
+	@$(UV) run --no-sync pytest
+
+clean:           ## remove what was made here
+	@rm -rf .venv .run dist

@@ -1,0 +1,90 @@
+"""What can go wrong, in one tree: catch narrow (`CapExceeded`) or broad (`Refused`, `DaycapError`)."""
+
+from __future__ import annotations
+
+
+class DaycapError(Exception):
+    """daycap could not do what was asked"""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__class__.__doc__)
+
+
+class Refused(DaycapError):
+    """refused: the caller's money or input does not allow it"""
+
+
+class InvalidAmount(Refused, ValueError):
+    """an amount must be an int of micro-USD from 0 to 2**53 - 1"""
+
+
+class InvalidInput(Refused, ValueError):
+    """an agent, a day or a message is not of the form that the contract gives it"""
+
+
+class HoldEnded(Refused):
+    """this hold was finalized or released before"""
+
+
+class AgentRefused(Refused):
+    """refused for this agent"""
+
+    def __init__(self, agent: str, message: str | None = None) -> None:
+        self.agent = agent
+        super().__init__(message or f"agent {agent}: {self.__class__.__doc__}")
+
+
+class UnknownAgent(AgentRefused):
+    """there is no such agent; add it with: daycap agent add NAME --cap USD"""
+
+
+class AgentPaused(AgentRefused):
+    """the agent is paused; resume it with: daycap resume NAME"""
+
+
+class CapExceeded(AgentRefused):
+    """the estimate would pass the agent's cap of the day
+
+    All amounts are micros, as the counter knew them when it refused: `estimate_micros` asked for,
+    `cap_micros`, `spent_micros` settled, `leased_micros` set aside by other runners,
+    `remaining_micros` what could still be reserved here. `day` is the UTC date that the cap is for and
+    `day_ends_in_s` the seconds until it ends.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        *,
+        estimate_micros: int,
+        cap_micros: int,
+        spent_micros: int,
+        leased_micros: int,
+        remaining_micros: int,
+        day: str,
+        day_ends_in_s: float,
+    ) -> None:
+        self.estimate_micros = estimate_micros
+        self.cap_micros = cap_micros
+        self.spent_micros = spent_micros
+        self.leased_micros = leased_micros
+        self.remaining_micros = remaining_micros
+        self.day = day
+        self.day_ends_in_s = day_ends_in_s
+        super().__init__(
+            agent,
+            f"agent {agent}: {estimate_micros} micros would pass the cap of {cap_micros} for {day}: "
+            f"spent {spent_micros}, leased by others {leased_micros}, remaining {remaining_micros}; "
+            f"the day ends in {day_ends_in_s:.0f} s",
+        )
+
+
+class Unavailable(DaycapError):
+    """the system cannot answer now; trying again later may succeed"""
+
+
+class BudgetUnavailable(Unavailable):
+    """the check could not be made safely, so nothing was reserved"""
+
+
+class OutboxFull(Unavailable):
+    """the outbox file has reached its limit: events wait for a worker or a broker that is away"""
