@@ -1,0 +1,1 @@
+"""Thin Celery tasks: decode, call the worker, log."""

@@ -1,0 +1,1 @@
+"""The deployable: ledger, settling, publishing and the command line."""
