@@ -22,6 +22,10 @@ class InvalidInput(Refused, ValueError):
     """an agent, a day or a message is not of the form that the contract gives it"""
 
 
+class InvalidSetting(DaycapError, ValueError):
+    """a setting has a value that cannot be used"""
+
+
 class HoldEnded(Refused):
     """this hold was finalized or released before"""
 
@@ -84,6 +88,14 @@ class Unavailable(DaycapError):
 
 class BudgetUnavailable(Unavailable):
     """the check could not be made safely, so nothing was reserved"""
+
+
+class CounterUnavailable(Unavailable):
+    """the counter did not answer in time, or cannot be reached"""
+
+
+class LedgerUnavailable(Unavailable):
+    """the ledger did not answer, or cannot be reached"""
 
 
 class OutboxFull(Unavailable):

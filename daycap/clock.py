@@ -1,0 +1,40 @@
+"""Time as the protocol needs it: a local clock that never jumps, and UTC days made from milliseconds."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, date, datetime
+
+from daycap.errors import InvalidInput
+
+DAY_MS = 86_400_000
+
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def boot_ns() -> int:
+    """Nanoseconds on a clock that no one sets and that counts through a suspend, where there is one."""
+    if _BOOT_CLOCK is None:
+        return time.monotonic_ns()
+    return time.clock_gettime_ns(_BOOT_CLOCK)
+
+
+def wall_ms() -> int:
+    """This host's idea of UTC in milliseconds. Good for a first guess and for logs, never for a decision."""
+    return time.time_ns() // 1_000_000
+
+
+def day_of(now_ms: int) -> str:
+    """The UTC day, `YYYY-MM-DD`, that `now_ms` (milliseconds since the epoch) falls in."""
+    return datetime.fromtimestamp(now_ms // 1000, UTC).date().isoformat()
+
+
+def day_start_ms(day: str) -> int:
+    """The first millisecond of `day`. Raises `InvalidInput` unless it is a real date, `YYYY-MM-DD`."""
+    try:
+        parsed = date.fromisoformat(day)
+    except (TypeError, ValueError):
+        parsed = None
+    if parsed is None or parsed.isoformat() != day:
+        raise InvalidInput(f"not a day of the form YYYY-MM-DD: {day!r:.40}")
+    return (parsed.toordinal() - date(1970, 1, 1).toordinal()) * DAY_MS

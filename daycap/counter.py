@@ -1,0 +1,164 @@
+"""The counter's contract: what runner and worker may ask of the fast tier, whatever it is made of.
+
+`RedisCounter` and `MemoryCounter` mirror this class method for method and pass the same tests. Every value
+that travels is absolute, so each message may arrive twice, late or out of order and do no harm.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+ACTIVE, PAUSED, UNKNOWN = "active", "paused", "unknown"
+"""The states of an agent on the wire; `unknown` tells waiting runners that there is no such agent."""
+
+
+class Answer(StrEnum):
+    """What the counter says to a sync. The first four took the lease's totals, the others did not."""
+
+    OK = "OK"
+    REFUSED = "REFUSED"
+    FENCED = "FENCED"
+    PAUSED = "PAUSED"
+    NOT_OPEN = "NOT_OPEN"
+    UNKNOWN_AGENT = "UNKNOWN_AGENT"
+    WRONG_DAY = "WRONG_DAY"
+
+    @property
+    def taken(self) -> bool:
+        """Whether the counter took the totals that the runner reported and renewed the lease."""
+        return self in _TAKEN
+
+
+_TAKEN = frozenset({Answer.OK, Answer.REFUSED, Answer.FENCED, Answer.PAUSED})
+
+
+class SyncRequest(NamedTuple):
+    """A runner's totals of one lease and, with `need_micros` > 0, how much more it needs and wants."""
+
+    agent: str
+    day: str
+    lease: str
+    granted_micros: int
+    returned_micros: int
+    need_micros: int = 0
+    want_micros: int = 0
+
+
+class SyncReply(NamedTuple):
+    """The counter's totals of the lease and its day. Only `answer` and `now_ms` mean anything if not taken.
+
+    `now_ms` is the counter's own clock; `recall` asks for money that is set aside and not in use.
+    """
+
+    answer: Answer
+    now_ms: int
+    granted_micros: int = 0
+    drawn_micros: int = 0
+    events: int = 0
+    last_event: int = 0
+    ttl_ms: int = 0
+    cap_micros: int = 0
+    spent_micros: int = 0
+    leased_micros: int = 0
+    recall: bool = False
+
+
+class LeaseTotals(NamedTuple):
+    """What the ledger has settled of one lease: micros drawn, how many events, the highest event."""
+
+    lease: str
+    drawn_micros: int
+    events: int
+    last_event: int
+
+
+class DaySnapshot(NamedTuple):
+    """One agent's day as one ledger transaction saw it, with every lease of the day."""
+
+    agent: str
+    day: str
+    seq: int
+    status: str
+    cap_micros: int
+    spent_micros: int
+    leases: tuple[LeaseTotals, ...] = ()
+
+
+class PublishReply(NamedTuple):
+    """What a publish found: whether it opened the counter, what is leased now, what it gave up."""
+
+    now_ms: int
+    opened: bool
+    fenced: bool
+    leased_micros: int
+    given_up_micros: int
+
+
+class DayReading(NamedTuple):
+    """A day as the counter knows it. `given_up_micros` is the total of the day since it was opened."""
+
+    now_ms: int
+    seq: int
+    status: str
+    cap_micros: int
+    spent_micros: int
+    leased_micros: int
+    given_up_micros: int
+    fenced: bool
+
+    @property
+    def remaining_micros(self) -> int:
+        """What could be set aside now: 0 while fenced or paused."""
+        if self.fenced or self.status != ACTIVE:
+            return 0
+        return max(0, self.cap_micros - self.spent_micros - self.leased_micros)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """How long a lease lives without a sync, and the margins around it; the same for every runner."""
+
+    ttl_ms: int
+    guard_ms: int
+    grace_ms: int
+
+
+class Counter(ABC):
+    """Cap, spent and leases of every (agent, day). Methods raise `CounterUnavailable`, never guess."""
+
+    @abstractmethod
+    def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
+        """Take, renew, hand back and put back: one reply per request, in order, in one round trip."""
+
+    @abstractmethod
+    def publish(
+        self,
+        snapshots: Sequence[DaySnapshot],
+        terms: LeaseTerms,
+        *,
+        expire_before_ms: int = 0,
+        first_until_ms: int = 0,
+    ) -> list[PublishReply | None]:
+        """Warm the counter from the ledger. One reply per snapshot, None for an unknown agent.
+
+        `expire_before_ms`: leases whose deadline and grace lie before this time of the counter are given up;
+        every event published before it must have been settled in the snapshots. 0 expires nothing.
+        `first_until_ms`: set only by the run that inserted these day rows: until this time of the counter a
+        missing day is opened without a fence. Such a publish is never sent twice. 0 always fences.
+        """
+
+    @abstractmethod
+    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+        """The days as they are now; None where the counter has not been opened."""
+
+    @abstractmethod
+    def now_ms(self) -> int:
+        """The counter's own clock, in milliseconds since the epoch."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connections. The counter can still be used and connects anew."""

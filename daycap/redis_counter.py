@@ -1,0 +1,230 @@
+"""The counter in Redis: one hash per agent and day, one script per verb.
+
+Commands are written to a connection of our own choosing and never sent again by a client library: a reply
+that does not come in time is an error, and the next sync or publish carries the same totals anew. Each
+connection learns the server's run id when it is made: what it says is true within one life of one server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from daycap.clock import day_start_ms
+from daycap.counter import (
+    Answer,
+    Counter,
+    DayReading,
+    DaySnapshot,
+    LeaseTerms,
+    PublishReply,
+    SyncReply,
+    SyncRequest,
+)
+from daycap.errors import CounterUnavailable
+
+_MAX_PER_ROUND_TRIP = 500
+
+
+class Script(NamedTuple):
+    """A script of `daycap/scripts`: its source and the SHA-1 that EVALSHA calls it by."""
+
+    source: str
+    sha1: str
+
+    @classmethod
+    def load(cls, verb: str) -> Script:
+        source = files("daycap").joinpath("scripts", f"{verb}.lua").read_text("utf-8")
+        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+SYNC, PUBLISH, READ = Script.load("sync"), Script.load("publish"), Script.load("read")
+
+
+def counter_key(agent: str, day: str) -> str:
+    """The hash of one agent's day. The braces keep all days of an agent on one node of a cluster."""
+    return f"daycap:{{{agent}}}:{day}"
+
+
+class RedisCounter(Counter):
+    """The counter behind `url` (redis://, rediss://, unix://); no wait on it is longer than `timeout_s`."""
+
+    def __init__(self, url: str, timeout_s: float = 0.25) -> None:
+        self._pool = redis.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            redis_connect_func=_learn_run_id,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            decode_responses=True,
+        )
+
+    def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
+        calls = [
+            (
+                counter_key(request.agent, request.day),
+                day_start_ms(request.day),
+                request.lease,
+                request.granted_micros,
+                request.returned_micros,
+                request.need_micros,
+                request.want_micros,
+            )
+            for request in requests
+        ]
+        return [
+            SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
+            if len(rest) > 1
+            else SyncReply(Answer(answer), rest[0])
+            for answer, *rest in self._call(SYNC, calls)
+        ]
+
+    def publish(
+        self,
+        snapshots: Sequence[DaySnapshot],
+        terms: LeaseTerms,
+        *,
+        expire_before_ms: int = 0,
+        first_until_ms: int = 0,
+    ) -> list[PublishReply | None]:
+        calls = [
+            (
+                counter_key(snapshot.agent, snapshot.day),
+                day_start_ms(snapshot.day),
+                snapshot.seq,
+                snapshot.status,
+                snapshot.cap_micros,
+                snapshot.spent_micros,
+                terms.ttl_ms,
+                terms.guard_ms,
+                terms.grace_ms,
+                expire_before_ms,
+                first_until_ms,
+                *(value for totals in snapshot.leases for value in totals),
+            )
+            for snapshot in snapshots
+        ]
+        return [
+            None
+            if answer == Answer.UNKNOWN_AGENT
+            else PublishReply(now_ms, opened == 1, fenced == 1, leased, given_up)
+            for answer, now_ms, opened, fenced, leased, given_up in self._call(PUBLISH, calls)
+        ]
+
+    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+        calls = [(counter_key(agent, day),) for agent, day in agent_days]
+        return [
+            DayReading._make([*reply[:-1], reply[-1] == 1]) if len(reply) > 1 else None
+            for reply in self._call(READ, calls)
+        ]
+
+    def now_ms(self) -> int:
+        seconds, micros = self._round_trip([("TIME",)])[0]
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def info(self) -> dict[str, str]:
+        """The server's own account of itself: INFO and its eviction policy, for diagnosis."""
+        info, config = self._round_trip([("INFO",), ("CONFIG", "GET", "maxmemory-policy")])
+        policy = config[1] if isinstance(config, list) and len(config) > 1 else "unknown"
+        return {**_parse_info(info), "maxmemory_policy": policy}
+
+    def close(self) -> None:
+        self._pool.disconnect()
+
+    def _call(self, script: Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run `script` once per call: (key, arguments after the run id...)."""
+        replies: list[Any] = []
+        for start in range(0, len(calls), _MAX_PER_ROUND_TRIP):
+            replies += self._round_trip(
+                [
+                    ("EVALSHA", script.sha1, 1, key, _RUN_ID, *rest)
+                    for key, *rest in calls[start : start + _MAX_PER_ROUND_TRIP]
+                ]
+            )
+        return replies
+
+    def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        connection: Any = None
+        try:
+            connection = self._pool.get_connection()
+            try:
+                return _exchange(connection, commands)
+            except redis.exceptions.NoScriptError:
+                # Someone flushed the scripts in the middle of this connection's life; nothing of ours ran.
+                _load_scripts(connection)
+                return _exchange(connection, commands)
+        except redis.ReadOnlyError as error:
+            connection.disconnect()
+            raise CounterUnavailable(f"the counter's server is a replica: {error}") from error
+        except (redis.RedisError, OSError) as error:
+            raise CounterUnavailable(f"the counter did not answer: {_describe(error)}") from error
+        finally:
+            if connection is not None:
+                self._pool.release(connection)
+
+
+_RUN_ID = object()
+"""Stands in a command for the run id of the connection that it is sent on."""
+
+
+def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    """Send all, then read all. After anything but complete replies the connection is dropped."""
+    run_id = connection.daycap_run_id
+    try:
+        connection.send_packed_command(
+            connection.pack_commands(
+                [tuple(run_id if word is _RUN_ID else word for word in command) for command in commands]
+            ),
+            check_health=False,
+        )
+        replies = [_read(connection) for _ in commands]
+    except BaseException:
+        connection.disconnect()
+        raise
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def _read(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.ResponseError as error:
+        return error
+
+
+def _learn_run_id(connection: Any) -> None:
+    connection.on_connect()
+    (info,) = _plain(connection, [("INFO", "server")])
+    connection.daycap_run_id = _parse_info(info)["run_id"]
+    _load_scripts(connection)
+
+
+def _load_scripts(connection: Any) -> None:
+    _plain(connection, [("SCRIPT", "LOAD", script.source) for script in (SYNC, PUBLISH, READ)])
+
+
+def _plain(connection: Any, commands: Iterable[tuple[str, ...]]) -> list[Any]:
+    commands = list(commands)
+    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    return [connection.read_response() for _ in commands]
+
+
+def _parse_info(text: str) -> dict[str, str]:
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+    return dict(pair for pair in pairs if len(pair) == 2)
+
+
+def _describe(error: BaseException) -> str:
+    """The error in words, without the address: a URL may carry a password."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

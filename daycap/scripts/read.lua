@@ -1,0 +1,19 @@
+-- read(counter; run_id) -> the day as it is now
+--
+-- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
+-- ARGV[1]  run_id: the life of the server that the reader believes it talks to
+--
+-- reply    now_ms [, seq, status, cap, spent, leased, given_up, fenced]; now_ms alone where it is not open
+--
+-- The fields of the counter are described in sync.lua.
+
+local time = redis.call('TIME')
+local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+local known = redis.call('HMGET', KEYS[1], 'run_id', 'seq', 'status', 'cap', 'spent', 'leased', 'given_up',
+  'fence_until_ms')
+if known[1] ~= ARGV[1] then
+  return { now_ms }
+end
+return { now_ms, tonumber(known[2]), known[3], tonumber(known[4]), tonumber(known[5]), tonumber(known[6]),
+  tonumber(known[7]), known[8] and 1 or 0 }

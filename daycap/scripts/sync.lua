@@ -1,0 +1,82 @@
+-- sync(counter; run_id, day_start_ms, lease, granted, returned, need, want) -> the lease's and the day's totals
+--
+-- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
+-- ARGV[1]  run_id: the life of the server that the runner believes it talks to
+-- ARGV[2]  day_start_ms: first millisecond of the day in the key
+-- ARGV[3]  lease: the lease's id
+-- ARGV[4]  granted, ARGV[5] returned: the runner's running totals, micros
+-- ARGV[6]  need: micros that the runner needs beyond `granted`; 0 only renews and hands back
+-- ARGV[7]  want: micros that it would like, at least `need`
+--
+-- reply    answer, now_ms [, granted, drawn, events, last_event, ttl_ms, cap, spent, leased, recall]
+--
+-- Fields of the counter: run_id seq status cap spent leased given_up ttl_ms recall_until_ms fence_until_ms, and
+-- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day.
+
+local DAY_MS = 86400000
+
+local key, run_id, day_start_ms, lease_field = KEYS[1], ARGV[1], tonumber(ARGV[2]), 'lease:' .. ARGV[3]
+local said_granted, said_returned = tonumber(ARGV[4]), tonumber(ARGV[5])
+local need, want = tonumber(ARGV[6]), tonumber(ARGV[7])
+
+local time = redis.call('TIME')
+local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+-- Money is only ever granted for the day that it is here and now; totals of an ended day are still taken.
+if need > 0 and (now_ms < day_start_ms or now_ms >= day_start_ms + DAY_MS) then
+  return { 'WRONG_DAY', now_ms }
+end
+
+local known = redis.call('HMGET', key, 'run_id', 'status', 'cap', 'spent', 'leased', 'ttl_ms',
+  'recall_until_ms', 'fence_until_ms', lease_field)
+if known[1] ~= run_id then
+  return { known[2] == 'unknown' and 'UNKNOWN_AGENT' or 'NOT_OPEN', now_ms }
+end
+local status, cap, spent, leased, ttl_ms = known[2], tonumber(known[3]), tonumber(known[4]), tonumber(known[5]),
+  tonumber(known[6])
+local recall_until_ms, fenced = tonumber(known[7] or '0'), known[8]
+
+local granted, returned, drawn, events, last_event = 0, 0, 0, 0, 0
+if known[9] then
+  local g, r, d, e, l = string.match(known[9], '^(%d+) (%d+) (%d+) (%d+) (%d+) %d+$')
+  granted, returned, drawn, events, last_event = tonumber(g), tonumber(r), tonumber(d), tonumber(e), tonumber(l)
+end
+local outstanding_before = math.max(0, granted - returned - drawn)
+
+granted = math.max(granted, said_granted)
+returned = math.max(returned, said_returned)
+leased = leased - outstanding_before + math.max(0, granted - returned - drawn)
+
+local answer = 'OK'
+if status == 'paused' then
+  answer = 'PAUSED'
+elseif fenced then
+  answer = 'FENCED'
+elseif need > 0 then
+  -- What was granted beyond the runner's total went out in a reply that it never saw: that counts first.
+  local missing = need - (granted - said_granted)
+  local remaining = math.max(0, cap - spent - leased)
+  if missing > remaining then
+    answer = 'REFUSED'
+    if leased > math.max(0, granted - returned - drawn) then
+      -- Half a ttl: longer than the renew interval of a third, so that every other runner hears of it.
+      recall_until_ms = now_ms + math.floor(ttl_ms / 2)
+    end
+  elseif missing > 0 then
+    local give = missing
+    if now_ms >= recall_until_ms then
+      give = math.max(give, math.min(missing + want - need, math.floor(remaining / 8)))
+    end
+    -- MAX_MICROS: a lease's totals stay exact. The runner takes a new lease before `need` could pass it.
+    give = math.min(give, 9007199254740991 - granted)
+    granted = granted + give
+    leased = leased + math.max(0, granted - returned - drawn) - math.max(0, granted - give - returned - drawn)
+  end
+end
+
+redis.call('HSET', key, lease_field,
+  string.format('%.0f %.0f %.0f %.0f %.0f %.0f', granted, returned, drawn, events, last_event, now_ms + ttl_ms),
+  'leased', string.format('%.0f', leased), 'recall_until_ms', string.format('%.0f', recall_until_ms))
+
+local recall = (now_ms < recall_until_ms or spent + leased > cap) and 1 or 0
+return { answer, now_ms, granted, drawn, events, last_event, ttl_ms, cap, spent, leased, recall }

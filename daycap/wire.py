@@ -1,0 +1,114 @@
+"""What travels through the queue: names that runner and worker share, and the finalize event."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from daycap.clock import day_start_ms
+from daycap.errors import InvalidAmount, InvalidInput
+from daycap.money import MAX_MICROS, micros
+
+FINALIZE_TASK = "daycap.finalize"
+OPEN_DAY_TASK = "daycap.open_day"
+
+FINALIZE_QUEUE = "daycap.finalize"
+CONTROL_QUEUE = "daycap.control"
+"""Everything that must not wait behind a backlog of events: open_day, administration, housekeeping."""
+
+SENT_HEADER = "daycap_sent_ms"
+"""Message header: the counter's time, in milliseconds, when the runner handed the message to the broker."""
+
+WIRE_VERSION = 1
+MAX_EVENTS_PER_MESSAGE = 500
+
+_AGENT = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
+_LEASE = re.compile(r"[A-Za-z0-9._:@-]{1,64}", re.ASCII)
+_HOLD_NUMBER = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+
+
+def agent_id(value: object) -> str:
+    """`value`, if it is an agent's id: 1..128 characters of `[A-Za-z0-9._:@-]`. Else `InvalidInput`."""
+    if not isinstance(value, str) or not _AGENT.fullmatch(value):
+        raise InvalidInput(f"not an agent id (1..128 characters of A-Z a-z 0-9 . _ : @ -): {value!r:.160}")
+    return value
+
+
+class FinalizeEvent(NamedTuple):
+    """A hold that ended with a cost. All amounts are micros; `event` counts the lease's events from 1."""
+
+    reservation: str
+    lease: str
+    event: int
+    agent: str
+    day: str
+    held_micros: int
+    actual_micros: int
+    at_ms: int
+
+    @property
+    def drawn_micros(self) -> int:
+        """What the hold takes out of its lease."""
+        return min(self.actual_micros, self.held_micros)
+
+    def to_wire(self) -> dict[str, Any]:
+        """The event as the JSON object that DESIGN's queue section names."""
+        return {
+            "v": WIRE_VERSION,
+            "reservation": self.reservation,
+            "lease": self.lease,
+            "event": self.event,
+            "agent": self.agent,
+            "day": self.day,
+            "held": self.held_micros,
+            "actual": self.actual_micros,
+            "at_ms": self.at_ms,
+        }
+
+    @classmethod
+    def from_wire(cls, payload: object) -> FinalizeEvent:
+        """Decode what came from the queue. Raises `InvalidInput` or `InvalidAmount` with the reason.
+
+        Fields that version 1 does not know are ignored.
+        """
+        if not isinstance(payload, dict):
+            raise InvalidInput(f"an event is an object, not {type(payload).__name__}")
+        version = payload.get("v")
+        if type(version) is not int or version != WIRE_VERSION:
+            raise InvalidInput(f"unknown version: {version!r:.40}")
+        missing = [name for name in _FIELDS if name not in payload]
+        if missing:
+            raise InvalidInput(f"missing: {', '.join(missing)}")
+        lease, reservation = payload["lease"], payload["reservation"]
+        if not isinstance(lease, str) or not _LEASE.fullmatch(lease):
+            raise InvalidInput(f"not a lease id: {lease!r:.80}")
+        if not isinstance(reservation, str) or not (
+            reservation.startswith(f"{lease}-") and _HOLD_NUMBER.fullmatch(reservation[len(lease) + 1 :])
+        ):
+            raise InvalidInput(f"not a hold of lease {lease}: {reservation!r:.120}")
+        day = payload["day"]
+        day_start_ms(day)
+        number = _number("event", payload["event"])
+        if number == 0:
+            raise InvalidInput("event counts from 1")
+        return cls(
+            reservation=reservation,
+            lease=lease,
+            event=number,
+            agent=agent_id(payload["agent"]),
+            day=day,
+            held_micros=_number("held", payload["held"]),
+            actual_micros=_number("actual", payload["actual"]),
+            at_ms=_number("at_ms", payload["at_ms"]),
+        )
+
+
+_FIELDS = ("reservation", "lease", "event", "agent", "day", "held", "actual", "at_ms")
+
+
+def _number(name: str, value: object) -> int:
+    """The numbers of an event share the range of amounts: exact in every language that reads JSON."""
+    try:
+        return micros(value)
+    except InvalidAmount:
+        raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {value!r:.40}") from None
