@@ -82,9 +82,7 @@ class MemoryCounter(Counter):
         first_until_ms: int = 0,
     ) -> list[PublishReply | None]:
         with self._lock:
-            return [
-                self._publish(snapshot, terms, expire_before_ms, first_until_ms) for snapshot in snapshots
-            ]
+            return [self._publish(snapshot, terms, expire_before_ms, first_until_ms) for snapshot in snapshots]
 
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
         with self._lock:

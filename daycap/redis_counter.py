@@ -114,9 +114,7 @@ class RedisCounter(Counter):
             for snapshot in snapshots
         ]
         return [
-            None
-            if answer == Answer.UNKNOWN_AGENT
-            else PublishReply(now_ms, opened == 1, fenced == 1, leased, given_up)
+            None if answer == Answer.UNKNOWN_AGENT else PublishReply(now_ms, opened == 1, fenced == 1, leased, given_up)
             for answer, now_ms, opened, fenced, leased, given_up in self._call(PUBLISH, calls)
         ]
 

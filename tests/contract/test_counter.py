@@ -50,9 +50,7 @@ def today(counter: Counter) -> str:
     return day_of(counter.now_ms())
 
 
-def snapshot(
-    day: str, *leases: LeaseTotals, cap: int = 100, spent: int = 0, seq: int = 1, status: str = ACTIVE
-):
+def snapshot(day: str, *leases: LeaseTotals, cap: int = 100, spent: int = 0, seq: int = 1, status: str = ACTIVE):
     return DaySnapshot("agent", day, seq, status, cap, spent, leases)
 
 
@@ -62,9 +60,7 @@ def open_day(counter: Counter, day: str, cap: int = 100) -> None:
     assert (reply.opened, reply.fenced) == (True, False)
 
 
-def sync(
-    counter: Counter, day: str, lease: str = A, granted: int = 0, returned: int = 0, need: int = 0, want=0
-):
+def sync(counter: Counter, day: str, lease: str = A, granted: int = 0, returned: int = 0, need: int = 0, want=0):
     (reply,) = counter.sync([SyncRequest("agent", day, lease, granted, returned, need, max(need, want))])
     return reply
 
@@ -180,9 +176,7 @@ def test_a_lowered_cap_refuses_at_once_and_recalls(counter: Counter, today: str)
     assert (reply.answer, reply.recall) == (Answer.REFUSED, True)
 
 
-def test_a_counter_that_lost_its_keys_is_fenced(
-    counter: Counter, today: str, forget: Callable[[], None]
-) -> None:
+def test_a_counter_that_lost_its_keys_is_fenced(counter: Counter, today: str, forget: Callable[[], None]) -> None:
     """P4: until every living runner has put its lease back, no new money."""
     open_day(counter, today, cap=100)
     sync(counter, today, A, need=60)
@@ -218,9 +212,7 @@ def test_a_second_publish_does_not_fence_an_open_day(counter: Counter, today: st
     assert (reply.opened, reply.fenced) == (False, False)
 
 
-def test_a_lease_that_nobody_renews_is_given_up_and_its_late_totals_are_exact(
-    counter: Counter, today: str
-) -> None:
+def test_a_lease_that_nobody_renews_is_given_up_and_its_late_totals_are_exact(counter: Counter, today: str) -> None:
     """P5, and no phantom: what the dead runner had drawn still counts when its events come in."""
     open_day(counter, today, cap=100)
     sync(counter, today, A, need=60)

@@ -1,0 +1,94 @@
+"""Events to the worker through Celery. The producer app never becomes the runner's current app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from celery import Celery
+
+from daycap.publisher import Transport
+from daycap.wire import (
+    CONTROL_QUEUE,
+    FINALIZE_QUEUE,
+    FINALIZE_TASK,
+    OPEN_DAY_TASK,
+    SENT_HEADER,
+    FinalizeEvent,
+)
+
+_TIMEOUT_S = 3
+"""How long a send to a broker that hangs may take. The publisher waits, never the runner."""
+
+
+class CeleryTransport(Transport):
+    """Sends tasks to the broker at `url`. `counter_ms` tells the counter's time, None if it is not known."""
+
+    def __init__(self, url: str, counter_ms: Callable[[], int | None] = lambda: None) -> None:
+        self._counter_ms = counter_ms
+        self._app = Celery("daycap-runner", broker=url, set_as_current=False)
+        self._app.conf.update(
+            task_serializer="json",
+            accept_content=["json"],
+            task_ignore_result=True,
+            task_send_sent_event=True,
+            broker_transport_options=_transport_options(url),
+        )
+        self._producer: Any = None
+
+    def send(self, events: Sequence[FinalizeEvent]) -> None:
+        self._send_task(
+            FINALIZE_TASK,
+            FINALIZE_QUEUE,
+            {"events": [event.to_wire() for event in events]},
+            f"{len(events)} events",
+        )
+
+    def open_day(self, agent: str, day: str) -> None:
+        self._send_task(OPEN_DAY_TASK, CONTROL_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
+
+    def backlog(self) -> int:
+        with self._app.connection_for_read() as connection, connection.channel() as channel:
+            return int(channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
+
+    def close(self) -> None:
+        self._disconnect()
+        self._app.close()
+
+    def _send_task(self, name: str, queue: str, kwargs: dict[str, Any], shown: str) -> None:
+        if self._producer is None:
+            self._producer = self._app.amqp.Producer(self._app.connection_for_write())
+        try:
+            self._app.send_task(
+                name,
+                kwargs=kwargs,
+                queue=queue,
+                producer=self._producer,
+                retry=False,
+                argsrepr="()",
+                kwargsrepr=shown,
+                headers={SENT_HEADER: self._counter_ms() or 0},
+            )
+        except BaseException:
+            # After a failure nobody knows what state the connection is in: the next send makes a new one.
+            self._disconnect()
+            raise
+
+    def _disconnect(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(Exception):
+                producer.connection.release()
+
+
+def _transport_options(url: str) -> dict[str, Any]:
+    if url.startswith(("redis://", "rediss://", "sentinel://")):
+        return {
+            "socket_timeout": _TIMEOUT_S,
+            "socket_connect_timeout": _TIMEOUT_S,
+            "socket_keepalive": True,
+        }
+    if url.startswith(("amqp://", "amqps://", "pyamqp://")):
+        return {"confirm_publish": True, "read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S}
+    return {}

@@ -1,0 +1,475 @@
+"""The lease book: what a runner process has been granted and what it holds. Pure memory, no I/O.
+
+`reserve` and `finalize` are the hot path: one lock, a few integers. Everything that needs the counter is split
+in two, building a request and applying its reply, so that a thread or an event loop can do the waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
+from daycap.counter import Answer, SyncReply, SyncRequest
+from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
+from daycap.money import MAX_MICROS, micros
+from daycap.wire import FinalizeEvent
+
+_MS = 1_000_000
+_SHORTEST_WINDOW_NS = 100 * _MS
+"""A rate of use measured over less says more about chance than about need."""
+
+
+class Lease:
+    """What the counter has set aside for this process, one agent, one day. Amounts are micros.
+
+    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
+    has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
+    each event until the counter says that the ledger has it.
+    """
+
+    __slots__ = (
+        "agent",
+        "cap",
+        "day",
+        "deadline_ns",
+        "events",
+        "foreign",
+        "free",
+        "granted",
+        "id",
+        "last_hold",
+        "leased",
+        "progress_ns",
+        "rate",
+        "released",
+        "returned",
+        "settled_events",
+        "spent",
+        "unsettled",
+        "used",
+        "window_ns",
+    )
+
+    def __init__(self, agent: str, day: str, lease_id: str, now_ns: int) -> None:
+        self.agent = agent
+        self.day = day
+        self.id = lease_id
+        self.granted = self.returned = self.free = 0
+        self.deadline_ns = 0
+        self.last_hold = self.events = self.released = 0
+        self.unsettled: dict[int, FinalizeEvent] = {}
+        self.settled_events = 0
+        self.progress_ns = now_ns
+        self.used = 0
+        self.window_ns = now_ns
+        self.rate = 0.0
+        self.cap = self.spent = self.leased = 0
+        self.foreign = False
+
+    @property
+    def live_holds(self) -> int:
+        """How many holds have not ended."""
+        return self.last_hold - self.events - self.released
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the counter must go on hearing of this lease."""
+        return self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
+
+
+class Hold:
+    """One reservation, to be ended once: by `finalize` with the actual cost, or by `release`.
+
+    As a context manager it is finalized on leaving with `actual`, if that was set, and else with all that is
+    held: the provider may have billed the call even though it failed.
+    """
+
+    __slots__ = ("_book", "_ended", "_lease", "_number", "actual", "held_micros")
+
+    def __init__(self, book: LeaseBook, lease: Lease, number: int, held_micros: int) -> None:
+        self._book = book
+        self._lease = lease
+        self._number = number
+        self._ended = False
+        self.held_micros = held_micros
+        self.actual: int | None = None
+        """The actual cost in micros, for leaving a `with` block; None until it is known."""
+
+    @property
+    def id(self) -> str:
+        """The reservation's id, `<lease>-<n>`."""
+        return f"{self._lease.id}-{self._number}"
+
+    @property
+    def agent(self) -> str:
+        """Whose money is held."""
+        return self._lease.agent
+
+    @property
+    def day(self) -> str:
+        """The UTC day that the cost will be charged to."""
+        return self._lease.day
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was finalized or released."""
+        return self._ended
+
+    def finalize(self, actual_micros: int) -> None:
+        """End the hold with what the call cost, in micros, queue the event and return.
+
+        A cost above the hold is taken: the wallet cannot undo a bill. Raises `InvalidAmount` (and the hold
+        stays as it was) or `HoldEnded`.
+        """
+        self._book.finalize(self, actual_micros)
+
+    def release(self) -> None:
+        """End the hold without a cost: only for a call that surely was not made. Raises `HoldEnded`."""
+        self._book.release(self)
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if not self._ended:
+            self.finalize(self.held_micros if self.actual is None else self.actual)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "live"
+        return f"<Hold {self.id} agent={self.agent} day={self.day} held_micros={self.held_micros} {state}>"
+
+
+class Pending(NamedTuple):
+    """A sync that is under way: when it was built, and what it took out of the book for one reservation."""
+
+    lease: Lease
+    request: SyncRequest
+    sent_ns: int
+    earmarked: int = 0
+
+
+class LeaseBook:
+    """All leases of one runner process. Threads may share it; a forked child starts with an empty one.
+
+    `guard_ms` is how long before the counter's deadline this process stops to trust a lease, and how old an
+    answer may be; `slice_seconds` is how many seconds of an agent's use are asked for at once, 0 for none.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[FinalizeEvent], None],
+        *,
+        guard_ms: int,
+        slice_seconds: float,
+        now_ns: Callable[[], int] = boot_ns,
+        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+    ) -> None:
+        self._emit = emit
+        self._guard_ns = guard_ms * _MS
+        self._slice_seconds = slice_seconds
+        self._now_ns = now_ns
+        self._new_id = new_id
+        self._clear()
+        _forked_books.add(self)
+
+    def _clear(self) -> None:
+        self._lock = threading.Lock()
+        self._current: dict[str, Lease] = {}
+        self._retired: list[Lease] = []
+        self._clock_offset_ms: int | None = None
+        self.ttl_ms = 0
+
+    # --- the hot path -----------------------------------------------------------------------------------
+
+    def reserve(self, agent: str, estimate: int) -> Hold | None:
+        """A hold out of the lease's free money, or None if the counter has to be asked. No I/O."""
+        lease = self._current.get(agent)
+        if lease is None:
+            return None
+        with self._lock:
+            if lease.free < estimate:
+                return None
+            lease.free -= estimate
+            lease.used += estimate
+            lease.last_hold = number = lease.last_hold + 1
+        # The clock is read after the money was taken: a pause in between cannot make a late hold.
+        if self._now_ns() >= lease.deadline_ns:
+            with self._lock:
+                lease.free += estimate
+                lease.used -= estimate
+                lease.released += 1
+            return None
+        return Hold(self, lease, number, estimate)
+
+    def finalize(self, hold: Hold, actual: int) -> None:
+        """See `Hold.finalize`."""
+        micros(actual)
+        lease = hold._lease
+        at_ms = wall_ms()
+        with self._lock:
+            if hold._ended or lease.foreign:
+                raise _ended(hold)
+            held = hold.held_micros
+            if actual > held and self._now_ns() < lease.deadline_ns:
+                # An overage is first covered by the lease's own free money, so that it is not lent twice.
+                raised = min(actual - held, lease.free)
+                lease.free -= raised
+                hold.held_micros = held = held + raised
+            lease.free += held - min(actual, held)
+            hold._ended = True
+            if not lease.unsettled:
+                lease.progress_ns = self._now_ns()
+            lease.events = number = lease.events + 1
+            event = FinalizeEvent(
+                f"{lease.id}-{hold._number}", lease.id, number, lease.agent, lease.day, held, actual, at_ms
+            )
+            lease.unsettled[number] = event
+            # Emitted under the lock, so that events travel in the order of their numbers.
+            self._emit(event)
+
+    def release(self, hold: Hold) -> None:
+        """See `Hold.release`."""
+        with self._lock:
+            if hold._ended or hold._lease.foreign:
+                raise _ended(hold)
+            hold._ended = True
+            hold._lease.free += hold.held_micros
+            hold._lease.released += 1
+
+    # --- topping up: one reservation that memory cannot serve ---------------------------------------------
+
+    def begin_top_up(self, agent: str, estimate: int) -> Pending:
+        """Build the sync that asks for what `estimate` needs beyond the lease's own free money.
+
+        One at a time for each agent. The free money is earmarked for this reservation until `finish_top_up`
+        or `abandon` puts it back.
+        """
+        now_ns = self._now_ns()
+        with self._lock:
+            lease = self._lease_for(agent, estimate, now_ns)
+            self._hand_back_if_dead(lease, now_ns)
+            earmarked, lease.free = lease.free, 0
+            need = max(0, estimate - earmarked)
+            elapsed_ns = max(now_ns - lease.window_ns, _SHORTEST_WINDOW_NS)
+            rate = max(lease.rate, lease.used * 1e9 / elapsed_ns)
+            want = min(need + int(rate * self._slice_seconds), MAX_MICROS)
+            request = SyncRequest(agent, lease.day, lease.id, lease.granted, lease.returned, need, want)
+        return Pending(lease, request, now_ns, earmarked)
+
+    def finish_top_up(self, pending: Pending, reply: SyncReply, estimate: int) -> Hold | None:
+        """Apply the reply and reserve. None if it must be asked anew; raises what the counter's no means.
+
+        Raises `CapExceeded`, `AgentPaused`, `UnknownAgent` or, for a fence, `BudgetUnavailable`.
+        """
+        self.apply(pending, reply)
+        lease = pending.lease
+        now_ns = self._now_ns()
+        late = now_ns - pending.sent_ns > self._guard_ns
+        with self._lock:
+            free_before = lease.free
+            lease.free += pending.earmarked
+            if reply.answer is Answer.PAUSED:
+                raise AgentPaused(lease.agent)
+            if reply.answer is Answer.UNKNOWN_AGENT:
+                raise UnknownAgent(lease.agent)
+            if not reply.answer.taken:
+                return None
+            if lease.free >= estimate and now_ns < lease.deadline_ns:
+                lease.free -= estimate
+                lease.used += estimate
+                lease.last_hold += 1
+                return Hold(self, lease, lease.last_hold, estimate)
+            if late or free_before > 0 or lease.returned != pending.request.returned_micros:
+                return None  # The answer was to other totals than those of now.
+            if reply.answer is Answer.FENCED:
+                raise BudgetUnavailable(
+                    f"agent {lease.agent}: the counter lost data and waits for every runner to put its "
+                    "leases back; new money is lent again after a ttl and grace"
+                )
+            if reply.answer is Answer.REFUSED:
+                own = max(0, reply.granted_micros - lease.returned - reply.drawn_micros)
+                raise CapExceeded(
+                    lease.agent,
+                    estimate_micros=estimate,
+                    cap_micros=reply.cap_micros,
+                    spent_micros=reply.spent_micros,
+                    leased_micros=max(0, reply.leased_micros - own),
+                    remaining_micros=lease.free + max(0, reply.cap_micros - reply.spent_micros - reply.leased_micros),
+                    day=lease.day,
+                    day_ends_in_s=(day_start_ms(lease.day) + DAY_MS - reply.now_ms) / 1000,
+                )
+        return None
+
+    def abandon(self, pending: Pending) -> None:
+        """The sync got no answer: put the earmarked money back. What was granted unseen counts next time."""
+        with self._lock:
+            pending.lease.free += pending.earmarked
+
+    # --- renewing: every lease that is in use, all agents together ----------------------------------------
+
+    def begin_renewal(self, *, hand_back: bool = False) -> list[Pending]:
+        """Build a sync without need for every lease in use, handing back what lies idle or all of it."""
+        now_ns = self._now_ns()
+        today = self._today(now_ns)
+        with self._lock:
+            self._retire_before(today)
+            pending = []
+            for lease in (*self._current.values(), *self._retired):
+                if not lease.in_use:
+                    continue
+                self._hand_back_if_dead(lease, now_ns)
+                if hand_back:
+                    _hand_back(lease, lease.free)
+                else:
+                    self._hand_back_idle(lease, now_ns)
+                request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
+                pending.append(Pending(lease, request, now_ns))
+            return pending
+
+    def apply(self, pending: Pending, reply: SyncReply) -> bool:
+        """Take over what the counter said. True if it calls back money that this lease has free."""
+        now_ns = self._now_ns()
+        if now_ns - pending.sent_ns > self._guard_ns:
+            return False  # Too old: what it grants may be someone else's by now. The next sync says it again.
+        lease = pending.lease
+        with self._lock:
+            self._clock_offset_ms = reply.now_ms - now_ns // _MS
+            if not reply.answer.taken:
+                return False
+            self.ttl_ms = reply.ttl_ms
+            lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
+            if reply.granted_micros > lease.granted:
+                lease.free += reply.granted_micros - lease.granted
+                lease.granted = reply.granted_micros
+            # Before its day begins a lease is as dead as after it has ended.
+            day_ms = reply.now_ms - day_start_ms(lease.day)
+            day_left_ms = DAY_MS - day_ms if 0 <= day_ms < DAY_MS else 0
+            deadline_ns = pending.sent_ns + min(reply.ttl_ms, day_left_ms) * _MS - self._guard_ns
+            # A paused agent makes no new hold, not even from money that a finalize frees later.
+            paused = reply.answer is Answer.PAUSED
+            lease.deadline_ns = 0 if paused else max(lease.deadline_ns, deadline_ns)
+            self._drop_settled(lease, reply, now_ns)
+            return (reply.recall or paused) and lease.free > 0
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def free_micros(self, agent: str) -> int:
+        """What this process could still reserve for the agent without asking."""
+        lease = self._current.get(agent)
+        return lease.free if lease is not None and self._now_ns() < lease.deadline_ns else 0
+
+    def last_known(self, agent: str) -> Lease | None:
+        """The agent's lease of today, if the counter has ever answered for it."""
+        lease = self._current.get(agent)
+        return lease if lease is not None and lease.granted > 0 else None
+
+    def unsettled(self) -> list[FinalizeEvent]:
+        """Every event that the ledger is not known to have, oldest first within its lease."""
+        with self._lock:
+            return [event for lease in self._all() for event in lease.unsettled.values()]
+
+    def stalled(self, resend_ns: int) -> list[FinalizeEvent]:
+        """The events of leases whose settling made no progress for so long; counts as progress made."""
+        now_ns = self._now_ns()
+        with self._lock:
+            events: list[FinalizeEvent] = []
+            for lease in self._all():
+                if lease.unsettled and now_ns - lease.progress_ns >= resend_ns:
+                    lease.progress_ns = now_ns
+                    events += lease.unsettled.values()
+            return events
+
+    def live_holds(self) -> int:
+        """How many holds of this process have not ended."""
+        with self._lock:
+            return sum(lease.live_holds for lease in self._all())
+
+    def today(self) -> str:
+        """The UTC day by the counter's clock, as far as it is known, else by this host's."""
+        return self._today(self._now_ns())
+
+    def counter_ms(self) -> int | None:
+        """The counter's clock now, as far as it is known."""
+        offset_ms = self._clock_offset_ms
+        return None if offset_ms is None else self._now_ns() // _MS + offset_ms
+
+    # --- inside; the lock is held ---------------------------------------------------------------------------
+
+    def _all(self) -> tuple[Lease, ...]:
+        return (*self._current.values(), *self._retired)
+
+    def _today(self, now_ns: int) -> str:
+        offset_ms = self._clock_offset_ms
+        return day_of(wall_ms() if offset_ms is None else now_ns // _MS + offset_ms)
+
+    def _lease_for(self, agent: str, estimate: int, now_ns: int) -> Lease:
+        today = self._today(now_ns)
+        lease = self._current.get(agent)
+        if lease is not None and (lease.day != today or lease.granted + estimate > MAX_MICROS):
+            # Its day is over, or its running totals would pass what every tier counts exactly.
+            lease.deadline_ns = 0
+            self._retired.append(lease)
+            lease = None
+        if lease is None:
+            lease = self._current[agent] = Lease(agent, today, self._new_id(), now_ns)
+        return lease
+
+    def _retire_before(self, today: str) -> None:
+        for agent, lease in list(self._current.items()):
+            if lease.day < today:
+                self._retired.append(self._current.pop(agent))
+        self._retired = [lease for lease in self._retired if lease.in_use]
+
+    def _hand_back_if_dead(self, lease: Lease, now_ns: int) -> None:
+        if now_ns >= lease.deadline_ns:
+            _hand_back(lease, lease.free)
+
+    def _hand_back_idle(self, lease: Lease, now_ns: int) -> None:
+        """Keep what the last two windows' use needs for a slice; the rest is idle."""
+        elapsed_ns = now_ns - lease.window_ns
+        if elapsed_ns < _SHORTEST_WINDOW_NS:
+            return
+        rate = lease.used * 1e9 / elapsed_ns
+        _hand_back(lease, max(0, lease.free - int(max(rate, lease.rate) * self._slice_seconds)))
+        lease.rate, lease.used, lease.window_ns = rate, 0, now_ns
+
+    def _drop_settled(self, lease: Lease, reply: SyncReply, now_ns: int) -> None:
+        if reply.events == reply.last_event:
+            # Every event up to the highest is settled. Where one is missing below it, none is dropped.
+            if reply.events > lease.settled_events:
+                lease.settled_events = reply.events
+                lease.progress_ns = now_ns
+            for number in list(lease.unsettled):
+                if number > reply.last_event:
+                    break
+                del lease.unsettled[number]
+
+
+def _hand_back(lease: Lease, amount: int) -> None:
+    """Out of the book first: what is reported as returned must not be held again."""
+    lease.free -= amount
+    lease.returned += amount
+
+
+def _ended(hold: Hold) -> HoldEnded:
+    if hold._lease.foreign:
+        return HoldEnded(f"hold {hold.id} belongs to the process that this one was forked from")
+    return HoldEnded(f"hold {hold.id} was finalized or released before")
+
+
+_forked_books: weakref.WeakSet[LeaseBook] = weakref.WeakSet()
+
+
+def _forget_leases_of_the_parent() -> None:
+    for book in list(_forked_books):
+        for lease in book._all():
+            lease.foreign = True
+        book._clear()
+
+
+os.register_at_fork(after_in_child=_forget_leases_of_the_parent)

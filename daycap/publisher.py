@@ -1,0 +1,151 @@
+"""The publisher: one thread that hands events to the queue, so that `finalize` never waits for a broker.
+
+It sends what has gathered while the last send was under way: one event at low load, hundreds at high load.
+There is no timer and no added delay. An event stays in the lease book until it is settled; here it is only kept
+until the broker has taken it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+
+from daycap.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
+
+logger = logging.getLogger("daycap")
+
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
+
+
+class Transport(ABC):
+    """The way from a runner to whoever settles. Used by one thread at a time; any exception means try again."""
+
+    @abstractmethod
+    def send(self, events: Sequence[FinalizeEvent]) -> None:
+        """Hand over 1..500 events. When it returns, the receiver has them."""
+
+    @abstractmethod
+    def open_day(self, agent: str, day: str) -> None:
+        """Ask for the agent's day to be opened in the counter."""
+
+    @abstractmethod
+    def backlog(self) -> int:
+        """How many messages wait to be settled."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+class Publisher:
+    """Events and requests to open a day, on their way out. The thread starts with the first of them."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._start_lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start anew with nothing to do: at birth, and in a forked child, whose parent does the sending."""
+        self._events: deque[FinalizeEvent] = deque()
+        self._openings: dict[tuple[str, str], None] = {}
+        self._wake = threading.Event()
+        self._idle = False
+        self._sending = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failures = 0
+        """How many sends failed, since the start."""
+
+    def put(self, event: FinalizeEvent) -> None:
+        """Queue one event. Takes no lock of the thread's and never waits."""
+        self._events.append(event)
+        if self._idle or self._thread is None:
+            self._rouse()
+
+    def resend(self, events: Sequence[FinalizeEvent]) -> None:
+        """Queue events once more."""
+        self._events.extend(events)
+        self._rouse()
+
+    def open_day(self, agent: str, day: str) -> None:
+        """Queue a request to open a day; the same request waits only once."""
+        self._openings[agent, day] = None
+        self._rouse()
+
+    @property
+    def waiting(self) -> int:
+        """How many events the broker has not taken yet."""
+        return len(self._events) + self._sending
+
+    def backlog(self) -> int | None:
+        """How many messages wait at the broker; None if it does not say."""
+        try:
+            return self._transport.backlog()
+        except Exception as error:
+            logger.debug("the broker does not tell its backlog: %r", error)
+            return None
+
+    def close(self, timeout_s: float) -> None:
+        """End the thread after the send that is under way, at the latest after `timeout_s`."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        self._transport.close()
+
+    def _rouse(self) -> None:
+        with self._start_lock:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="daycap-publisher", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def _run(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                while self._openings:
+                    where = next(iter(self._openings))
+                    self._transport.open_day(*where)
+                    self._openings.pop(where, None)
+                while self._events:
+                    self._send_some()
+                    backoff_s = _FIRST_BACKOFF_S
+                    if self._openings:
+                        break
+            except Exception as error:
+                self.failures += 1
+                log = logger.warning if self.failures in (1, 10, 100) or self.failures % 1000 == 0 else logger.debug
+                log("the broker did not take %d events: %s", self.waiting, type(error).__name__)
+                if self._stop.is_set():
+                    return
+                self._stop.wait(backoff_s)
+                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+                continue
+            if self._stop.is_set():
+                return
+            self._sleep()
+
+    def _send_some(self) -> None:
+        events = self._events
+        some = [events.popleft() for _ in range(min(len(events), MAX_EVENTS_PER_MESSAGE))]
+        self._sending = len(some)
+        try:
+            self._transport.send(some)
+        except BaseException:
+            events.extendleft(reversed(some))
+            raise
+        finally:
+            self._sending = 0
+
+    def _sleep(self) -> None:
+        # `put` looks at `_idle` after it appended; here it is set before the last look at what was appended.
+        self._wake.clear()
+        self._idle = True
+        if not self._events and not self._openings and not self._stop.is_set():
+            self._wake.wait()
+        self._idle = False

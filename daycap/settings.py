@@ -1,0 +1,97 @@
+"""The settings of a runner and of a worker, and the only place of the library that reads an environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from daycap.counter import LeaseTerms
+from daycap.errors import InvalidSetting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set; each field `x` is read from `DAYCAP_X`. Times are seconds, URLs may carry a password."""
+
+    redis_url: str = ""
+    """The counter: redis://, rediss:// or unix://. Empty: the counter is in this process's memory."""
+    broker_url: str = ""
+    """Celery's broker. Empty: events are settled in this process's memory and recorded nowhere else."""
+    ledger_url: str = ""
+    """The ledger, as SQLAlchemy writes it. The worker owns it; a runner only reads it, and need not."""
+    outbox: str = ""
+    """A file that keeps events until they are settled, over the runner's death. Empty: none."""
+    slice_seconds: float = 2.0
+    """How many seconds of an agent's use to lease ahead; 0 leases exactly what each reserve needs."""
+    lease_ttl_seconds: float = 30.0
+    """How long the counter keeps a lease that nobody renews; runners renew after a third of it."""
+    grace_seconds: float = 10.0
+    """How long after a lease's deadline its money is given up, once the queue has caught up."""
+    redis_timeout_seconds: float = 0.25
+    """How long one exchange with Redis may take before reserve raises BudgetUnavailable."""
+    open_timeout_seconds: float = 2.0
+    """How long a reserve waits for a worker to open the day, where nobody has yet."""
+    resend_seconds: float = 15.0
+    """After how long without progress an event that is not settled is sent again."""
+
+    def __post_init__(self) -> None:
+        for name in ("lease_ttl_seconds", "redis_timeout_seconds", "open_timeout_seconds", "resend_seconds"):
+            if not getattr(self, name) > 0:
+                raise InvalidSetting(f"DAYCAP_{name.upper()} must be more than 0")
+        for name in ("slice_seconds", "grace_seconds"):
+            if not getattr(self, name) >= 0:
+                raise InvalidSetting(f"DAYCAP_{name.upper()} must be 0 or more")
+        if self.lease_ttl_seconds * 1000 < 3 * self.guard_ms:
+            raise InvalidSetting(
+                f"DAYCAP_LEASE_TTL_SECONDS={self.lease_ttl_seconds:g} is too short for "
+                f"DAYCAP_REDIS_TIMEOUT_SECONDS={self.redis_timeout_seconds:g}: a lease must outlive 12 timeouts"
+            )
+
+    @property
+    def guard_ms(self) -> int:
+        """How much earlier than the counter a runner takes its lease for dead: four exchanges that time out."""
+        return max(1, round(self.redis_timeout_seconds * 4000))
+
+    @property
+    def terms(self) -> LeaseTerms:
+        """The terms of every lease, as the worker publishes them."""
+        return LeaseTerms(
+            ttl_ms=round(self.lease_ttl_seconds * 1000),
+            guard_ms=self.guard_ms,
+            grace_ms=round(self.grace_seconds * 1000),
+        )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read `DAYCAP_...`. Raises `InvalidSetting` naming the variable and what it may be."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = f"DAYCAP_{field.name.upper()}"
+            text = environ.get(variable, "").strip()
+            if text:
+                values[field.name] = _PARSERS[str(field.type)](variable, text)
+        return cls(**values)
+
+
+def _text(variable: str, text: str) -> str:
+    if variable == "DAYCAP_REDIS_URL" and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise InvalidSetting(f"{variable} must start with redis://, rediss:// or unix://")
+    if variable.endswith("_URL") and "://" not in text:
+        raise InvalidSetting(f"{variable} is not a URL: it has no ://")
+    return text
+
+
+def _seconds(variable: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < 1e7:
+        raise InvalidSetting(f"{variable}={text!r:.40} is not a number of seconds")
+    return value
+
+
+_PARSERS: dict[str, Callable[[str, str], Any]] = {"str": _text, "float": _seconds}
