@@ -16,7 +16,10 @@ from daycap.errors import (
     Unavailable,
     UnknownAgent,
 )
+from daycap.lease_book import Hold
 from daycap.money import MAX_MICROS, format_usd, usd
+from daycap.settings import Settings
+from daycap.wallet import Reading, Wallet
 
 __all__ = [
     "MAX_MICROS",
@@ -25,15 +28,19 @@ __all__ = [
     "CapExceeded",
     "CounterUnavailable",
     "DaycapError",
+    "Hold",
     "HoldEnded",
     "InvalidAmount",
     "InvalidInput",
     "InvalidSetting",
     "LedgerUnavailable",
     "OutboxFull",
+    "Reading",
     "Refused",
+    "Settings",
     "Unavailable",
     "UnknownAgent",
+    "Wallet",
     "format_usd",
     "usd",
 ]

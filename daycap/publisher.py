@@ -44,7 +44,7 @@ class Publisher:
     """Events and requests to open a day, on their way out. The thread starts with the first of them."""
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        self.transport = transport
         self._start_lock = threading.Lock()
         self._forget()
 
@@ -84,7 +84,7 @@ class Publisher:
     def backlog(self) -> int | None:
         """How many messages wait at the broker; None if it does not say."""
         try:
-            return self._transport.backlog()
+            return self.transport.backlog()
         except Exception as error:
             logger.debug("the broker does not tell its backlog: %r", error)
             return None
@@ -95,7 +95,7 @@ class Publisher:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        self._transport.close()
+        self.transport.close()
 
     def _rouse(self) -> None:
         with self._start_lock:
@@ -110,7 +110,7 @@ class Publisher:
             try:
                 while self._openings:
                     where = next(iter(self._openings))
-                    self._transport.open_day(*where)
+                    self.transport.open_day(*where)
                     self._openings.pop(where, None)
                 while self._events:
                     self._send_some()
@@ -135,7 +135,7 @@ class Publisher:
         some = [events.popleft() for _ in range(min(len(events), MAX_EVENTS_PER_MESSAGE))]
         self._sending = len(some)
         try:
-            self._transport.send(some)
+            self.transport.send(some)
         except BaseException:
             events.extendleft(reversed(some))
             raise

@@ -1,0 +1,126 @@
+"""Reading the ledger: what the counter is warmed from and the second tier of reading. Never writes.
+
+Needs SQLAlchemy (`pip install "daycap[ledger]"`), which is only imported when a ledger URL is given.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from daycap.counter import UNKNOWN, DaySnapshot, LeaseTotals
+from daycap.errors import InvalidSetting, LedgerUnavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+_SOME = 300
+"""Agent-days a statement: two parameters each, below every database's limit."""
+
+
+def read_snapshots(connection: Connection, agent_days: Iterable[tuple[str, str]]) -> list[DaySnapshot]:
+    """What the ledger knows of each (agent, day), in the order asked, as the connection's transaction sees it.
+
+    A day that has no row yet has the agent's daily cap and nothing spent; an agent without an account has
+    status `unknown`.
+    """
+    import sqlalchemy as sa  # noqa: PLC0415  (an extra)
+
+    accounts = sa.table("agent_accounts", *map(sa.column, ("agent_account_id", "daily_cap_micros", "status")))
+    days = sa.table(
+        "daily_agent_spending",
+        *map(sa.column, ("agent_account_id", "spending_date", "seq", "cap_micros", "spent_micros")),
+    )
+    leases = sa.table(
+        "lease_totals",
+        *map(sa.column, ("agent_account_id", "spending_date", "lease_id", "drawn_micros", "events", "last_event")),
+    )
+    wanted = list(agent_days)
+    snapshots: list[DaySnapshot] = []
+    for start in range(0, len(wanted), _SOME):
+        some = wanted[start : start + _SOME]
+        account_of = {
+            row.agent_account_id: row
+            for row in connection.execute(
+                sa.select(accounts).where(accounts.c.agent_account_id.in_({agent for agent, _ in some}))
+            )
+        }
+        day_of = {
+            (row.agent_account_id, row.spending_date): row
+            for row in connection.execute(
+                sa.select(days).where(sa.tuple_(days.c.agent_account_id, days.c.spending_date).in_(some))
+            )
+        }
+        leases_of: dict[tuple[str, str], list[LeaseTotals]] = {}
+        for row in connection.execute(
+            sa.select(leases).where(sa.tuple_(leases.c.agent_account_id, leases.c.spending_date).in_(some))
+        ):
+            totals = LeaseTotals(row.lease_id, row.drawn_micros, row.events, row.last_event)
+            leases_of.setdefault((row.agent_account_id, row.spending_date), []).append(totals)
+        for agent, day in some:
+            account, row = account_of.get(agent), day_of.get((agent, day))
+            if account is None:
+                snapshots.append(DaySnapshot(agent, day, 0, UNKNOWN, 0, 0))
+                continue
+            snapshots.append(
+                DaySnapshot(
+                    agent,
+                    day,
+                    row.seq if row else 0,
+                    account.status,
+                    row.cap_micros if row else account.daily_cap_micros,
+                    row.spent_micros if row else 0,
+                    tuple(leases_of.get((agent, day), ())),
+                )
+            )
+    return snapshots
+
+
+class LedgerReader:
+    """A reader's own door to the ledger at `url`. Raises `LedgerUnavailable`, never changes anything."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = _read_only_engine(url)
+
+    def snapshots(self, agent_days: Sequence[tuple[str, str]]) -> list[DaySnapshot]:
+        """See `read_snapshots`; one transaction."""
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+        try:
+            with self._engine.begin() as connection:
+                return read_snapshots(connection, agent_days)
+        except SQLAlchemyError as error:
+            raise LedgerUnavailable(f"the ledger did not answer: {type(error).__name__}") from error
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._engine.dispose()
+
+
+def _read_only_engine(url: str) -> Engine:
+    try:
+        import sqlalchemy as sa  # noqa: PLC0415
+    except ImportError as error:
+        raise InvalidSetting('DAYCAP_LEDGER_URL needs SQLAlchemy: pip install "daycap[ledger]"') from error
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise InvalidSetting("DAYCAP_LEDGER_URL is not a URL that SQLAlchemy reads") from error
+    if parsed.get_backend_name() == "sqlite":
+        path = Path(parsed.database or "").absolute()
+
+        def connect() -> Any:
+            # Opened for reading only: a mistyped path must not make an empty ledger.
+            return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=2, check_same_thread=False)
+
+        return sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
+    if parsed.get_backend_name() == "postgresql":
+        return sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": 2, "options": "-c default_transaction_read_only=on"},
+            pool_pre_ping=True,
+        )
+    raise InvalidSetting("DAYCAP_LEDGER_URL must be sqlite:///... or postgresql://...")
