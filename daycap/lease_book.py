@@ -17,7 +17,7 @@ from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
 from daycap.counter import Answer, SyncReply, SyncRequest
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
 from daycap.money import MAX_MICROS, micros
-from daycap.wire import FinalizeEvent
+from daycap.wire import FinalizeEvent, new_lease_id
 
 _MS = 1_000_000
 _SHORTEST_WINDOW_NS = 100 * _MS
@@ -167,13 +167,13 @@ class LeaseBook:
         guard_ms: int,
         slice_seconds: float,
         now_ns: Callable[[], int] = boot_ns,
-        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+        random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._emit = emit
         self._guard_ns = guard_ms * _MS
         self._slice_seconds = slice_seconds
         self._now_ns = now_ns
-        self._new_id = new_id
+        self._random = random
         self._clear()
         _forked_books.add(self)
 
@@ -416,7 +416,7 @@ class LeaseBook:
             self._retired.append(lease)
             lease = None
         if lease is None:
-            lease = self._current[agent] = Lease(agent, today, self._new_id(), now_ns)
+            lease = self._current[agent] = Lease(agent, today, new_lease_id(agent, today, self._random(16)), now_ns)
         return lease
 
     def _retire_before(self, today: str) -> None:

@@ -61,7 +61,7 @@ def read_snapshots(connection: Connection, agent_days: Iterable[tuple[str, str]]
             totals = LeaseTotals(row.lease_id, row.drawn_micros, row.events, row.last_event)
             leases_of.setdefault((row.agent_account_id, row.spending_date), []).append(totals)
         for agent, day in some:
-            account, row = account_of.get(agent), day_of.get((agent, day))
+            account, of_day = account_of.get(agent), day_of.get((agent, day))
             if account is None:
                 snapshots.append(DaySnapshot(agent, day, 0, UNKNOWN, 0, 0))
                 continue
@@ -69,10 +69,10 @@ def read_snapshots(connection: Connection, agent_days: Iterable[tuple[str, str]]
                 DaySnapshot(
                     agent,
                     day,
-                    row.seq if row else 0,
+                    of_day.seq if of_day else 0,
                     account.status,
-                    row.cap_micros if row else account.daily_cap_micros,
-                    row.spent_micros if row else 0,
+                    of_day.cap_micros if of_day else account.daily_cap_micros,
+                    of_day.spent_micros if of_day else 0,
                     tuple(leases_of.get((agent, day), ())),
                 )
             )

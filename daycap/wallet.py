@@ -80,7 +80,7 @@ class Wallet:
         self._tier = "redis" if isinstance(counter, RedisCounter) else "memory"
         self._reader = reader
         self._book = LeaseBook(
-            lambda event: self._publisher.put(event),
+            lambda event: self._publisher.put(event),  # noqa: PLW0108  (made below: it needs the book's clock)
             guard_ms=self._settings.guard_ms,
             slice_seconds=self._settings.slice_seconds,
         )
@@ -95,8 +95,7 @@ class Wallet:
         self._asked_to_open: dict[tuple[str, str], float] = {}
         self._renewing = threading.Lock()
         self._renewer: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._closed = False
+        self._closed = threading.Event()
         self._fallthroughs = 0
         self._resent = 0
 
@@ -200,14 +199,13 @@ class Wallet:
 
         Holds that are still live keep their money until their lease expires. Closing twice does nothing.
         """
-        if self._closed:
+        if self._closed.is_set():
             return ()
         unsettled = self.flush(timeout)
-        self._closed = True
+        self._closed.set()
         if live := self._book.live_holds():
             logger.warning("closing with %d live holds; their money comes back when the lease expires", live)
         self._renew(hand_back=True)
-        self._wake.set()
         if self._renewer is not None:
             self._renewer.join(timeout)
         self._publisher.close(timeout)
@@ -236,7 +234,7 @@ class Wallet:
     # --- asking the counter -------------------------------------------------------------------------------
 
     def _ask(self, agent: str, estimate: int) -> Hold:
-        if self._closed:
+        if self._closed.is_set():
             raise BudgetUnavailable("this wallet is closed")
         self._start()
         end = time.monotonic() + self._settings.open_timeout_seconds
@@ -289,11 +287,7 @@ class Wallet:
                     self._renewer.start()
 
     def _keep_renewing(self) -> None:
-        while not self._closed:
-            ttl_s = self._book.ttl_ms / 1000 or self._settings.lease_ttl_seconds
-            self._wake.wait(ttl_s / 3)
-            if self._closed:
-                return
+        while not self._closed.wait((self._book.ttl_ms / 1000 or self._settings.lease_ttl_seconds) / 3):
             try:
                 self._renew()
                 self._resend_what_stalled()

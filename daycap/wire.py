@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ MAX_EVENTS_PER_MESSAGE = 500
 
 _AGENT = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
 _LEASE = re.compile(r"[A-Za-z0-9._:@-]{1,64}", re.ASCII)
+_BOUND_LEASE = re.compile(r"([a-z2-7]{26})\.([a-z2-7]{6})", re.ASCII)
 _HOLD_NUMBER = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
 
@@ -32,6 +35,27 @@ def agent_id(value: object) -> str:
     if not isinstance(value, str) or not _AGENT.fullmatch(value):
         raise InvalidInput(f"not an agent id (1..128 characters of A-Z a-z 0-9 . _ : @ -): {value!r:.160}")
     return value
+
+
+def new_lease_id(agent: str, day: str, random: bytes) -> str:
+    """A lease's id: `random` (16 bytes, never used before), a dot, and a check over agent and day.
+
+    The check binds the lease to its agent: an event that names another one is seen to be wrong without
+    asking anyone. Runners in other languages may use any id of the wire's form instead.
+    """
+    name = base64.b32encode(random).decode("ascii").rstrip("=").lower()
+    return f"{name}.{_lease_check(name, agent, day)}"
+
+
+def lease_fits(lease: str, agent: str, day: str) -> bool:
+    """False if `lease` was made by `new_lease_id` for another agent or another day."""
+    bound = _BOUND_LEASE.fullmatch(lease)
+    return bound is None or bound[2] == _lease_check(bound[1], agent, day)
+
+
+def _lease_check(name: str, agent: str, day: str) -> str:
+    digest = hashlib.sha256(f"{name} {day} {agent}".encode()).digest()
+    return base64.b32encode(digest).decode("ascii")[:6].lower()
 
 
 class FinalizeEvent(NamedTuple):
@@ -88,6 +112,9 @@ class FinalizeEvent(NamedTuple):
             raise InvalidInput(f"not a hold of lease {lease}: {reservation!r:.120}")
         day = payload["day"]
         day_start_ms(day)
+        agent = agent_id(payload["agent"])
+        if not lease_fits(lease, agent, day):
+            raise InvalidInput(f"lease {lease} was not made for agent {agent} on {day}")
         number = _number("event", payload["event"])
         if number == 0:
             raise InvalidInput("event counts from 1")
@@ -95,7 +122,7 @@ class FinalizeEvent(NamedTuple):
             reservation=reservation,
             lease=lease,
             event=number,
-            agent=agent_id(payload["agent"]),
+            agent=agent,
             day=day,
             held_micros=_number("held", payload["held"]),
             actual_micros=_number("actual", payload["actual"]),
