@@ -36,6 +36,13 @@ class Settings:
     resend_seconds: float = 15.0
     """After how long without progress an event that is not settled is sent again."""
 
+    retention_days: int = 400
+    """How long the ledger keeps single settlements; an event for an older day becomes a dead letter."""
+    open_ahead_hours: float = 2
+    """How long before midnight the next day is opened for every active agent."""
+    metrics_port: int = 0
+    """Where a worker serves its Prometheus metrics; 0: nowhere."""
+
     def __post_init__(self) -> None:
         for name in ("lease_ttl_seconds", "redis_timeout_seconds", "open_timeout_seconds", "resend_seconds"):
             if not getattr(self, name) > 0:
@@ -84,14 +91,20 @@ def _text(variable: str, text: str) -> str:
     return text
 
 
-def _seconds(variable: str, text: str) -> float:
+def _number(variable: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not 0 <= value < 1e7:
-        raise InvalidSetting(f"{variable}={text!r:.40} is not a number of seconds")
+        raise InvalidSetting(f"{variable}={text!r:.40} is not a number from 0 to 10 million")
     return value
 
 
-_PARSERS: dict[str, Callable[[str, str], Any]] = {"str": _text, "float": _seconds}
+def _whole(variable: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 8):
+        raise InvalidSetting(f"{variable}={text!r:.40} is not a whole number")
+    return int(text)
+
+
+_PARSERS: dict[str, Callable[[str, str], Any]] = {"str": _text, "float": _number, "int": _whole}

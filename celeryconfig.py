@@ -1,0 +1,76 @@
+"""All of Celery's settings. Each one that is not Celery's default says why."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from celery.schedules import crontab
+from kombu import Queue
+
+from daycap.errors import InvalidSetting
+from daycap.settings import Settings
+from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+
+_settings = Settings.from_env()
+if not _settings.broker_url:
+    raise InvalidSetting("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+_on_redis = _settings.broker_url.startswith(("redis://", "rediss://"))
+
+# --- the broker ---------------------------------------------------------------------------------------------
+
+broker_url = _settings.broker_url
+broker_connection_retry_on_startup = True  # A worker that starts before its broker waits for it ...
+broker_connection_max_retries = None  # ... and never gives up: a supervisor has nothing better to offer.
+
+if _on_redis:
+    broker_transport_options = {
+        "visibility_timeout": 300,  # Longer than a batch and what is prefetched with it can ever take.
+        "unacked_restore_interval": 1,  # Messages of a killed worker come back in seconds, not in minutes.
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 10,  # A half-open connection is noticed; without it a worker hangs for ever.
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    }
+
+# --- messages -----------------------------------------------------------------------------------------------
+
+task_serializer = result_serializer = "json"
+accept_content = ["json"]  # Never pickle: whoever can write to the queue must not be able to run code.
+task_queues = [Queue(FINALIZE_QUEUE), Queue(CONTROL_QUEUE)]
+task_default_queue = CONTROL_QUEUE
+task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}}
+
+# --- results: only the command line waits for answers ---------------------------------------------------------
+
+result_backend = _settings.broker_url if _on_redis else "rpc://"
+result_expires = timedelta(minutes=10)  # Nobody waits longer.
+task_ignore_result = True  # Finalize has no one who waits; the tasks of administration say otherwise.
+
+# --- the worker -------------------------------------------------------------------------------------------------
+
+imports = ("tasks.finalize", "tasks.control", "tasks.housekeeping")
+worker_pool = "solo"  # Settling is one transaction at a time; a second process would only wait for the lock.
+task_acks_late = True  # An event leaves the queue after its commit, never before.
+task_reject_on_worker_lost = True  # And goes back into it when the process that held it is gone.
+worker_cancel_long_running_tasks_on_connection_loss = False  # A commit under way is finished; P2 bears the repeat.
+worker_send_task_events = True  # Flower shows what happens.
+task_send_sent_event = True
+worker_hijack_root_logger = True
+worker_proc_alive_timeout = 30
+
+# --- beat: each of these may be late, missed, or sent twice -----------------------------------------------------
+
+timezone = "UTC"
+beat_scheduler = "celery.beat:Scheduler"  # In memory: a file of past runs is of no use to tasks that catch up.
+_lease_life_s = _settings.lease_ttl_seconds + _settings.grace_seconds
+_expire_every_s = min(60.0, max(1.0, _lease_life_s / 4))
+beat_schedule = {
+    "rollover": {
+        "task": "daycap.rollover",
+        "schedule": crontab(minute="*/10"),
+        "options": {"expires": 600},  # A worker that comes back finds one of each, not a day's worth.
+    },
+    "expire": {"task": "daycap.expire", "schedule": _expire_every_s, "options": {"expires": _expire_every_s}},
+    "reconcile": {"task": "daycap.reconcile", "schedule": 300.0, "options": {"expires": 300}},
+}

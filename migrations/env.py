@@ -1,0 +1,40 @@
+"""Alembic's way into the ledger of `DAYCAP_LEDGER_URL`, or of a connection that a caller hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+from alembic.util import CommandError
+
+from daycap.errors import InvalidSetting
+from daycap.settings import Settings
+from worker.ledger import Ledger
+from worker.schema import metadata
+
+
+def run() -> None:
+    """Run the migrations that were asked for, all in one transaction."""
+    if context.is_offline_mode():
+        raise CommandError("daycap's migrations need the ledger itself: leave out --sql")
+    connection = context.config.attributes.get("connection")
+    if connection is not None:
+        _migrate(connection)
+        return
+    try:
+        url = Settings.from_env().ledger_url
+        if not url:
+            raise InvalidSetting("set DAYCAP_LEDGER_URL, for example sqlite:///daycap.sqlite3")
+        ledger = Ledger(url)
+    except InvalidSetting as error:
+        raise CommandError(str(error)) from error
+    with ledger.writing() as connection:
+        _migrate(connection)
+    ledger.close()
+
+
+def _migrate(connection: object) -> None:
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run()

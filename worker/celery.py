@@ -1,0 +1,37 @@
+"""The worker's Celery app. `celery -A worker` finds it by this module's name."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+from celery.signals import celeryd_init, worker_ready
+
+from daycap.errors import DaycapError
+from worker import metrics
+from worker.deployment import deployment
+
+logger = logging.getLogger("daycap.worker")
+
+app = Celery("daycap")
+app.config_from_object("celeryconfig")
+
+
+@celeryd_init.connect
+def check_before_work(**_: Any) -> None:
+    """Stop with a clear message before anything is taken from the queue."""
+    try:
+        deployment().ledger.check_head()
+    except DaycapError as error:
+        raise SystemExit(f"daycap worker: {error}") from error
+    port = deployment().settings.metrics_port
+    if port:
+        metrics.serve(port)
+
+
+@worker_ready.connect
+def catch_up(**_: Any) -> None:
+    """A worker that was away at midnight opens the day now; what Redis lost meanwhile is published anew."""
+    for task in ("daycap.rollover", "daycap.reconcile"):
+        app.send_task(task, ignore_result=True)

@@ -1,0 +1,108 @@
+"""The ledger: the durable truth. One engine, transactions that write and transactions that read."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql, sqlite
+
+from daycap.errors import InvalidSetting, LedgerUnavailable
+
+_ROOT = Path(__file__).resolve().parent.parent
+_BUSY_TIMEOUT_S = 5
+_READING = {"daycap_reading": True}
+
+
+class Ledger:
+    """The ledger at `url`: SQLite, or PostgreSQL by the same code. Owned by the worker.
+
+    Errors of the database come out as SQLAlchemy's own; `passes` tells which of them time may heal.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """One transaction that may write, committed on leaving. On SQLite it holds the write lock throughout."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One transaction that sees a single state of the ledger and waits for no writer."""
+        with self.engine.connect() as connection:
+            options: Any = _READING
+            if connection.dialect.name == "postgresql":
+                options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            with connection.execution_options(**options).begin():
+                yield connection
+
+    def check_head(self) -> None:
+        """Raise `LedgerUnavailable` unless the tables are those of the newest migration."""
+        with self.reading() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+        if found != head:
+            raise LedgerUnavailable(f"the ledger is at migration {found}, not {head}; run: alembic upgrade head")
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self.engine.dispose()
+
+
+def alembic_config() -> Config:
+    """Alembic's settings, from pyproject.toml, wherever the command is run."""
+    return Config(toml_file=str(_ROOT / "pyproject.toml"))
+
+
+def insert(connection: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT of the connection's own dialect: the kind that knows ON CONFLICT."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the ledger was away, busy or full: the same transaction may succeed later, unchanged."""
+    return isinstance(error, sa.exc.SQLAlchemyError | OSError) and not isinstance(
+        error, sa.exc.IntegrityError | sa.exc.DataError
+    )
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise InvalidSetting("DAYCAP_LEDGER_URL is not a URL that SQLAlchemy reads") from error
+    if parsed.get_backend_name() == "postgresql":
+        return sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": _BUSY_TIMEOUT_S, "application_name": "daycap"},
+            pool_pre_ping=True,
+        )
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise InvalidSetting("DAYCAP_LEDGER_URL must be sqlite:///path/to/file or postgresql://...")
+    engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # The driver begins no transactions of its own; _begin_sqlite does.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # A commit is on the disk, not only with the kernel.
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # IMMEDIATE takes the write lock at once: what is read in a transaction stays true until it commits.
+    reading = connection.get_execution_options().get("daycap_reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -1,0 +1,32 @@
+"""What a worker counts, in Prometheus' form. Served on `DAYCAP_METRICS_PORT` where that is set."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram, start_http_server
+
+from worker.settle import Outcome
+
+EVENTS = Counter("daycap_events", "Finalize events by what became of them", ["outcome"])
+CHARGED = Counter("daycap_charged_micros", "Micros booked as spent")
+UNCOVERED = Counter("daycap_uncovered_micros", "Micros that calls cost beyond what was left of the cap")
+GIVEN_UP = Counter("daycap_given_up_micros", "Micros of runners that are gone, put back into remaining")
+FENCES = Counter("daycap_fences", "Days that had to be opened behind a fence, because the counter lost them")
+DRIFT = Counter("daycap_drift", "Days whose counter differed from the ledger and was repaired")
+PUBLISH_FAILURES = Counter("daycap_publish_failures", "Publishes that the counter did not answer")
+LEDGER_FAILURES = Counter("daycap_ledger_failures", "Batches given back because the ledger was away, busy or full")
+BATCH_SECONDS = Histogram("daycap_batch_seconds", "Seconds to settle, commit and publish one batch")
+
+
+def count(outcome: Outcome) -> None:
+    """Add what became of one batch."""
+    EVENTS.labels("settled").inc(outcome.settled)
+    EVENTS.labels("duplicate").inc(outcome.duplicates)
+    for letter in outcome.dead_letters:
+        EVENTS.labels(letter.kind.value).inc()
+    CHARGED.inc(outcome.charged_micros)
+    UNCOVERED.inc(outcome.uncovered_micros)
+
+
+def serve(port: int) -> None:
+    """Serve the counts on every interface of this machine, on `port`."""
+    start_http_server(port)

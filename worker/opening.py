@@ -1,0 +1,77 @@
+"""Open: make the books of agents' days and tell the counter, one agent at a request or all before midnight."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+
+from daycap.clock import DAY_MS, day_of, wall_ms
+from daycap.counter import ACTIVE
+from daycap.ledger_reader import read_snapshots
+from worker import days
+from worker.ledger import Ledger
+from worker.publish import CounterPublisher
+from worker.schema import agent_accounts as accounts
+from worker.schema import daily_agent_spending
+
+logger = logging.getLogger("daycap.worker")
+
+_AGENTS_AT_ONCE = 1000
+
+
+def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[days.AgentDay]) -> int:
+    """Open the days that are not yet, in one transaction, and publish all of them. Returns how many were new.
+
+    Only the call that inserts a day's row may open the counter without a fence: nobody can hold a lease of it.
+    """
+    wanted = sorted(set(agent_days))
+    opened_at_ms = publisher.now_ms()
+    now_ms = wall_ms()
+    with ledger.writing() as connection:
+        made = days.insert_missing(connection, wanted, now_ms)
+        snapshots = read_snapshots(connection, wanted)
+    publisher.publish([s for s in snapshots if (s.agent, s.day) in made], opened_at_ms=opened_at_ms)
+    publisher.publish([s for s in snapshots if (s.agent, s.day) not in made])
+    return len(made)
+
+
+def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day: str) -> int:
+    """What a runner asks for when the counter answers NOT_OPEN. Days that are not now are left alone.
+
+    An agent that has no account is published as unknown, so that the runner need not wait.
+    """
+    now_ms = publisher.authoritative_ms()
+    if day not in {day_of(now_ms + offset_ms) for offset_ms in (-DAY_MS, 0, DAY_MS)}:
+        logger.warning("not opening %s for agent %s: it is not yesterday, today or tomorrow", day, agent)
+        return 0
+    return open_days(ledger, publisher, [(agent, day)])
+
+
+def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int) -> int:
+    """Open today and what begins within `ahead_ms` for every active agent. Safe to run twice at once, and late."""
+    now_ms = publisher.authoritative_ms()
+    opened = 0
+    for day in sorted({day_of(now_ms), day_of(now_ms + ahead_ms)}):
+        last = ""
+        while agents := _agents_without(ledger, day, last):
+            opened += open_days(ledger, publisher, [(agent, day) for agent in agents])
+            last = agents[-1]
+    return opened
+
+
+def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:
+    """The next active agents, by id, whose `day` has no row yet."""
+    spending = daily_agent_spending
+    has_row = sa.exists().where(
+        spending.c.agent_account_id == accounts.c.agent_account_id, spending.c.spending_date == day
+    )
+    statement = (
+        sa.select(accounts.c.agent_account_id)
+        .where(accounts.c.status == ACTIVE, accounts.c.agent_account_id > after, ~has_row)
+        .order_by(accounts.c.agent_account_id)
+        .limit(_AGENTS_AT_ONCE)
+    )
+    with ledger.reading() as connection:
+        return list(connection.scalars(statement))

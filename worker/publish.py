@@ -1,0 +1,81 @@
+"""Publish: warm the counter with what the ledger says. A counter that is away never fails the caller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from daycap.clock import wall_ms
+from daycap.counter import Counter, DayReading, DaySnapshot, LeaseTerms, PublishReply
+from daycap.errors import CounterUnavailable
+from worker import metrics
+
+logger = logging.getLogger("daycap.worker")
+
+_FIRST_FOR_MS = 10_000
+"""How long after it was read the counter's time lets a new day be opened without a fence: longer than a
+transaction of the ledger, far shorter than the lives of a counter between two losses of its data."""
+
+
+class CounterPublisher:
+    """Publishes ledger snapshots to `counter`, or nowhere in a set-up without one."""
+
+    def __init__(self, counter: Counter | None, terms: LeaseTerms) -> None:
+        self.counter = counter
+        self._terms = terms
+
+    def now_ms(self) -> int | None:
+        """The counter's clock; None if it does not answer, or if there is none."""
+        if self.counter is None:
+            return None
+        try:
+            return self.counter.now_ms()
+        except CounterUnavailable as error:
+            logger.warning("the counter does not tell its time: %s", error)
+            return None
+
+    def authoritative_ms(self) -> int:
+        """The time that days are decided by: the counter's, else this host's."""
+        now_ms = self.now_ms()
+        return wall_ms() if now_ms is None else now_ms
+
+    def publish(
+        self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
+    ) -> list[PublishReply | None]:
+        """Publish in one round trip; logs and counts instead of raising when the counter does not answer.
+
+        `opened_at_ms`: the counter's time, read before the transaction that inserted these days' rows.
+        """
+        if self.counter is None or not snapshots:
+            return []
+        first_until_ms = 0 if opened_at_ms is None else opened_at_ms + _FIRST_FOR_MS
+        try:
+            replies = self.counter.publish(
+                snapshots, self._terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms
+            )
+        except CounterUnavailable as error:
+            metrics.PUBLISH_FAILURES.inc()
+            logger.warning("%d days were not published, the next publish or reconcile will: %s", len(snapshots), error)
+            return []
+        for snapshot, reply in zip(snapshots, replies, strict=True):
+            if reply is not None:
+                _tell(snapshot, reply)
+        return replies
+
+    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+        """What the counter says of the days. Raises `CounterUnavailable`."""
+        return [] if self.counter is None else self.counter.read(agent_days)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        if self.counter is not None:
+            self.counter.close()
+
+
+def _tell(snapshot: DaySnapshot, reply: PublishReply) -> None:
+    if reply.opened and reply.fenced:
+        metrics.FENCES.inc()
+        logger.warning("agent %s on %s: opened behind a fence", snapshot.agent, snapshot.day)
+    if reply.given_up_micros:
+        metrics.GIVEN_UP.inc(reply.given_up_micros)
+        logger.warning("agent %s on %s: gave up %d micros", snapshot.agent, snapshot.day, reply.given_up_micros)
