@@ -45,6 +45,11 @@ class LocalServer:
         self._options = options
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def name(self) -> str:
+        """What the server's program is called."""
+        return Path(server_binary()).name
+
     def url(self, database: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
 

@@ -1,0 +1,22 @@
+"""The command `daycap`. Its parts live beside the worker, in a checkout, not in the wheel."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Run the command line of the checkout that this library lies in."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "worker" / "command_line").is_dir():
+        sys.exit("the command daycap works in a checkout of daycap; here is only its library (import daycap)")
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    from worker.command_line.main import cli  # noqa: PLC0415  (it is not there where only the wheel is)
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""daycap agent, cap, pause, resume, status: accounts and their day."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from daycap.counter import ACTIVE, PAUSED, DayReading
+from daycap.errors import CounterUnavailable
+from daycap.redis_counter import RedisCounter
+from daycap.settings import Settings
+from worker.command_line.client import ask, me
+from worker.command_line.output import Usd, bar, json_option, money, show, table
+
+by_option = click.option("--by", default=me, show_default="you", help="Who makes the change, for the record.")
+
+
+@click.group()
+def agent() -> None:
+    """Add and show agents."""
+
+
+@agent.command("add")
+@click.argument("name")
+@click.option("--cap", "cap_micros", type=Usd(), required=True, help="US dollars a day.")
+@by_option
+@json_option
+def add(name: str, cap_micros: int, by: str, as_json: bool) -> None:
+    """Add agent NAME with a daily cap and open today for it."""
+    ask("daycap.add_agents", caps={name: cap_micros}, changed_by=by)
+    show_accounts(ask("daycap.find_agents", agents=[name]), as_json)
+
+
+@agent.command("show")
+@click.argument("name")
+@json_option
+def show_one(name: str, as_json: bool) -> None:
+    """Show agent NAME: cap, status, today's books."""
+    show_accounts(ask("daycap.find_agents", agents=[name]), as_json)
+
+
+@agent.command("list")
+@json_option
+def list_all(as_json: bool) -> None:
+    """Show every agent."""
+    show_accounts(all_accounts(), as_json)
+
+
+@click.group()
+def cap() -> None:
+    """Change caps."""
+
+
+@cap.command("set")
+@click.argument("name")
+@click.argument("cap_micros", metavar="USD", type=Usd())
+@by_option
+@json_option
+def set_cap(name: str, cap_micros: int, by: str, as_json: bool) -> None:
+    """Give agent NAME a daily cap of USD, from today on."""
+    show_accounts([ask("daycap.set_cap", agent=name, cap_micros=cap_micros, changed_by=by)], as_json)
+
+
+@click.command()
+@click.argument("name")
+@by_option
+@json_option
+def pause(name: str, by: str, as_json: bool) -> None:
+    """Refuse agent NAME new money until it is resumed."""
+    show_accounts([ask("daycap.set_status", agent=name, status=PAUSED, changed_by=by)], as_json)
+
+
+@click.command()
+@click.argument("name")
+@by_option
+@json_option
+def resume(name: str, by: str, as_json: bool) -> None:
+    """Let agent NAME spend again."""
+    show_accounts([ask("daycap.set_status", agent=name, status=ACTIVE, changed_by=by)], as_json)
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def status(name: str | None, as_json: bool) -> None:
+    """Show what agents (or agent NAME) have spent and leased today, from ledger and counter."""
+    accounts = ask("daycap.find_agents", agents=[name]) if name else all_accounts()
+    readings = read_counter([(account["agent"], account["day"]) for account in accounts])
+    rows = [
+        {
+            **account,
+            "leased_micros": reading.leased_micros if reading else None,
+            "remaining_micros": reading.remaining_micros if reading else None,
+            "given_up_micros": reading.given_up_micros if reading else None,
+            "counter": "not open" if reading is None else "fenced" if reading.fenced else "open",
+        }
+        for account, reading in zip(accounts, readings, strict=True)
+    ]
+    show(rows, as_json, lambda: _status_table(rows))
+
+
+def all_accounts() -> list[dict[str, Any]]:
+    """Every account, a thousand a question."""
+    accounts: list[dict[str, Any]] = []
+    while some := ask("daycap.find_agents", after=accounts[-1]["agent"] if accounts else ""):
+        accounts += some
+    return accounts
+
+
+def read_counter(agent_days: list[tuple[str, str]]) -> list[DayReading | None]:
+    """What the counter says of each; nothing where it does not answer, or where there is none."""
+    settings = Settings.from_env()
+    if not settings.redis_url:
+        return [None] * len(agent_days)
+    counter = RedisCounter(settings.redis_url, timeout_s=2)
+    try:
+        return counter.read(agent_days)
+    except CounterUnavailable as error:
+        click.echo(f"{error}; run daycap doctor", err=True)
+        return [None] * len(agent_days)
+    finally:
+        counter.close()
+
+
+def show_accounts(accounts: list[dict[str, Any]], as_json: bool) -> None:
+    """Show accounts as the ledger has them."""
+
+    def render() -> Table:
+        made = table("agent", "status", "daily cap>", "day", "cap>", "spent>", "uncovered>", "settled>")
+        for account in accounts:
+            made.add_row(
+                account["agent"],
+                account["status"],
+                money(account["daily_cap_micros"]),
+                account["day"],
+                money(account["cap_micros"]),
+                money(account["spent_micros"]),
+                money(account["uncovered_micros"]),
+                f"{account['settled_count']:,}",
+            )
+        return made
+
+    show(accounts, as_json, render)
+
+
+def _status_table(rows: list[dict[str, Any]]) -> Table:
+    made = table("agent", "status", "spent and leased of the cap", "cap>", "spent>", "leased>", "remaining>", "counter")
+    for row in rows:
+        made.add_row(
+            row["agent"],
+            row["status"],
+            bar(row["spent_micros"], row["leased_micros"] or 0, row["cap_micros"]),
+            money(row["cap_micros"]),
+            money(row["spent_micros"]),
+            money(row["leased_micros"]),
+            money(row["remaining_micros"]),
+            row["counter"],
+        )
+    return made

@@ -1,0 +1,50 @@
+"""Asking a worker: send a task, wait for its answer."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from typing import Any
+
+import click
+from celery.exceptions import TimeoutError as NoAnswer
+from kombu.exceptions import OperationalError
+
+from daycap.errors import DaycapError
+from daycap.settings import Settings
+
+ANSWER_TIMEOUT_S = 15.0
+
+
+def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
+    """The task's result. A refusal, a broker that is away and a worker that does not answer end the command."""
+    if not Settings.from_env().broker_url:
+        raise click.ClickException("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+    from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
+
+    try:
+        # A task that nobody took in time is dropped: what the command says has failed must not happen later.
+        sent = app.send_task(task, kwargs=kwargs, expires=timeout_s, retry=False, ignore_result=False)
+        answer = sent.get(timeout=timeout_s)
+    except NoAnswer:
+        raise click.ClickException(
+            f"no worker answered within {timeout_s:g} s; is one running? celery -A worker worker"
+        ) from None
+    except (OperationalError, ConnectionError, OSError) as error:
+        raise click.ClickException(f"the broker of DAYCAP_BROKER_URL did not answer: {error}") from error
+    except DaycapError:
+        raise
+    except Exception as error:
+        raise click.ClickException(f"the worker failed at {task}: {type(error).__name__}: {error}") from error
+    if "error" in answer:
+        raise click.ClickException(answer["message"])
+    return answer["result"]
+
+
+def me() -> str:
+    """Who changes the ledger: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,141 @@
+"""daycap doctor: look at each part and say what to do about it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from daycap.clock import day_of, wall_ms
+from daycap.errors import DaycapError
+from daycap.redis_counter import RedisCounter
+from daycap.settings import Settings
+from worker.command_line.client import ask
+from worker.command_line.output import json_option, show, table
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+_MOST_CLOCK_OFFSET_MS = 5_000
+
+
+class Finding(NamedTuple):
+    """What one look found, and what to do about it."""
+
+    part: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check every part and say what to do. Ends with status 1 if something does not work."""
+    settings = Settings.from_env()
+    findings = [*_check_counter(settings), *_check_broker(settings), *_check_worker(settings)]
+    show([finding._asdict() for finding in findings], as_json, lambda: _table(findings))
+    sys.exit(any(finding.state == FAIL for finding in findings))
+
+
+def _check_counter(settings: Settings) -> Iterator[Finding]:
+    if not settings.redis_url:
+        yield Finding("counter", WARN, "DAYCAP_REDIS_URL is not set", "runners will count in their own memory")
+        return
+    counter = RedisCounter(settings.redis_url, timeout_s=2)
+    try:
+        info, now_ms = counter.info(), counter.now_ms()
+        counter.read([("daycap-doctor", day_of(now_ms))])
+    except DaycapError as error:
+        yield Finding("counter", FAIL, str(error), "start Redis, or set DAYCAP_REDIS_URL to where it is")
+        return
+    finally:
+        counter.close()
+    yield _version(info)
+    yield Finding("scripts", OK, "sync, publish and read are loaded")
+    yield _eviction(info["maxmemory_policy"])
+    yield _clock(now_ms - wall_ms())
+
+
+def _version(info: dict[str, str]) -> Finding:
+    name = "valkey" if "valkey_version" in info else "redis"
+    version = info.get("valkey_version", info.get("redis_version", "unknown"))
+    if name == "redis" and int(version.split(".")[0] or 0) < 6:
+        return Finding("counter", FAIL, f"{name} {version}", "use Redis 6.2 or newer, or Valkey")
+    return Finding("counter", OK, f"{name} {version}, run id {info['run_id'][:8]}")
+
+
+def _eviction(policy: str) -> Finding:
+    if policy == "noeviction":
+        return Finding("eviction", OK, policy)
+    if policy == "unknown":
+        return Finding("eviction", WARN, "this user may not read it", "make sure that it is noeviction")
+    return Finding(
+        "eviction", FAIL, policy, "a full server would drop counters: CONFIG SET maxmemory-policy noeviction"
+    )
+
+
+def _clock(offset_ms: int) -> Finding:
+    found = f"the counter is {offset_ms / 1000:+.3f} s from this host"
+    if abs(offset_ms) > _MOST_CLOCK_OFFSET_MS:
+        return Finding("clock", WARN, found, "days follow the counter's clock: keep it right with NTP")
+    return Finding("clock", OK, found)
+
+
+def _check_broker(settings: Settings) -> Iterator[Finding]:
+    if not settings.broker_url:
+        yield Finding("broker", FAIL, "DAYCAP_BROKER_URL is not set", "set it, for example redis://127.0.0.1:6379/1")
+        return
+    from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
+    from worker.queue import backlog  # noqa: PLC0415
+
+    def look() -> int:
+        with app.connection_for_read(transport_options={"max_retries": 0}) as connection:
+            connection.ensure_connection(max_retries=1, timeout=3)
+        return _or_zero(lambda: backlog(app))
+
+    try:
+        yield Finding("broker", OK, f"{look():,} messages wait")
+    except Exception as error:
+        yield Finding(
+            "broker", FAIL, f"{type(error).__name__}: {error}", "start it, or set DAYCAP_BROKER_URL to where it is"
+        )
+        return
+    if settings.broker_url == settings.redis_url:
+        yield Finding(
+            "broker", WARN, "it is the counter's database", "give it one of its own: the counter may be flushed"
+        )
+
+
+def _or_zero(look: Callable[[], int]) -> int:
+    """A queue that nobody has declared yet has no messages."""
+    try:
+        return look()
+    except Exception as error:
+        if "404" in str(error) or "NOT_FOUND" in str(error):
+            return 0
+        raise
+
+
+def _check_worker(settings: Settings) -> Iterator[Finding]:
+    if not settings.broker_url:
+        return
+    try:
+        ask("daycap.check_ledger", timeout_s=5)
+    except click.ClickException as error:
+        away = "no worker answered" in error.message
+        advice = "celery -A worker worker" if away else "alembic upgrade head"
+        yield Finding("worker" if away else "ledger", FAIL, error.message, advice)
+        return
+    yield Finding("worker", OK, "answers")
+    yield Finding("ledger", OK, "at the newest migration")
+
+
+def _table(findings: list[Finding]) -> Table:
+    made = table("part", "", "found", "what to do")
+    for finding in findings:
+        made.add_row(finding.part, Text(finding.state, style=_STYLE[finding.state]), finding.found, finding.advice)
+    return made

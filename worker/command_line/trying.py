@@ -1,0 +1,60 @@
+"""daycap reserve and finalize: one hold by hand, to see what a runner sees."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from daycap.celery_transport import CeleryTransport
+from daycap.clock import wall_ms
+from daycap.money import format_usd
+from daycap.settings import Settings
+from daycap.wallet import Wallet
+from daycap.wire import FinalizeEvent
+from worker.command_line.output import Usd, json_option, show
+
+
+@click.command()
+@click.argument("agent")
+@click.argument("estimate_micros", metavar="USD", type=Usd())
+@json_option
+def reserve(agent: str, estimate_micros: int, as_json: bool) -> None:
+    """Hold USD of AGENT's money and leave it held.
+
+    It comes back by itself when its lease expires; daycap finalize charges what the call cost.
+    """
+    # Nothing is leased beyond the hold: this process ends now and could not hand it back.
+    wallet = Wallet.from_settings(dataclasses.replace(Settings.from_env(), slice_seconds=0))
+    hold = wallet.reserve(agent, estimate_micros)
+    facts = {"reservation": hold.id, "agent": hold.agent, "day": hold.day, "held_micros": hold.held_micros}
+    held = format_usd(hold.held_micros)
+    show(
+        facts,
+        as_json,
+        lambda: (
+            f"held {held} of {hold.agent} for {hold.day}; charge what the call cost with\n"
+            f"daycap finalize {hold.agent} {hold.id} USD --day {hold.day} --held {held.removeprefix('$')}"
+        ),
+    )
+
+
+@click.command()
+@click.argument("agent")
+@click.argument("reservation")
+@click.argument("actual_micros", metavar="USD", type=Usd())
+@click.option("--day", required=True, help="The day that the hold was made for.")
+@click.option("--held", "held_micros", type=Usd(), required=True, help="US dollars that were held.")
+@json_option
+def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_micros: int, as_json: bool) -> None:
+    """Queue the actual cost, USD, of a hold that daycap reserve made."""
+    lease = reservation.rpartition("-")[0]
+    event = FinalizeEvent(reservation, lease, 1, agent, day, held_micros, actual_micros, wall_ms())
+    FinalizeEvent.from_wire(event.to_wire())
+    settings = Settings.from_env()
+    if not settings.broker_url:
+        raise click.ClickException("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+    transport = CeleryTransport(settings.broker_url, wall_ms)
+    transport.send([event])
+    transport.close()
+    show(event.to_wire(), as_json, lambda: f"queued; daycap status {agent} shows it when it is settled")
