@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
+from tests.migrated import migrated_sqlite
 from worker.local_server import LocalServer
 
 
@@ -24,3 +26,9 @@ def redis_url(redis_server: LocalServer) -> str:
     with redis.Redis.from_url(redis_server.url()) as client:
         client.flushall()
     return redis_server.url()
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite ledger with nothing in it, to be copied."""
+    return migrated_sqlite(tmp_path_factory.mktemp("ledger") / "empty.sqlite3")

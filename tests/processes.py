@@ -1,7 +1,6 @@
 """pytest-celery's containers over child processes: a real redis-server, a real `celery -A worker worker`.
 
-Its nodes, clusters and `celery_setup` work on them unchanged. Where a container engine answers, the broker is
-pytest-celery's own container instead.
+Its nodes, clusters and `celery_setup` work on them unchanged. Tests marked `docker` use its own containers.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from daycap.redis_counter import counter_key
 from daycap.wire import new_lease_id
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Spine
+    from tests.spine import Spine
 
 M = 1_000_000
 
@@ -329,15 +329,3 @@ def test_the_audit_finds_nothing_and_then_what_was_broken(spine: Spine) -> None:
     found = spine.ask("daycap.audit")["differences"]
     assert {each["promise"] for each in found} == {"P3"}
     assert {each["agent"] for each in found} == {agent}
-
-
-def test_worker_killed_and_started_again_settles_what_waited(spine: Spine) -> None:
-    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
-    spine.worker.kill()
-    for _ in range(50):
-        wallet.reserve(agent, 1_000).finalize(700)
-
-    spine.worker.restart()
-
-    assert wallet.flush(timeout=30) == ()
-    assert spine.day_row(agent)["spent_micros"] == 50 * 700

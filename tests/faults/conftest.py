@@ -1,0 +1,59 @@
+"""A broker, a worker and a ledger of each test's own: here they are killed, stopped and starved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBackend, RedisTestBroker
+
+from tests.processes import LocalRedis, LocalWorker
+from tests.spine import Spine, environment
+
+
+@pytest.fixture
+def celery_broker(tmp_path: Path) -> Iterator[RedisTestBroker]:
+    node = RedisTestBroker(LocalRedis(tmp_path))
+    node.ready()
+    yield node
+    node.teardown()
+
+
+@pytest.fixture
+def celery_backend(celery_broker: RedisTestBroker) -> RedisTestBackend:
+    return RedisTestBackend(celery_broker.container)
+
+
+@pytest.fixture
+def own_settings() -> dict[str, str]:
+    """Variables of the environment that a test module sets for its worker and runners; overridden there."""
+    return {}
+
+
+@pytest.fixture
+def own_environment(
+    celery_broker: RedisTestBroker, empty_ledger: Path, tmp_path: Path, own_settings: dict[str, str]
+) -> dict[str, str]:
+    ledger = shutil.copy(empty_ledger, tmp_path / "ledger.sqlite3")
+    server = celery_broker.config()["host_url"].rpartition("/")[0]
+    return {**environment(server, ledger), **own_settings}
+
+
+@pytest.fixture
+def celery_worker(
+    own_environment: dict[str, str], tmp_path: Path, celery_setup_app: Celery
+) -> Iterator[CeleryTestWorker]:
+    worker = CeleryTestWorker(LocalWorker(tmp_path, own_environment), app=celery_setup_app)
+    worker.ready()
+    yield worker
+    worker.teardown()
+
+
+@pytest.fixture
+def spine(celery_setup: CeleryTestSetup, own_environment: dict[str, str]) -> Iterator[Spine]:
+    spine = Spine(celery_setup, own_environment)
+    yield spine
+    spine.close()

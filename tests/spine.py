@@ -1,0 +1,93 @@
+"""The whole spine, real: redis-server, worker, ledger, and the wallets that a test makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from typing import Any
+
+import redis
+from celery import Celery
+from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBroker
+
+from daycap import Settings, Wallet
+from daycap.clock import day_of
+from daycap.redis_counter import RedisCounter
+from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+
+
+def environment(server: str, ledger: object) -> dict[str, str]:
+    """What worker and runners read: one server, two databases, so that each can be flushed alone."""
+    return {
+        "DAYCAP_REDIS_URL": f"{server}/1",
+        "DAYCAP_BROKER_URL": f"{server}/0",
+        "DAYCAP_LEDGER_URL": f"sqlite:///{ledger}",
+    }
+
+
+class Spine:
+    """What a test asks of the running whole."""
+
+    def __init__(self, setup: CeleryTestSetup, environment: dict[str, str]) -> None:
+        self.app: Celery = setup.app
+        self.worker: CeleryTestWorker = setup.worker
+        self.broker: RedisTestBroker = setup.broker
+        self.environment = environment
+        self.settings = Settings.from_env(environment)
+        self.counter = RedisCounter(self.settings.redis_url, timeout_s=2)
+        self.redis = redis.Redis.from_url(self.settings.redis_url, decode_responses=True)
+        self._wallets: list[Wallet] = []
+
+    def wallet(self, **changes: Any) -> Wallet:
+        """A runner's wallet in this process."""
+        wallet = Wallet.from_settings(dataclasses.replace(self.settings, **changes))
+        self._wallets.append(wallet)
+        return wallet
+
+    def ask(self, task: str, **kwargs: Any) -> Any:
+        """The worker's answer to a task of the control queue."""
+        answer = self.app.send_task(task, kwargs=kwargs, queue=CONTROL_QUEUE).get(timeout=20)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def add(self, agent: str, cap_micros: int) -> str:
+        """Add an agent; returns its id."""
+        self.ask("daycap.add_agents", caps={agent: cap_micros}, changed_by="test")
+        return agent
+
+    def deliver(self, *events: Any, **message: Any) -> dict[str, int]:
+        """Send events as they are, as one message, and wait for what the worker made of it."""
+        kwargs = message or {"events": list(events)}
+        return self.app.send_task(FINALIZE_TASK, kwargs=kwargs, queue=FINALIZE_QUEUE, ignore_result=False).get(20)
+
+    def rows(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
+        """Rows of the ledger, read around daycap."""
+        path = self.settings.ledger_url.removeprefix("sqlite:///")
+        connection = sqlite3.connect(path)
+        connection.row_factory = sqlite3.Row
+        try:
+            return [dict(row) for row in connection.execute(statement, parameters)]
+        finally:
+            connection.close()
+
+    def execute(self, statement: str) -> None:
+        """Change the ledger behind daycap's back."""
+        with sqlite3.connect(self.settings.ledger_url.removeprefix("sqlite:///")) as connection:
+            connection.execute(statement)
+        connection.close()
+
+    def day_row(self, agent: str) -> dict[str, Any]:
+        (row,) = self.rows(
+            "SELECT * FROM daily_agent_spending WHERE agent_account_id = ? AND spending_date = ?", agent, self.today
+        )
+        return row
+
+    @property
+    def today(self) -> str:
+        return day_of(self.counter.now_ms())
+
+    def close(self) -> None:
+        for wallet in self._wallets:
+            wallet.close(timeout=1)
+        self.counter.close()
+        self.redis.close()
