@@ -22,11 +22,9 @@ def upgrade() -> None:
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("created_at", NUMBER, nullable=False),
         sa.Column("updated_at", NUMBER, nullable=False),
-        sa.CheckConstraint("status IN ('active', 'paused')", name="ck_agent_accounts_status"),
-        sa.CheckConstraint(
-            "daily_cap_micros BETWEEN 0 AND 9007199254740991", name="ck_agent_accounts_daily_cap_micros"
-        ),
-        sa.CheckConstraint("length(agent_account_id) BETWEEN 1 AND 128", name="ck_agent_accounts_agent_account_id"),
+        sa.CheckConstraint("status IN ('active', 'paused')", name="status"),
+        sa.CheckConstraint("daily_cap_micros BETWEEN 0 AND 9007199254740991", name="daily_cap_micros"),
+        sa.CheckConstraint("length(agent_account_id) BETWEEN 1 AND 128", name="agent_account_id"),
         sa.PrimaryKeyConstraint("agent_account_id", name="pk_agent_accounts"),
         sqlite_strict=True,
         sqlite_with_rowid=False,
@@ -55,8 +53,8 @@ def upgrade() -> None:
         sa.Column("new_status", sa.Text(), nullable=False),
         sa.Column("changed_by", sa.Text(), nullable=False),
         sa.Column("changed_at", NUMBER, nullable=False),
-        sa.CheckConstraint("new_cap_micros BETWEEN 0 AND 9007199254740991", name="ck_cap_changes_new_cap_micros"),
-        sa.CheckConstraint("old_cap_micros BETWEEN 0 AND 9007199254740991", name="ck_cap_changes_old_cap_micros"),
+        sa.CheckConstraint("new_cap_micros BETWEEN 0 AND 9007199254740991", name="new_cap_micros"),
+        sa.CheckConstraint("old_cap_micros BETWEEN 0 AND 9007199254740991", name="old_cap_micros"),
         sa.ForeignKeyConstraint(
             ["agent_account_id"], ["agent_accounts.agent_account_id"], name="fk_cap_changes_agent_accounts"
         ),
@@ -74,12 +72,10 @@ def upgrade() -> None:
         sa.Column("settled_count", NUMBER, nullable=False),
         sa.Column("seq", NUMBER, nullable=False),
         sa.Column("updated_at", NUMBER, nullable=False),
-        sa.CheckConstraint("cap_micros BETWEEN 0 AND 9007199254740991", name="ck_daily_agent_spending_cap_micros"),
-        sa.CheckConstraint("length(spending_date) = 10", name="ck_daily_agent_spending_spending_date"),
-        sa.CheckConstraint("spent_micros BETWEEN 0 AND 9007199254740991", name="ck_daily_agent_spending_spent_micros"),
-        sa.CheckConstraint(
-            "uncovered_micros BETWEEN 0 AND 9007199254740991", name="ck_daily_agent_spending_uncovered_micros"
-        ),
+        sa.CheckConstraint("cap_micros BETWEEN 0 AND 9007199254740991", name="cap_micros"),
+        sa.CheckConstraint("length(spending_date) = 10", name="spending_date"),
+        sa.CheckConstraint("spent_micros BETWEEN 0 AND 9007199254740991", name="spent_micros"),
+        sa.CheckConstraint("uncovered_micros BETWEEN 0 AND 9007199254740991", name="uncovered_micros"),
         sa.ForeignKeyConstraint(
             ["agent_account_id"], ["agent_accounts.agent_account_id"], name="fk_daily_agent_spending_agent_accounts"
         ),
@@ -96,7 +92,7 @@ def upgrade() -> None:
         sa.Column("drawn_micros", NUMBER, nullable=False),
         sa.Column("events", NUMBER, nullable=False),
         sa.Column("last_event", NUMBER, nullable=False),
-        sa.CheckConstraint("drawn_micros BETWEEN 0 AND 9007199254740991", name="ck_lease_totals_drawn_micros"),
+        sa.CheckConstraint("drawn_micros BETWEEN 0 AND 9007199254740991", name="drawn_micros"),
         sa.ForeignKeyConstraint(
             ["agent_account_id", "spending_date"],
             ["daily_agent_spending.agent_account_id", "daily_agent_spending.spending_date"],
@@ -119,10 +115,10 @@ def upgrade() -> None:
         sa.Column("actual_micros", NUMBER, nullable=False),
         sa.Column("charged_micros", NUMBER, nullable=False),
         sa.Column("settled_at", NUMBER, nullable=False),
-        sa.CheckConstraint("actual_micros BETWEEN 0 AND 9007199254740991", name="ck_settlements_actual_micros"),
-        sa.CheckConstraint("charged_micros <= actual_micros", name="ck_settlements_charged"),
-        sa.CheckConstraint("charged_micros BETWEEN 0 AND 9007199254740991", name="ck_settlements_charged_micros"),
-        sa.CheckConstraint("held_micros BETWEEN 0 AND 9007199254740991", name="ck_settlements_held_micros"),
+        sa.CheckConstraint("actual_micros BETWEEN 0 AND 9007199254740991", name="actual_micros"),
+        sa.CheckConstraint("charged_micros <= actual_micros", name="charged"),
+        sa.CheckConstraint("charged_micros BETWEEN 0 AND 9007199254740991", name="charged_micros"),
+        sa.CheckConstraint("held_micros BETWEEN 0 AND 9007199254740991", name="held_micros"),
         sa.ForeignKeyConstraint(
             ["agent_account_id", "spending_date"],
             ["daily_agent_spending.agent_account_id", "daily_agent_spending.spending_date"],

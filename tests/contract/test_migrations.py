@@ -1,0 +1,62 @@
+"""The migrations give the schema that the code works with, and can be undone."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from daycap import LedgerUnavailable
+from tests.migrated import migrate
+from worker.ledger import Ledger
+from worker.schema import metadata
+
+
+def test_migrations_give_the_schema(ledger: Ledger) -> None:
+    with ledger.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    ledger.check_head()
+
+
+def test_migrations_give_the_same_checks_and_keys(ledger: Ledger) -> None:
+    # What Alembic does not compare: table by table, CHECKs, foreign keys and primary keys.
+    found = sa.inspect(ledger.engine)
+    for table in metadata.sorted_tables:
+        assert {check["name"] for check in found.get_check_constraints(table.name)} == {
+            constraint.name for constraint in table.constraints if isinstance(constraint, sa.CheckConstraint)
+        }
+        assert found.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
+        assert {tuple(key["constrained_columns"]) for key in found.get_foreign_keys(table.name)} == {
+            tuple(key.column_keys) for key in table.foreign_key_constraints
+        }
+
+
+def test_sqlite_tables_are_strict(ledger: Ledger) -> None:
+    if ledger.engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL is strict by itself")
+    with ledger.reading() as connection:
+        strict = dict(connection.exec_driver_sql("SELECT name, strict FROM pragma_table_list").fetchall())
+    assert {name: strict[name] for name in metadata.tables} == dict.fromkeys(metadata.tables, 1)
+
+
+def test_migrations_can_be_undone(ledger: Ledger) -> None:
+    migrate(ledger, "base")
+
+    assert set(sa.inspect(ledger.engine).get_table_names()) <= {"alembic_version"}
+    with pytest.raises(LedgerUnavailable, match="alembic upgrade head"):
+        ledger.check_head()
+    migrate(ledger)
+    ledger.check_head()
+
+
+def test_a_ledger_without_tables_says_what_to_do(empty: Ledger) -> None:
+    with pytest.raises(LedgerUnavailable, match="alembic upgrade head"):
+        empty.check_head()
+
+
+@pytest.mark.parametrize("amount", [-1, 2**53, "text"])
+def test_the_ledger_itself_refuses_what_is_not_an_amount(ledger: Ledger, amount: object) -> None:
+    statement = sa.text("INSERT INTO agent_accounts VALUES ('a', :amount, 'active', 1, 1)")
+    with pytest.raises(sa.exc.DBAPIError), ledger.writing() as connection:
+        connection.execute(statement, {"amount": amount})
