@@ -52,6 +52,9 @@ class CeleryTransport(Transport):
         with self._app.connection_for_read() as connection, connection.channel() as channel:
             return int(channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
 
+    def forget(self) -> None:
+        self._producer = None  # Its socket is the parent's: not closed here, never written to.
+
     def close(self) -> None:
         self._disconnect()
         self._app.close()

@@ -160,5 +160,9 @@ class Counter(ABC):
         """The counter's own clock, in milliseconds since the epoch."""
 
     @abstractmethod
+    def forget(self) -> None:
+        """In a forked child: let go of what is shared with the parent without touching it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of connections. The counter can still be used and connects anew."""

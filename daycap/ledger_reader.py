@@ -95,6 +95,10 @@ class LedgerReader:
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"the ledger did not answer: {type(error).__name__}") from error
 
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's connections without closing them."""
+        self._engine.dispose(close=False)
+
     def close(self) -> None:
         """Let go of connections."""
         self._engine.dispose()

@@ -107,10 +107,15 @@ class MemoryCounter(Counter):
     def now_ms(self) -> int:
         return self._now_ms()
 
+    def forget(self) -> None:
+        """A forked child shares nothing with its parent, so it begins with days that are not open."""
+        self._lock = threading.Lock()
+        self._days = {}
+
     def close(self) -> None:
         pass
 
-    def forget(self) -> None:
+    def flush(self) -> None:
         """Lose everything, as a flushed Redis does. The next publish of each day raises a fence."""
         with self._lock:
             self._days.clear()

@@ -60,6 +60,11 @@ class MemoryLedger(Transport):
     def backlog(self) -> int:
         return 0
 
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        if self._onward is not None:
+            self._onward.forget()
+
     def close(self) -> None:
         if self._onward is not None:
             self._onward.close()

@@ -36,6 +36,10 @@ class Transport(ABC):
         """How many messages wait to be settled."""
 
     @abstractmethod
+    def forget(self) -> None:
+        """In a forked child: let go of what is shared with the parent without touching it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of connections."""
 
@@ -45,11 +49,15 @@ class Publisher:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self._start_lock = threading.Lock()
-        self._forget()
+        self._begin()
 
-    def _forget(self) -> None:
-        """Start anew with nothing to do: at birth, and in a forked child, whose parent does the sending."""
+    def forget(self) -> None:
+        """In a forked child: start anew with nothing to do. The parent sends what it has."""
+        self._begin()
+        self.transport.forget()
+
+    def _begin(self) -> None:
+        self._start_lock = threading.Lock()
         self._events: deque[FinalizeEvent] = deque()
         self._openings: dict[tuple[str, str], None] = {}
         self._wake = threading.Event()

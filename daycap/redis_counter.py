@@ -135,6 +135,9 @@ class RedisCounter(Counter):
         policy = config[1] if isinstance(config, list) and len(config) > 1 else "unknown"
         return {**_parse_info(info), "maxmemory_policy": policy}
 
+    def forget(self) -> None:
+        self._pool.reset()
+
     def close(self) -> None:
         self._pool.disconnect()
 

@@ -85,12 +85,11 @@ class Wallet:
             slice_seconds=self._settings.slice_seconds,
         )
         self._publisher = Publisher(transport if isinstance(transport, Transport) else transport(self._book.counter_ms))
-        self._start_lock = threading.Lock()
-        self._forget()
+        self._begin()
         _wallets.add(self)
 
-    def _forget(self) -> None:
-        """At birth, and in a forked child, which shares nothing with its parent but the settings."""
+    def _begin(self) -> None:
+        self._start_lock = threading.Lock()
         self._topping_up: dict[str, threading.Lock] = {}
         self._asked_to_open: dict[tuple[str, str], float] = {}
         self._renewing = threading.Lock()
@@ -98,6 +97,14 @@ class Wallet:
         self._closed = threading.Event()
         self._fallthroughs = 0
         self._resent = 0
+
+    def _forget(self) -> None:
+        """In a forked child, which shares nothing with its parent but the settings."""
+        self._begin()
+        self._publisher.forget()
+        self._counter.forget()
+        if self._reader is not None:
+            self._reader.forget()
 
     @classmethod
     def from_env(cls, *, caps: Mapping[str, int] | None = None, environ: Mapping[str, str] | None = None) -> Wallet:
@@ -390,7 +397,6 @@ def _close_all() -> None:
 def _forget_the_parent() -> None:
     for wallet in list(_wallets):
         wallet._forget()
-        wallet._publisher._forget()
 
 
 atexit.register(_close_all)

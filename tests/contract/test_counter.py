@@ -41,7 +41,7 @@ def counter(request: pytest.FixtureRequest) -> Iterator[Counter]:
 def forget(counter: Counter, request: pytest.FixtureRequest) -> Callable[[], None]:
     """Lose every key, as FLUSHALL does."""
     if isinstance(counter, MemoryCounter):
-        return counter.forget
+        return counter.flush
     return lambda: redis.Redis.from_url(request.getfixturevalue("redis_url")).flushall()
 
 
