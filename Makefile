@@ -5,7 +5,7 @@ PYTHON ?= python3
 TOOLS  := .run/tools
 UV     := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
-.PHONY: help setup test lint clean
+.PHONY: help setup run test lint clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -17,7 +17,10 @@ $(TOOLS)/bin/uv:
 	@$(TOOLS)/bin/pip install --quiet uv
 
 setup: $(UV)     ## make the environment in .venv
-	@$(UV) sync --locked --quiet
+	@$(UV) sync --locked --quiet --compile-bytecode
+
+run: setup       ## show the main job: every server, runners, a live table, an audit
+	@$(UV) run --no-sync daycap run $(ARGS)
 
 lint: setup      ## style and types
 	@$(UV) run --no-sync ruff check .

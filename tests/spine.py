@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
+import time
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -81,6 +83,13 @@ class Spine:
             "SELECT * FROM daily_agent_spending WHERE agent_account_id = ? AND spending_date = ?", agent, self.today
         )
         return row
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 20) -> None:
+        """Until another process has done something that it has no way to announce."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, "it did not happen in time"
+            time.sleep(0.02)
 
     @property
     def today(self) -> str:

@@ -23,6 +23,8 @@ def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
     from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
 
     try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
         # A task that nobody took in time is dropped: what the command says has failed must not happen later.
         sent = app.send_task(task, kwargs=kwargs, expires=timeout_s, retry=False, ignore_result=False)
         answer = sent.get(timeout=timeout_s)

@@ -36,7 +36,9 @@ class Finding(NamedTuple):
 def doctor(as_json: bool) -> None:
     """Check every part and say what to do. Ends with status 1 if something does not work."""
     settings = Settings.from_env()
-    findings = [*_check_counter(settings), *_check_broker(settings), *_check_worker(settings)]
+    findings = [*_check_counter(settings), *_check_broker(settings)]
+    if findings[-1].state != FAIL:
+        findings += _check_worker()
     show([finding._asdict() for finding in findings], as_json, lambda: _table(findings))
     sys.exit(any(finding.state == FAIL for finding in findings))
 
@@ -93,7 +95,7 @@ def _check_broker(settings: Settings) -> Iterator[Finding]:
     from worker.queue import backlog  # noqa: PLC0415
 
     def look() -> int:
-        with app.connection_for_read(transport_options={"max_retries": 0}) as connection:
+        with app.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, timeout=3)
         return _or_zero(lambda: backlog(app))
 
@@ -120,9 +122,7 @@ def _or_zero(look: Callable[[], int]) -> int:
         raise
 
 
-def _check_worker(settings: Settings) -> Iterator[Finding]:
-    if not settings.broker_url:
-        return
+def _check_worker() -> Iterator[Finding]:
     try:
         ask("daycap.check_ledger", timeout_s=5)
     except click.ClickException as error:

@@ -1,0 +1,110 @@
+"""The command daycap, as a process, against a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.processes import ROOT
+from tests.spine import Spine
+
+Daycap = Callable[..., Any]
+
+
+def run(*words: str, environment: dict[str, str], status: int = 0) -> str:
+    """What the command wrote; it must end with `status`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "daycap", *words],
+        cwd=ROOT,
+        env={**clean, "COLUMNS": "160", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def daycap(spine: Spine) -> Daycap:
+    """Run a command with --json and decode what it says."""
+    without_ledger = {name: value for name, value in spine.environment.items() if name != "DAYCAP_LEDGER_URL"}
+    return lambda *words, **options: json.loads(run(*words, "--json", environment=without_ledger, **options))
+
+
+def test_an_agents_life(spine: Spine, daycap: Daycap) -> None:
+    (added,) = daycap("agent", "add", "agent-7", "--cap", "5.00")
+    assert (added["agent"], added["daily_cap_micros"], added["status"]) == ("agent-7", 5_000_000, "active")
+    (changed,) = daycap("cap", "set", "agent-7", "7.50", "--by", "ann")
+    assert changed["cap_micros"] == 7_500_000
+    assert daycap("pause", "agent-7")[0]["status"] == "paused"
+    assert daycap("resume", "agent-7")[0]["status"] == "active"
+    assert daycap("agent", "show", "agent-7") == daycap("agent", "list")
+    assert [row["changed_by"] for row in spine.rows("SELECT changed_by FROM cap_changes")][1] == "ann"
+
+
+def test_reserve_status_finalize(spine: Spine, daycap: Daycap) -> None:
+    spine.add("agent-7", 5_000_000)
+
+    hold = daycap("reserve", "agent-7", "0.05")
+    (status,) = daycap("status")
+    assert (status["leased_micros"], status["remaining_micros"], status["counter"]) == (50_000, 4_950_000, "open")
+    daycap("finalize", "agent-7", hold["reservation"], "0.0312", "--day", hold["day"], "--held", "0.05")
+
+    spine.wait_for(lambda: spine.day_row("agent-7")["spent_micros"] == 31_200)
+    assert daycap("status", "agent-7")[0]["leased_micros"] == 50_000 - 31_200
+    assert daycap("audit")["differences"] == []
+
+
+def test_refusals_end_with_a_message_and_no_traceback(spine: Spine) -> None:
+    for words, message in (
+        (("agent", "show", "nobody"), "there is no such agent"),
+        (("agent", "add", "a b", "--cap", "5"), "not an agent id"),
+        (("agent", "add", "a", "--cap", "-1"), "not an amount"),
+        (("cap", "set", "nobody", "5"), "there is no such agent"),
+        (("reserve", "nobody", "5"), "there is no such agent"),
+    ):
+        said = run(*words, environment=spine.environment, status=2 if "amount" in message else 1)
+        assert message in said
+        assert "Traceback" not in said
+
+
+def test_wrong_settings_are_named(spine: Spine) -> None:
+    assert "DAYCAP_BROKER_URL" in run("agent", "list", environment={}, status=1)
+    wrong = {**spine.environment, "DAYCAP_SLICE_SECONDS": "soon"}
+    assert "DAYCAP_SLICE_SECONDS" in run("reserve", "agent-7", "1", environment=wrong, status=1)
+
+
+def test_doctor_finds_all_well(spine: Spine, daycap: Daycap) -> None:
+    findings = daycap("doctor")
+
+    assert {finding["part"] for finding in findings} == {
+        "counter",
+        "scripts",
+        "eviction",
+        "clock",
+        "broker",
+        "worker",
+        "ledger",
+    }
+    assert {finding["state"] for finding in findings} == {"ok"}
+
+
+def test_doctor_says_what_to_do(spine: Spine) -> None:
+    spine.redis.config_set("maxmemory-policy", "allkeys-lru")
+    said = run("doctor", environment=spine.environment, status=1)
+    spine.redis.config_set("maxmemory-policy", "noeviction")
+    assert "noeviction" in said
+
+    nothing = {"DAYCAP_REDIS_URL": "redis://127.0.0.1:1/0", "DAYCAP_BROKER_URL": "redis://127.0.0.1:1/1"}
+    said = run("doctor", environment=nothing, status=1)
+    assert "start Redis" in said
+    assert "DAYCAP_BROKER_URL" in said
+    assert "Traceback" not in said
