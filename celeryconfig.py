@@ -23,6 +23,7 @@ broker_connection_retry_on_startup = True  # A worker that starts before its bro
 broker_connection_max_retries = None  # ... and never gives up: a supervisor has nothing better to offer.
 
 if _on_redis:
+    broker_transport = "worker.broker:Transport"  # Stock workers end at a malformed message, or at a restart.
     broker_transport_options = {
         "visibility_timeout": 300,  # Longer than a batch and what is prefetched with it can ever take.
         "unacked_restore_interval": 1,  # Messages of a killed worker come back in seconds, not in minutes.

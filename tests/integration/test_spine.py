@@ -14,6 +14,7 @@ from daycap.clock import DAY_MS, day_start_ms
 from daycap.money import MAX_MICROS
 from daycap.redis_counter import counter_key
 from daycap.wire import new_lease_id
+from tests.events import event
 
 if TYPE_CHECKING:
     from tests.spine import Spine
@@ -173,21 +174,6 @@ def test_ten_processes_admit_exactly_two_of_five_under_ten(spine: Spine) -> None
         runner.join(30)
 
     assert sorted(said) == ["admitted"] * 2 + ["refused"] * 8
-
-
-def event(agent: str, day: str, *, number: int = 1, lease: str = "a" * 32, **changes: object) -> dict[str, object]:
-    return {
-        "v": 1,
-        "reservation": f"{lease}-{number}",
-        "lease": lease,
-        "event": number,
-        "agent": agent,
-        "day": day,
-        "held": 50_000,
-        "actual": 31_200,
-        "at_ms": 1,
-        **changes,
-    }
 
 
 def test_the_same_event_three_times_charges_once(spine: Spine) -> None:
