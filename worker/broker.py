@@ -25,7 +25,7 @@ _DELAYING_HEADERS = ("eta", "expires")
 """A finalize event is neither late nor too late: these would hold it up, or discard it."""
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]
+class Channel(kombu_redis.Channel):
     """A channel that looks at each message before Celery does."""
 
     def _connparams(self, asynchronous: bool = False) -> Any:

@@ -19,6 +19,7 @@ from rich.console import Console
 from daycap.errors import Unavailable
 from daycap.settings import Settings
 from worker.command_line.client import ask, me
+from worker.ledger import Ledger
 from worker.local_server import LocalServer, free_port
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -69,7 +70,7 @@ def run(keep: bool, as_json: bool, **options: Any) -> None:
     directory.mkdir(parents=True)
     with ExitStack() as stack:
         flower = stack.enter_context(_everything(directory))
-        status = _replay(as_json, note=f"Flower {flower}", **options)
+        status = _replay(as_json, note=f"Flower {flower}", directory=directory / "replay", **options)
         if keep:
             notes.print(f"\nstill running: Flower at [link]{flower}[/link]; Ctrl-C stops everything")
             signal.pause()
@@ -148,18 +149,31 @@ def _wait_for_worker(processes: subprocess.Popen[bytes], log: Path) -> None:
     raise _failed("the worker did not start", log)
 
 
-def _replay(as_json: bool, note: str = "", **options: Any) -> int:
+def _replay(as_json: bool, note: str = "", directory: Path | None = None, **options: Any) -> int:
     settings = Settings.from_env()
     for name in ("redis_url", "broker_url", "ledger_url"):
         if not getattr(settings, name):
             raise click.ClickException(f"replay needs DAYCAP_{name.upper()}; daycap run brings its own servers")
     from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
     from worker.queue import backlog  # noqa: PLC0415
+    from worker.replay.replay import ReplayOptions  # noqa: PLC0415
     from worker.replay.replay import replay as replay_calls  # noqa: PLC0415
 
-    _ = (app, backlog, replay_calls, note, options, as_json)
-    ask("daycap.add_agents", caps={}, changed_by=me())
-    return 0
+    ledger = Ledger(settings.ledger_url)
+    try:
+        result = replay_calls(
+            ReplayOptions(**options),
+            settings=settings,
+            ledger=ledger.engine,
+            add_agents=lambda caps: ask("daycap.add_agents", caps=caps, changed_by=me()),
+            backlog=lambda: backlog(app),
+            directory=directory,
+            note=note,
+            as_json=as_json,
+        )
+    finally:
+        ledger.close()
+    return 0 if result.ok else 1
 
 
 def _failed(what: str, log: Path) -> Unavailable:

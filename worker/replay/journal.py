@@ -1,0 +1,73 @@
+"""The journal: what a runner itself says of each of its calls, kept apart from everything that daycap records."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+
+class End(StrEnum):
+    """How a call ended: its hold was finalized or released, or it was refused, or no answer could be had."""
+
+    FINALIZED = "finalized"
+    RELEASED = "released"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
+
+
+class Entry(NamedTuple):
+    """One call that ended. Amounts are micros; a call that was never held has no reservation and no day.
+
+    `held_micros` is the estimate where nothing was held. `unavailable` counts the answers `BudgetUnavailable`.
+    """
+
+    end: End
+    agent: str
+    held_micros: int
+    unavailable: int = 0
+    reservation: str = ""
+    day: str = ""
+    actual_micros: int = 0
+
+    @property
+    def lease(self) -> str:
+        """The lease that the hold was in."""
+        return self.reservation.rpartition("-")[0]
+
+    @property
+    def drawn_micros(self) -> int:
+        """What the hold took out of its lease."""
+        return min(self.actual_micros, self.held_micros)
+
+
+class JournalWriter:
+    """Appends entries to a file. Each is one write to the kernel: it is there though the process be killed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, entry: Entry) -> None:
+        """Threads may share it: the file is opened for appending, and a line is one write."""
+        self._file.write(json.dumps(entry._asdict()).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class JournalReader:
+    """Follows a journal while it is being written."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        self._file = path.open("rb")
+        self._rest = b""
+
+    def read(self) -> list[Entry]:
+        """The entries that came since the last time. A line that is not complete yet waits."""
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        return [Entry(**{**fields, "end": End(fields["end"])}) for fields in map(json.loads, lines)]
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,132 @@
+"""The replay from end to end: plan the calls, let runner processes make them, watch, compare, say the verdict."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from rich.console import Console
+
+from daycap.redis_counter import RedisCounter
+from daycap.settings import Settings
+from worker.audit import Difference
+from worker.replay.journal_audit import Check, compare, read_recorded
+from worker.replay.live import show_live
+from worker.replay.plan import Plan, make_plan
+from worker.replay.processes import Runners
+from worker.replay.report import ReplayResult, show_result
+from worker.replay.runner import SETTLE_S, STOP_S
+from worker.replay.trace import read_trace, synthetic_day, thinned
+from worker.replay.watch import Watch
+
+CALLS_PER_SECOND = 150
+"""The most calls a second: what two processors that also run every server do without falling behind."""
+
+_LATE_S = 30.0
+"""How much longer than planned the calls may take before the runners are stopped."""
+
+_NAME_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """What is replayed: a trace or, without one, a synthetic day; a seed is drawn where none is given."""
+
+    trace: Path | None = None
+    seed: int | None = None
+    seconds: float = 30
+    agents: int = 50
+    runners: int = 4
+
+
+def replay(
+    options: ReplayOptions,
+    *,
+    settings: Settings,
+    ledger: sa.Engine,
+    add_agents: Callable[[dict[str, int]], object],
+    backlog: Callable[[], int],
+    directory: Path | None = None,
+    note: str = "",
+    as_json: bool = False,
+) -> ReplayResult:
+    """Replay calls through real runner processes and compare what they did with what was recorded.
+
+    `ledger` is only read. `add_agents` makes agents with their caps in micros and opens their day; `backlog` is
+    how many messages wait. The runners' files go into `directory`, by default a new temporary one; the runners
+    read their settings from this process's environment. Shows itself live and prints the result, or with
+    `as_json` prints it as one JSON object on stdout and shows itself on stderr.
+
+    Raises `Unavailable` if a runner does not start or the counter does not answer at the end.
+    """
+    console = Console(stderr=as_json)
+    directory = directory or Path(tempfile.mkdtemp(prefix="daycap-replay-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    source = options.trace.name if options.trace else "a synthetic day"
+    plan = _plan(options, seed)
+    title = f"replay of {source}, seed {seed}: {len(plan.agents)} agents, {len(plan.runners)} runners"
+    console.print(f"{title}; files in {directory}", soft_wrap=True, highlight=False)
+
+    add_agents({agent.agent: agent.cap_micros for agent in plan.agents})
+    counter = RedisCounter(settings.redis_url, timeout_s=2)
+    try:
+        with Runners(plan, directory) as runners:
+            watch = Watch(plan, counter, ledger, backlog)
+            runners.go()
+            show_live(console, watch, [title, note] if note else [title], _look(watch, runners, options.seconds))
+            took_s = watch.elapsed_s
+            runners.stop()
+            watch.look(runners.read_journals())
+            of_runners = _check_runners(plan, watch, runners)
+        recorded = read_recorded(ledger, counter, [agent.agent for agent in plan.agents], watch.entries)
+    finally:
+        counter.close()
+    checks = [of_runners, *compare(watch.entries, recorded)]
+    result = ReplayResult.of(source, seed, took_s, directory, watch, recorded, checks)
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        show_result(console, result)
+    return result
+
+
+def _plan(options: ReplayOptions, seed: int) -> Plan:
+    count = max(1, round(options.seconds * CALLS_PER_SECOND))
+    return make_plan(
+        thinned(read_trace(options.trace), count) if options.trace else synthetic_day(seed, count),
+        # New names for each replay: it starts with untouched caps, however often it is run in a day.
+        prefix="replay-" + "".join(secrets.choice(_NAME_LETTERS) for _ in range(4)),
+        agents=options.agents,
+        runners=options.runners,
+        seconds=options.seconds,
+        seed=seed,
+    )
+
+
+def _look(watch: Watch, runners: Runners, seconds: float) -> Callable[[], bool]:
+    """One look at everything; False once all runners have ended, or should have."""
+    give_up_s = seconds + _LATE_S + SETTLE_S + STOP_S
+
+    def look() -> bool:
+        running = runners.running
+        watch.look(runners.read_journals())
+        return running and watch.elapsed_s < give_up_s
+
+    return look
+
+
+def _check_runners(plan: Plan, watch: Watch, runners: Runners) -> Check:
+    differences = [
+        Difference("", "", f"exit status of runner {process.number}: {process.last_words}", 0, process.status or 0)
+        for process in runners.processes
+        if process.status
+    ]
+    if watch.total.calls != plan.calls:
+        differences.append(Difference("", "", "calls in the journals", plan.calls, watch.total.calls))
+    return Check("", "every planned call is in a journal", plan.calls, differences)
