@@ -5,6 +5,11 @@ PYTHON ?= python3
 TOOLS  := .run/tools
 UV     := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
+# uv brings certificates of its own; where this machine has a store, with a company's own authority perhaps, use that.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
+export UV_SYSTEM_CERTS ?= true
+endif
+
 .PHONY: help setup run test lint clean
 
 help:            ## show the targets
