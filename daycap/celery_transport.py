@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import ChannelError
 
 from daycap.publisher import Transport
 from daycap.wire import (
@@ -49,8 +50,7 @@ class CeleryTransport(Transport):
         self._send_task(OPEN_DAY_TASK, CONTROL_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
 
     def backlog(self) -> int:
-        with self._app.connection_for_read() as connection, connection.channel() as channel:
-            return int(channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
+        return waiting_messages(self._app)
 
     def forget(self) -> None:
         self._producer = None  # Its socket is the parent's: not closed here, never written to.
@@ -83,6 +83,15 @@ class CeleryTransport(Transport):
         if producer is not None:
             with suppress(Exception):
                 producer.connection.release()
+
+
+def waiting_messages(app: Celery) -> int:
+    """How many messages wait in the finalize queue of `app`'s broker, those that a worker holds not counted."""
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
+        except ChannelError:
+            return 0  # Not there: on Redis a queue is gone when its last message is.
 
 
 def _transport_options(url: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What waits at the broker: how many messages, and since when the oldest of them."""
+"""What waits at the broker: since when the oldest message does."""
 
 from __future__ import annotations
 
@@ -24,12 +24,6 @@ _UNSEEN_MS = 60_000
 
 _GAP_S = 0.05
 """A message that a worker has popped and not yet noted as unacknowledged is seen on a second look."""
-
-
-def backlog(app: Celery) -> int:
-    """How many messages wait in the finalize queue, those that a worker holds not counted."""
-    with app.connection_for_read() as connection, connection.channel() as channel:
-        return int(channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
 
 
 def settled_before_ms(app: Celery, now_ms: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import click
 from rich.table import Table
 from rich.text import Text
 
+from daycap.celery_transport import waiting_messages
 from daycap.clock import day_of, wall_ms
 from daycap.errors import DaycapError
 from daycap.redis_counter import RedisCounter
@@ -92,12 +93,11 @@ def _check_broker(settings: Settings) -> Iterator[Finding]:
         yield Finding("broker", FAIL, "DAYCAP_BROKER_URL is not set", "set it, for example redis://127.0.0.1:6379/1")
         return
     from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
-    from worker.queue import backlog  # noqa: PLC0415
 
     def look() -> int:
         with app.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, timeout=3)
-        return _or_zero(lambda: backlog(app))
+        return waiting_messages(app)
 
     try:
         yield Finding("broker", OK, f"{look():,} messages wait")
@@ -110,16 +110,6 @@ def _check_broker(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "broker", WARN, "it is the counter's database", "give it one of its own: the counter may be flushed"
         )
-
-
-def _or_zero(look: Callable[[], int]) -> int:
-    """A queue that nobody has declared yet has no messages."""
-    try:
-        return look()
-    except Exception as error:
-        if "404" in str(error) or "NOT_FOUND" in str(error):
-            return 0
-        raise
 
 
 def _check_worker() -> Iterator[Finding]:

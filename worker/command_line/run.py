@@ -16,6 +16,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from daycap.celery_transport import waiting_messages
 from daycap.errors import Unavailable
 from daycap.settings import Settings
 from worker.command_line.client import ask, me
@@ -105,7 +106,7 @@ def _redis(directory: Path) -> Iterator[LocalServer]:
     server = LocalServer(directory=directory / "redis")
     try:
         server.start()
-        notes.print(f"[green]✓[/] {server.name:<11} {server.url(0)} (counter), {server.url(1)} (broker)")
+        notes.print(f"[green]✓[/] {server.name:<11} {server.url(0)} (counter), database 1 is the broker")
         yield server
     finally:
         server.stop()
@@ -155,7 +156,6 @@ def _replay(as_json: bool, note: str = "", directory: Path | None = None, **opti
         if not getattr(settings, name):
             raise click.ClickException(f"replay needs DAYCAP_{name.upper()}; daycap run brings its own servers")
     from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
-    from worker.queue import backlog  # noqa: PLC0415
     from worker.replay.replay import ReplayOptions  # noqa: PLC0415
     from worker.replay.replay import replay as replay_calls  # noqa: PLC0415
 
@@ -166,7 +166,7 @@ def _replay(as_json: bool, note: str = "", directory: Path | None = None, **opti
             settings=settings,
             ledger=ledger.engine,
             add_agents=lambda caps: ask("daycap.add_agents", caps=caps, changed_by=me()),
-            backlog=lambda: backlog(app),
+            backlog=lambda: waiting_messages(app),
             directory=directory,
             note=note,
             as_json=as_json,
