@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+KEPT_DAYS = 2
+"""How many days after its end a day stays in the counter."""
+
 ACTIVE, PAUSED, UNKNOWN = "active", "paused", "unknown"
 """The states of an agent on the wire; `unknown` tells waiting runners that there is no such agent."""
 
@@ -65,6 +68,19 @@ class SyncReply(NamedTuple):
     spent_micros: int = 0
     leased_micros: int = 0
     recall: bool = False
+
+
+def settled_up_to(events: int, last_event: int) -> int:
+    """Every event of a lease up to this number is settled; 0 where one is missing below the highest."""
+    return last_event if events == last_event else 0
+
+
+class LeaseKey(NamedTuple):
+    """Names one lease of an agent's day."""
+
+    agent: str
+    day: str
+    lease: str
 
 
 class LeaseTotals(NamedTuple):
@@ -154,6 +170,10 @@ class Counter(ABC):
     @abstractmethod
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
         """The days as they are now; None where the counter has not been opened."""
+
+    @abstractmethod
+    def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
+        """What is settled of each lease, without renewing it; None where its day has not been opened."""
 
     @abstractmethod
     def now_ms(self) -> int:

@@ -90,13 +90,13 @@ class BudgetUnavailable(Unavailable):
     """the check could not be made safely, so nothing was reserved"""
 
 
+class OutboxFull(BudgetUnavailable):
+    """the outbox has no room for another event: too many wait for a broker or a worker that is away"""
+
+
 class CounterUnavailable(Unavailable):
     """the counter did not answer in time, or cannot be reached"""
 
 
 class LedgerUnavailable(Unavailable):
     """the ledger did not answer, or cannot be reached"""
-
-
-class OutboxFull(Unavailable):
-    """the outbox file has reached its limit: events wait for a worker or a broker that is away"""

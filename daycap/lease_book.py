@@ -14,12 +14,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
-from daycap.counter import Answer, SyncReply, SyncRequest
+from daycap.counter import KEPT_DAYS, Answer, SyncReply, SyncRequest, settled_up_to
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
 from daycap.money import MAX_MICROS, micros
 from daycap.wire import FinalizeEvent, new_lease_id
 
 _MS = 1_000_000
+_RESENDS_BEFORE_SUCCESSOR = 2
+_MOST_DOUBLINGS = 8
+
 _SHORTEST_WINDOW_NS = 100 * _MS
 """A rate of use measured over less says more about chance than about need."""
 
@@ -47,6 +50,7 @@ class Lease:
         "progress_ns",
         "rate",
         "released",
+        "resends",
         "returned",
         "settled_events",
         "spent",
@@ -65,6 +69,7 @@ class Lease:
         self.unsettled: dict[int, FinalizeEvent] = {}
         self.settled_events = 0
         self.progress_ns = now_ns
+        self.resends = 0
         self.used = 0
         self.window_ns = now_ns
         self.rate = 0.0
@@ -158,11 +163,13 @@ class LeaseBook:
 
     `guard_ms` is how long before the counter's deadline this process stops to trust a lease, and how old an
     answer may be; `slice_seconds` is how many seconds of an agent's use are asked for at once, 0 for none.
+    `emit` is told of each event that a finalize makes, `settled` of each that the ledger has.
     """
 
     def __init__(
         self,
         emit: Callable[[FinalizeEvent], None],
+        settled: Callable[[FinalizeEvent], None] = lambda _: None,
         *,
         guard_ms: int,
         slice_seconds: float,
@@ -170,6 +177,7 @@ class LeaseBook:
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._emit = emit
+        self._settled = settled
         self._guard_ns = guard_ms * _MS
         self._slice_seconds = slice_seconds
         self._now_ns = now_ns
@@ -374,15 +382,43 @@ class LeaseBook:
             return [event for lease in self._all() for event in lease.unsettled.values()]
 
     def stalled(self, resend_ns: int) -> list[FinalizeEvent]:
-        """The events of leases whose settling made no progress for so long; counts as progress made."""
+        """The events of leases whose settling made no progress for so long, and longer each time in a row.
+
+        A lease that stalls again and again gets a successor, so that one event which never settles (it became
+        a dead letter) does not keep those that come after it.
+        """
         now_ns = self._now_ns()
         with self._lock:
             events: list[FinalizeEvent] = []
             for lease in self._all():
-                if lease.unsettled and now_ns - lease.progress_ns >= resend_ns:
+                if lease.unsettled and now_ns - lease.progress_ns >= resend_wait_ns(resend_ns, lease.resends):
                     lease.progress_ns = now_ns
+                    lease.resends += 1
                     events += lease.unsettled.values()
+                    if lease.resends > _RESENDS_BEFORE_SUCCESSOR and self._current.get(lease.agent) is lease:
+                        self._retire(lease)
             return events
+
+    def drop_expired(self) -> list[FinalizeEvent]:
+        """Drop, and return, events of days so long over that the counter cannot tell any more what is settled.
+
+        Only those that were sent again meanwhile; call it when the broker has taken all that was sent.
+        """
+        now_ns = self._now_ns()
+        with self._lock:
+            dropped: list[FinalizeEvent] = []
+            for lease in self._all():
+                if lease.resends and self.expired(lease.day, now_ns):
+                    dropped += lease.unsettled.values()
+                    lease.unsettled = {}
+            for event in dropped:
+                self._settled(event)
+            return dropped
+
+    def expired(self, day: str, now_ns: int | None = None) -> bool:
+        """Whether the counter has forgotten `day`, so that nothing can be learnt of it."""
+        today = self._today(self._now_ns() if now_ns is None else now_ns)
+        return day_start_ms(today) > day_start_ms(day) + KEPT_DAYS * DAY_MS
 
     def live_holds(self) -> int:
         """How many holds of this process have not ended."""
@@ -412,18 +448,23 @@ class LeaseBook:
         lease = self._current.get(agent)
         if lease is not None and (lease.day != today or lease.granted + estimate > MAX_MICROS):
             # Its day is over, or its running totals would pass what every tier counts exactly.
-            lease.deadline_ns = 0
-            self._retired.append(lease)
+            self._retire(lease)
             lease = None
         if lease is None:
             lease = self._current[agent] = Lease(agent, today, new_lease_id(agent, today, self._random(16)), now_ns)
         return lease
 
     def _retire_before(self, today: str) -> None:
-        for agent, lease in list(self._current.items()):
+        for lease in list(self._current.values()):
             if lease.day < today:
-                self._retired.append(self._current.pop(agent))
+                self._retire(lease)
         self._retired = [lease for lease in self._retired if lease.in_use]
+
+    def _retire(self, lease: Lease) -> None:
+        """No new hold from it; it is renewed while it is in use."""
+        lease.deadline_ns = 0
+        del self._current[lease.agent]
+        self._retired.append(lease)
 
     def _hand_back_if_dead(self, lease: Lease, now_ns: int) -> None:
         if now_ns >= lease.deadline_ns:
@@ -439,15 +480,20 @@ class LeaseBook:
         lease.rate, lease.used, lease.window_ns = rate, 0, now_ns
 
     def _drop_settled(self, lease: Lease, reply: SyncReply, now_ns: int) -> None:
-        if reply.events == reply.last_event:
-            # Every event up to the highest is settled. Where one is missing below it, none is dropped.
-            if reply.events > lease.settled_events:
-                lease.settled_events = reply.events
-                lease.progress_ns = now_ns
-            for number in list(lease.unsettled):
-                if number > reply.last_event:
-                    break
-                del lease.unsettled[number]
+        up_to = settled_up_to(reply.events, reply.last_event)
+        if up_to > lease.settled_events:
+            lease.settled_events = up_to
+            lease.progress_ns = now_ns
+            lease.resends = 0
+        for number in list(lease.unsettled):
+            if number > up_to:
+                break
+            self._settled(lease.unsettled.pop(number))
+
+
+def resend_wait_ns(resend_ns: int, resends: int) -> int:
+    """How long to wait before the next resend, after so many that brought nothing."""
+    return resend_ns << min(resends, _MOST_DOUBLINGS)
 
 
 def _hand_back(lease: Lease, amount: int) -> None:

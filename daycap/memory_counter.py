@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 
 from daycap.clock import DAY_MS, day_start_ms, wall_ms
 from daycap.counter import (
+    KEPT_DAYS,
     PAUSED,
     UNKNOWN,
     Answer,
     Counter,
     DayReading,
     DaySnapshot,
+    LeaseKey,
     LeaseTerms,
+    LeaseTotals,
     PublishReply,
     SyncReply,
     SyncRequest,
@@ -22,7 +25,6 @@ from daycap.counter import (
 from daycap.money import MAX_MICROS
 
 _UNKNOWN_MS = 10_000
-_KEPT_DAYS = 2
 
 
 @dataclass(slots=True)
@@ -104,6 +106,11 @@ class MemoryCounter(Counter):
                 for day in days
             ]
 
+    def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
+        with self._lock:
+            now_ms = self._now_ms()
+            return [self._read_lease(lease, now_ms) for lease in leases]
+
     def now_ms(self) -> int:
         return self._now_ms()
 
@@ -126,6 +133,13 @@ class MemoryCounter(Counter):
             del self._days[agent, day]
             return None
         return found
+
+    def _read_lease(self, key: LeaseKey, now_ms: int) -> LeaseTotals | None:
+        day = self._day(key.agent, key.day, now_ms)
+        if day is None or not day.open:
+            return None
+        lease = day.leases.get(key.lease, _Lease())
+        return LeaseTotals(key.lease, lease.drawn, lease.events, lease.last_event)
 
     def _sync(self, request: SyncRequest) -> SyncReply:
         now_ms = self._now_ms()
@@ -189,7 +203,7 @@ class MemoryCounter(Counter):
 
         opened = day is None or not day.open
         if day is None or not day.open:
-            day = _Day(expires_ms=day_start_ms(snapshot.day) + (1 + _KEPT_DAYS) * DAY_MS)
+            day = _Day(expires_ms=day_start_ms(snapshot.day) + (1 + KEPT_DAYS) * DAY_MS)
             if now_ms >= first_until_ms:
                 day.fence_until_ms = now_ms + terms.ttl_ms + terms.guard_ms
             self._days[where] = day

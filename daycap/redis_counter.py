@@ -23,7 +23,9 @@ from daycap.counter import (
     Counter,
     DayReading,
     DaySnapshot,
+    LeaseKey,
     LeaseTerms,
+    LeaseTotals,
     PublishReply,
     SyncReply,
     SyncRequest,
@@ -121,8 +123,15 @@ class RedisCounter(Counter):
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
         calls = [(counter_key(agent, day),) for agent, day in agent_days]
         return [
-            DayReading._make([*reply[:-1], reply[-1] == 1]) if len(reply) > 1 else None
+            DayReading._make([*reply[:7], reply[7] == 1]) if len(reply) > 1 else None
             for reply in self._call(READ, calls)
+        ]
+
+    def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
+        calls = [(counter_key(agent, day), lease) for agent, day, lease in leases]
+        return [
+            LeaseTotals(lease.lease, *reply[8:]) if len(reply) > 1 else None
+            for lease, reply in zip(leases, self._call(READ, calls), strict=True)
         ]
 
     def now_ms(self) -> int:

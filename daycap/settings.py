@@ -22,7 +22,9 @@ class Settings:
     ledger_url: str = ""
     """The ledger, as SQLAlchemy writes it. The worker owns it; a runner only reads it, and need not."""
     outbox: str = ""
-    """A file that keeps events until they are settled, over the runner's death. Empty: none."""
+    """A directory that keeps events until they are settled, over the runner's death. Empty: none."""
+    outbox_megabytes: int = 64
+    """How much each process may keep there before reserve raises OutboxFull."""
     slice_seconds: float = 2.0
     """How many seconds of an agent's use to lease ahead; 0 leases exactly what each reserve needs."""
     lease_ttl_seconds: float = 30.0

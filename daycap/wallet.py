@@ -8,17 +8,19 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from daycap.celery_transport import CeleryTransport
-from daycap.counter import UNKNOWN, Answer, Counter, DayReading, DaySnapshot, SyncReply
+from daycap.counter import UNKNOWN, Answer, Counter, DayReading, DaySnapshot, SyncReply, settled_up_to
 from daycap.errors import (
     BudgetUnavailable,
     CounterUnavailable,
     InvalidSetting,
     LedgerUnavailable,
+    OutboxFull,
     Unavailable,
     UnknownAgent,
 )
@@ -28,10 +30,11 @@ from daycap.ledger_reader import LedgerReader
 from daycap.memory_counter import MemoryCounter
 from daycap.memory_ledger import DaySource, MemoryLedger, caps_in_code
 from daycap.money import micros
+from daycap.outbox import AbandonedOutbox, Outbox
 from daycap.publisher import Publisher, Transport
 from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
-from daycap.wire import agent_id
+from daycap.wire import FinalizeEvent, agent_id
 
 logger = logging.getLogger("daycap")
 
@@ -59,6 +62,7 @@ class WalletStats:
     send_failures: int
     fallthroughs: int
     resent: int
+    outbox_failures: int
 
 
 class Wallet:
@@ -77,16 +81,19 @@ class Wallet:
     ) -> None:
         self._settings = settings or Settings()
         self._counter = counter
+        self._outbox = _outbox(self._settings)
         self._tier = "redis" if isinstance(counter, RedisCounter) else "memory"
         self._reader = reader
         self._book = LeaseBook(
-            lambda event: self._publisher.put(event),  # noqa: PLW0108  (made below: it needs the book's clock)
+            self._emit,
+            self._settled,
             guard_ms=self._settings.guard_ms,
             slice_seconds=self._settings.slice_seconds,
         )
         self._publisher = Publisher(transport if isinstance(transport, Transport) else transport(self._book.counter_ms))
         self._begin()
         _wallets.add(self)
+        self._settle_adopted()
 
     def _begin(self) -> None:
         self._start_lock = threading.Lock()
@@ -95,12 +102,17 @@ class Wallet:
         self._renewing = threading.Lock()
         self._renewer: threading.Thread | None = None
         self._closed = threading.Event()
+        self._adopted: list[AbandonedOutbox] = []
         self._fallthroughs = 0
         self._resent = 0
 
     def _forget(self) -> None:
         """In a forked child, which shares nothing with its parent but the settings."""
+        for adopted in self._adopted:
+            adopted.forget()
         self._begin()
+        if self._outbox is not None:
+            self._outbox.forget()
         self._publisher.forget()
         self._counter.forget()
         if self._reader is not None:
@@ -159,9 +171,12 @@ class Wallet:
         counter, for at most `DAYCAP_REDIS_TIMEOUT_SECONDS` an exchange.
 
         Raises `CapExceeded` when it would pass the agent's cap of the day, `AgentPaused`, `UnknownAgent`,
-        `InvalidAmount` or `InvalidInput`, and `BudgetUnavailable` when the check could not be made safely.
+        `InvalidAmount` or `InvalidInput`, and `BudgetUnavailable` when the check could not be made safely
+        (`OutboxFull` when its event could not be kept).
         """
         estimate = micros(estimate_micros)
+        if self._outbox is not None and self._outbox.full:
+            raise OutboxFull
         hold = self._book.reserve(agent, estimate)
         return hold if hold is not None else self._ask(agent_id(agent), estimate)
 
@@ -187,16 +202,18 @@ class Wallet:
     def flush(self, timeout: float = 5) -> tuple[str, ...]:
         """Wait, at most `timeout` seconds, until the ledger has every event of this process.
 
-        Returns the reservation ids that were not known to be settled by then: empty is good.
+        Those that it adopted from the outbox of one that died are counted in. Returns the reservation ids that
+        were not known to be settled by then: empty is good.
         """
         end = time.monotonic() + timeout
         pause_s = 0.002
-        while unsettled := self._book.unsettled():
+        while unsettled := self._unsettled():
             if time.monotonic() >= end:
                 logger.warning("flush: %d events are not known to be settled", len(unsettled))
                 break
             if not self._publisher.waiting:
                 self._renew()
+                self._settle_adopted()
             time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
             pause_s = min(pause_s * 1.5, 0.05)
         return tuple(event.reservation for event in unsettled)
@@ -216,6 +233,10 @@ class Wallet:
         if self._renewer is not None:
             self._renewer.join(timeout)
         self._publisher.close(timeout)
+        for adopted in self._adopted:
+            adopted.close()
+        if self._outbox is not None:
+            self._outbox.close()
         self._counter.close()
         if self._reader is not None:
             self._reader.close()
@@ -225,11 +246,12 @@ class Wallet:
         """Counts for a metrics endpoint."""
         return WalletStats(
             live_holds=self._book.live_holds(),
-            unsettled=len(self._book.unsettled()),
+            unsettled=len(self._unsettled()),
             waiting=self._publisher.waiting,
             send_failures=self._publisher.failures,
             fallthroughs=self._fallthroughs,
             resent=self._resent,
+            outbox_failures=self._outbox.failures if self._outbox is not None else 0,
         )
 
     def __enter__(self) -> Wallet:
@@ -298,6 +320,9 @@ class Wallet:
             try:
                 self._renew()
                 self._resend_what_stalled()
+                self._settle_adopted()
+                if self._outbox is not None:
+                    self._outbox.retry()
             except Exception:
                 logger.exception("renewing failed; trying again")
 
@@ -321,17 +346,67 @@ class Wallet:
                 if not recalled:
                     return
 
+    # --- keeping events until they are settled ----------------------------------------------------------------
+
+    def _emit(self, event: FinalizeEvent) -> None:
+        if self._outbox is not None:
+            self._outbox.append(event)
+        self._publisher.put(event)
+
+    def _settled(self, event: FinalizeEvent) -> None:
+        if self._outbox is not None:
+            self._outbox.settled(event)
+
+    def _unsettled(self) -> list[FinalizeEvent]:
+        return [*self._book.unsettled(), *(event for adopted in self._adopted for event in adopted.events)]
+
     def _resend_what_stalled(self) -> None:
-        resend_s = self._settings.resend_seconds
         if not self._book.unsettled() or self._publisher.waiting:
             return
-        backlog = self._publisher.backlog()
-        patience = 1 if backlog == 0 else 10  # While messages are visibly waiting, so may ours be.
-        events = self._book.stalled(int(resend_s * patience * 1e9))
-        if events:
+        if dropped := self._book.drop_expired():
+            _warn_of_expired(dropped)
+        if events := self._book.stalled(self._resend_ns()):
             logger.warning("sending %d events again: nothing says that they were settled", len(events))
             self._resent += len(events)
             self._publisher.resend(events)
+
+    def _resend_ns(self) -> int:
+        # While messages are visibly waiting, so may ours be.
+        patience = 1 if self._publisher.backlog() == 0 else 10
+        return int(self._settings.resend_seconds * patience * 1e9)
+
+    def _settle_adopted(self) -> None:
+        """Follow what dead processes left in the outbox until it is settled."""
+        if self._outbox is None or self._closed.is_set():
+            return
+        with self._renewing:
+            if found := self._outbox.adopt():
+                self._adopted += found
+                self._start()
+            for adopted in list(self._adopted):
+                self._follow(adopted)
+                if not adopted.events:
+                    self._adopted.remove(adopted)
+                    adopted.close()
+
+    def _follow(self, adopted: AbandonedOutbox) -> None:
+        if adopted.sends:
+            try:
+                totals = self._counter.read_leases(adopted.leases)
+            except CounterUnavailable as error:
+                logger.warning("it is not known whether the events of an adopted outbox are settled: %s", error)
+                return
+            for lease, settled in zip(adopted.leases, totals, strict=True):
+                if settled is not None:
+                    adopted.settled(lease, settled_up_to(settled.events, settled.last_event))
+                elif not self._book.expired(lease.day):
+                    self._ask_to_open(lease.agent, lease.day)
+                elif not self._publisher.waiting:
+                    _warn_of_expired(adopted.drop(lease))
+        if adopted.events and not self._publisher.waiting and adopted.due(time.monotonic_ns(), self._resend_ns()):
+            logger.warning("sending %d events again that a process left in the outbox", len(adopted.events))
+            self._resent += len(adopted.events)
+            self._publisher.resend(adopted.events)
 
     # --- reading in three tiers -----------------------------------------------------------------------------
 
@@ -375,6 +450,20 @@ class Wallet:
     def _fall_through(self, agent: str, error: Unavailable) -> None:
         self._fallthroughs += 1
         logger.warning("reading agent %s from the next tier: %s", agent, error)
+
+
+def _outbox(settings: Settings) -> Outbox | None:
+    if not settings.outbox:
+        return None
+    if not settings.broker_url:
+        raise InvalidSetting("DAYCAP_OUTBOX keeps events for a worker: it needs DAYCAP_BROKER_URL")
+    return Outbox(Path(settings.outbox), settings.outbox_megabytes * 1024 * 1024)
+
+
+def _warn_of_expired(events: Sequence[FinalizeEvent]) -> None:
+    logger.error(
+        "%d events are so old that it cannot be known whether they were settled; the broker has them", len(events)
+    )
 
 
 def _days_of(reader: LedgerReader) -> DaySource:

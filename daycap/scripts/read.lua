@@ -1,9 +1,11 @@
--- read(counter; run_id) -> the day as it is now
+-- read(counter; run_id [, lease]) -> the day as it is now, and what is settled of one lease
 --
 -- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
 -- ARGV[1]  run_id: the life of the server that the reader believes it talks to
+-- ARGV[2]  lease: the lease's id, if one is asked for
 --
--- reply    now_ms [, seq, status, cap, spent, leased, given_up, fenced]; now_ms alone where it is not open
+-- reply    now_ms [, seq, status, cap, spent, leased, given_up, fenced [, drawn, events, last_event]]; now_ms alone
+--          where it is not open
 --
 -- The fields of the counter are described in sync.lua.
 
@@ -15,5 +17,11 @@ local known = redis.call('HMGET', KEYS[1], 'run_id', 'seq', 'status', 'cap', 'sp
 if known[1] ~= ARGV[1] then
   return { now_ms }
 end
-return { now_ms, tonumber(known[2]), known[3], tonumber(known[4]), tonumber(known[5]), tonumber(known[6]),
+local reply = { now_ms, tonumber(known[2]), known[3], tonumber(known[4]), tonumber(known[5]), tonumber(known[6]),
   tonumber(known[7]), known[8] and 1 or 0 }
+if ARGV[2] then
+  local lease = redis.call('HGET', KEYS[1], 'lease:' .. ARGV[2]) or '0 0 0 0 0 0'
+  local drawn, events, last_event = string.match(lease, '^%d+ %d+ (%d+) (%d+) (%d+) %d+$')
+  reply[9], reply[10], reply[11] = tonumber(drawn), tonumber(events), tonumber(last_event)
+end
+return reply

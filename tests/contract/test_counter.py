@@ -15,6 +15,7 @@ from daycap.counter import (
     Answer,
     Counter,
     DaySnapshot,
+    LeaseKey,
     LeaseTerms,
     LeaseTotals,
     SyncRequest,
@@ -140,6 +141,21 @@ def test_settling_moves_money_from_leased_to_spent(counter: Counter, today: str)
     assert (reading.spent_micros, reading.leased_micros, reading.remaining_micros) == (25, 35, 40)
     reply = sync(counter, today, A, granted=60)
     assert (reply.drawn_micros, reply.events, reply.last_event) == (25, 2, 3)
+
+
+def test_what_is_settled_of_a_lease_can_be_read_without_renewing_it(counter: Counter, today: str) -> None:
+    leases = [LeaseKey("agent", today, A), LeaseKey("agent", today, B)]
+    assert counter.read_leases(leases) == [None, None]
+    open_day(counter, today, cap=100)
+    sync(counter, today, A, need=60)
+    counter.publish([snapshot(today, LeaseTotals(A, 25, 2, 3), spent=25, seq=2)], TERMS)
+
+    assert counter.read_leases(leases) == [LeaseTotals(A, 25, 2, 3), LeaseTotals(B, 0, 0, 0)]
+
+    over_ms = counter.now_ms() + TERMS.ttl_ms + TERMS.grace_ms + 5_000
+    (reply,) = counter.publish([snapshot(today, seq=2)], TERMS, expire_before_ms=over_ms)
+    assert reply is not None
+    assert reply.given_up_micros == 35
 
 
 def test_an_older_snapshot_changes_neither_cap_nor_spent(counter: Counter, today: str) -> None:

@@ -1,0 +1,275 @@
+"""The outbox: events on disk until they are settled, so that they outlive the process that made them.
+
+`DAYCAP_OUTBOX` names a directory that runner processes of one host may share. In it each process has a directory of
+its own, locked while it lives, with files of a fixed size that are mapped into memory: to write an event is to copy
+some 300 bytes, which the kernel keeps though the process be killed in the next instant. (A machine that loses power
+may lose the last seconds.) A file goes when all its events are settled. What a dead process left behind is adopted
+by the next one that opens the same outbox: it sends the events again until they are settled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import mmap
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from daycap.counter import LeaseKey
+from daycap.errors import DaycapError, InvalidSetting
+from daycap.lease_book import resend_wait_ns
+from daycap.wire import FinalizeEvent
+
+logger = logging.getLogger("daycap")
+
+SEGMENT_BYTES = 256 * 1024
+"""The size of a file: about a thousand events."""
+
+_NEW = "new-"
+_LOCK = "lock"
+_SEGMENTS = "*.events"
+
+
+class _Segment:
+    """One file: events as JSON lines, then zeros."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("xb+") as file:
+            file.write(bytes(SEGMENT_BYTES))  # All of it, now: a full disk says so here and not in the mapping.
+            file.flush()
+            self._bytes = mmap.mmap(file.fileno(), SEGMENT_BYTES)
+        self.path = path
+        self.unsettled = 0
+        self._end = 0
+
+    def write(self, line: bytes) -> bool:
+        """Append `line`, if there is room."""
+        end = self._end + len(line)
+        if end > len(self._bytes):
+            return False
+        self._bytes[self._end : end] = line
+        self._end = end
+        self.unsettled += 1
+        return True
+
+    def remove(self) -> None:
+        self._bytes.close()
+        self.path.unlink(missing_ok=True)
+
+
+class Outbox:
+    """This process's part of the outbox in `directory`. Threads may share it.
+
+    `full` is True while an event could not be written, or `limit_bytes` are in use: then nothing new should be
+    reserved. An event that cannot be written is not refused, for the money is spent: it stays in memory, is sent
+    like any other, and is written when there is room. Raises `InvalidSetting` if the directory cannot be made.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int) -> None:
+        self._directory = directory
+        self._limit_bytes = limit_bytes
+        self._begin()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidSetting(f"DAYCAP_OUTBOX: cannot make the directory {directory}: {error.strerror}") from error
+
+    def _begin(self) -> None:
+        self._mutex = threading.Lock()
+        self._own: Path | None = None
+        self._lock: IO[bytes] | None = None
+        self._segments: list[_Segment] = []
+        self._made = 0
+        self._segment_of: dict[str, _Segment] = {}
+        self._unwritten: dict[str, FinalizeEvent] = {}
+        self.full = False
+        self.failures = 0
+        """How often an event could not be written at once."""
+
+    def append(self, event: FinalizeEvent) -> None:
+        """Keep `event` on disk. When this returns, kill -9 does not lose it, unless `full` says otherwise."""
+        with self._mutex:
+            if self._unwritten or not self._write(event):
+                self._unwritten[event.reservation] = event
+                self.failures += 1
+                self.full = True
+
+    def settled(self, event: FinalizeEvent) -> None:
+        """The ledger has `event`: it need not be kept any longer."""
+        with self._mutex:
+            self._unwritten.pop(event.reservation, None)
+            segment = self._segment_of.pop(event.reservation, None)
+            if segment is None:
+                return
+            segment.unsettled -= 1
+            if segment.unsettled == 0 and segment is not self._segments[-1]:
+                segment.remove()
+                self._segments.remove(segment)
+
+    def retry(self) -> None:
+        """Write what could not be written before; `full` says whether it is over."""
+        with self._mutex:
+            for reservation, event in list(self._unwritten.items()):
+                if not self._write(event):
+                    return
+                del self._unwritten[reservation]
+            self.full = self._used_bytes >= self._limit_bytes
+
+    def adopt(self) -> list[AbandonedOutbox]:
+        """What processes left behind that are gone. Each is locked by this one now."""
+        found = []
+        for path in sorted(self._directory.glob("*")):
+            if path == self._own or path.name.startswith(_NEW) or not (path / _LOCK).is_file():
+                continue
+            lock = _locked(path / _LOCK)
+            if lock is not None:
+                found.append(AbandonedOutbox(path, lock))
+        return found
+
+    def forget(self) -> None:
+        """In a forked child: what is here belongs to the parent."""
+        if self._lock is not None:
+            self._lock.close()  # The parent's own descriptor keeps the lock.
+        self._begin()
+
+    def close(self) -> None:
+        """Let go. What is not settled stays for the next process; without any the files are removed."""
+        self.retry()
+        if self._own is not None and not self._segment_of:
+            shutil.rmtree(self._own, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+        self._begin()
+
+    @property
+    def _used_bytes(self) -> int:
+        return len(self._segments) * SEGMENT_BYTES
+
+    def _write(self, event: FinalizeEvent) -> bool:
+        line = json.dumps(event.to_wire(), separators=(",", ":")).encode() + b"\n"
+        if not self._segments or not self._segments[-1].write(line):
+            try:
+                segment = self._add_segment()
+            except OSError as error:
+                if not self.full:
+                    logger.error("the outbox cannot be written, events are kept in memory only: %s", error)
+                return False
+            segment.write(line)
+        self._segment_of[event.reservation] = self._segments[-1]
+        return True
+
+    def _add_segment(self) -> _Segment:
+        if self._own is None:
+            self._own = self._make_own()
+        path = self._own / f"{self._made:08d}.events"
+        try:
+            segment = _Segment(path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        self._made += 1
+        for full_one in [each for each in self._segments if each.unsettled == 0]:
+            full_one.remove()
+            self._segments.remove(full_one)
+        self._segments.append(segment)
+        self.full = self._used_bytes >= self._limit_bytes
+        return segment
+
+    def _make_own(self) -> Path:
+        # Under a name that nobody adopts until the lock is held.
+        name = f"{os.getpid()}-{secrets.token_hex(8)}"
+        made = self._directory / f"{_NEW}{name}"
+        made.mkdir(mode=0o700)
+        self._lock = _locked(made / _LOCK)
+        return made.rename(self._directory / name)
+
+
+class AbandonedOutbox:
+    """The events that a process left behind, adopted by this one until they are settled."""
+
+    def __init__(self, path: Path, lock: IO[bytes]) -> None:
+        self._path = path
+        self._lock = lock
+        self.sends = 0
+        """How often the events were handed to the publisher."""
+        self._sent_ns = 0
+        self._events: dict[LeaseKey, dict[int, FinalizeEvent]] = {}
+        self._unreadable = 0
+        for file in sorted(path.glob(_SEGMENTS)):
+            for event in self._read(file.read_bytes()):
+                self._events.setdefault(LeaseKey(event.agent, event.day, event.lease), {})[event.event] = event
+
+    def due(self, now_ns: int, resend_ns: int) -> bool:
+        """Whether it is time to send the events (again); each time without progress the wait is longer."""
+        if self.sends and now_ns - self._sent_ns < resend_wait_ns(resend_ns, self.sends - 1):
+            return False
+        self.sends += 1
+        self._sent_ns = now_ns
+        return True
+
+    @property
+    def leases(self) -> list[LeaseKey]:
+        """The leases that have events here."""
+        return list(self._events)
+
+    @property
+    def events(self) -> list[FinalizeEvent]:
+        """What is not known to be settled."""
+        return [event for events in self._events.values() for event in events.values()]
+
+    def settled(self, lease: LeaseKey, up_to: int) -> None:
+        """Drop the lease's events up to this number: the ledger has them."""
+        events = self._events.get(lease, {})
+        for number in [number for number in events if number <= up_to]:
+            del events[number]
+        if not events:
+            self._events.pop(lease, None)
+
+    def drop(self, lease: LeaseKey) -> list[FinalizeEvent]:
+        """Drop, and return, a lease's events."""
+        return list(self._events.pop(lease, {}).values())
+
+    def forget(self) -> None:
+        """In a forked child: it is the parent's to follow."""
+        self._lock.close()
+
+    def close(self) -> None:
+        """Remove the files if nothing is left in them; else let the next process adopt them."""
+        if not self._events:
+            if self._unreadable:
+                (self._path / _LOCK).unlink()  # Without it, it is no outbox any longer: nobody adopts it again.
+                logger.error(
+                    "%d lines of the outbox in %s cannot be read; it stays there", self._unreadable, self._path
+                )
+            else:
+                shutil.rmtree(self._path, ignore_errors=True)
+        self._lock.close()
+
+    def _read(self, content: bytes) -> Iterable[FinalizeEvent]:
+        *lines, _ = content.rstrip(b"\0").split(b"\n")
+        # A last line without its end was being written when the process was killed: its finalize never returned.
+        for line in lines:
+            try:
+                yield FinalizeEvent.from_wire(json.loads(line))
+            except (ValueError, DaycapError):
+                self._unreadable += 1
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The open file, locked until it is closed or this process ends; None if another process has it."""
+    try:
+        lock = path.open("ab")
+    except OSError:
+        return None  # Gone meanwhile, or another user's.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
