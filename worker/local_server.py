@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from daycap.errors import Unavailable
 
@@ -36,59 +40,96 @@ def free_port() -> int:
         return port
 
 
-class LocalServer:
-    """One redis-server process on 127.0.0.1: `stop` ends it, `kill` is SIGKILL, `start` begins anew."""
+class LocalProcess:
+    """One child process in a session of its own, its output in `log`: `stop` ends it, `kill` is SIGKILL."""
 
-    def __init__(self, *options: str, port: int | None = None, directory: Path | None = None) -> None:
-        self.port = port or free_port()
-        self.directory = directory or Path(tempfile.mkdtemp(prefix="daycap-server-"))
-        self._options = options
+    def __init__(self, command: Sequence[str], log: Path, *, directory: Path | None = None) -> None:
+        self._command = command
+        self._directory = directory
+        self.log = log
         self.process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def name(self) -> str:
-        """What the server's program is called."""
-        return Path(server_binary()).name
-
-    def url(self, database: int = 0) -> str:
-        return f"redis://127.0.0.1:{self.port}/{database}"
-
-    def start(self, timeout_s: float = 15) -> LocalServer:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        log = self.directory / "server.log"
-        with log.open("ab") as output:
+    def start(self) -> Self:
+        """Start it, also anew after it ended."""
+        with self.log.open("ab") as output:
             self.process = subprocess.Popen(  # noqa: S603  (our own arguments)
-                [
-                    server_binary(),
-                    *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
-                    *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
-                    *self._options,
-                ],
+                self._command,
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C is for the one who started it.
             )
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise Unavailable(f"the server ended at once; its log is {log}:\n{log.read_text()[-2000:]}")
-            if self._answers():
-                return self
-            time.sleep(0.01)
-        raise Unavailable(f"the server did not answer within {timeout_s} s; its log is {log}")
+        return self
 
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it wrote."""
+        return self.log.read_text(errors="replace")[-3000:]
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status; kills it when it takes longer."""
+        assert self.process is not None, "started before"  # noqa: S101
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -signal.SIGKILL
+
+    def stop(self, timeout_s: float = 15) -> None:
+        """SIGTERM, then SIGKILL where that is not heard."""
+        if self.process is not None and self.alive:
             self.process.terminate()
             try:
-                self.process.wait(10)
+                self.process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self.kill()
 
     def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+        """SIGKILL to it and to what it started in its session."""
+        if self.process is not None and self.alive:
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
+
+
+class LocalServer(LocalProcess):
+    """A redis-server on 127.0.0.1 that keeps nothing on disk. Its log is in `directory`."""
+
+    def __init__(self, *options: str, port: int | None = None, directory: Path | None = None) -> None:
+        self.port = port or free_port()
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="daycap-server-"))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        command = [
+            server_binary(),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+            *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
+            *options,
+        ]
+        super().__init__(command, self.directory / "server.log")
+
+    @property
+    def name(self) -> str:
+        """What the server's program is called."""
+        return Path(self._command[0]).name
+
+    def url(self, database: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def start(self, timeout_s: float = 15) -> Self:
+        """Start it and wait until it answers. Raises `Unavailable` with its last words if it does not."""
+        super().start()
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if not self.alive:
+                raise Unavailable(f"the server ended at once; its log is {self.log}:\n{self.last_words}")
+            if self._answers():
+                return self
+            time.sleep(0.01)
+        raise Unavailable(f"the server did not answer within {timeout_s} s; its log is {self.log}")
 
     def _answers(self) -> bool:
         try:

@@ -16,9 +16,6 @@ logger = logging.getLogger("daycap.worker")
 _MOST_LOOKED_AT = 200
 """Messages that are opened to find the oldest. With more of them waiting, the queue has not caught up."""
 
-_SEND_MS = 10_000
-"""A message that is not at the broker yet was handed to it at most this long ago: senders time out before."""
-
 _UNSEEN_MS = 60_000
 """Where the broker does not show what workers have taken and not acknowledged: how long that may last."""
 
@@ -41,7 +38,8 @@ def settled_before_ms(app: Celery, now_ms: int) -> int:
         second = _oldest_sent_ms(channel)
     if first is None or second is None:
         return 0
-    return min(first, second, now_ms - _SEND_MS)
+    # Messages still on their way to the broker are not seen; the grace after a lease's deadline is far longer.
+    return min(first, second, now_ms)
 
 
 def _oldest_sent_ms(channel: Any) -> int | None:

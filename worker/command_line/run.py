@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from honcho.environ import parse_procfile
 from rich.console import Console
 
 from daycap.celery_transport import waiting_messages
@@ -21,10 +21,20 @@ from daycap.errors import Unavailable
 from daycap.settings import Settings
 from worker.command_line.client import ask, me
 from worker.ledger import Ledger
-from worker.local_server import LocalServer, free_port
+from worker.local_server import LocalProcess, LocalServer, free_port
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
+_PROCFILE = _ROOT / "Procfile"
 _START_S = 60
+
+_SHORT_TIMES = {
+    "DAYCAP_LEASE_TTL_SECONDS": "3",
+    "DAYCAP_GRACE_SECONDS": "1",
+    "DAYCAP_RESEND_SECONDS": "2",
+}
+"""With chaos: a replay is too short to wait half a minute each time that the counter lost everything."""
+
+Process = TypeVar("Process", bound=LocalProcess)
 
 notes = Console(stderr=True)
 
@@ -38,6 +48,7 @@ def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--seconds", type=click.FloatRange(1), default=30, show_default=True, help="How long."),
             click.option("--agents", type=click.IntRange(1, 1000), default=50, show_default=True),
             click.option("--runners", type=click.IntRange(1, 64), default=4, show_default=True),
+            click.option("--chaos", is_flag=True, help="Kill worker and server in the middle of it, and restart them."),
             click.option("--json", "as_json", is_flag=True, help="Write the result as JSON."),
         )
     ):
@@ -47,41 +58,51 @@ def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @replay_options
-def replay(as_json: bool, **options: Any) -> None:
+def replay(as_json: bool, chaos: bool, **options: Any) -> None:
     """Replay inference calls through real runner processes and audit what was recorded.
 
     The trace has columns TIMESTAMP, ContextTokens, GeneratedTokens; without one a day is made up. A worker
-    must be running. Ends with status 1 if anything differs.
+    must be running, but for --chaos, which starts its own servers as daycap run does. Ends with status 1 if
+    anything differs.
     """
-    sys.exit(_replay(as_json, **options))
+    sys.exit(_run(as_json, chaos, keep=False, **options) if chaos else _replay(as_json, **options))
 
 
 @click.command()
 @replay_options
 @click.option("--keep", is_flag=True, help="Keep everything running afterwards, until Ctrl-C.")
-def run(keep: bool, as_json: bool, **options: Any) -> None:
+def run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> None:
     """Show the main job: start every server here, replay a day, audit it, stop all.
 
     Needs nothing installed or running. Servers listen on free ports of 127.0.0.1; ledger and logs stay in
     .run/latest.
     """
+    sys.exit(_run(as_json, chaos, keep, **options))
+
+
+def _run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> int:
     _stop_on_sigterm()
     directory = Path(".run/latest").absolute()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+    if chaos:
+        os.environ.update(_SHORT_TIMES)
     with ExitStack() as stack:
-        flower = stack.enter_context(_everything(directory))
-        status = _replay(as_json, note=f"Flower {flower}", directory=directory / "replay", **options)
+        flower, victims = stack.enter_context(_everything(directory, chaos))
+        note = f"Flower {flower}"
+        status = _replay(as_json, note=note, victims=victims, directory=directory / "replay", **options)
         if keep:
             notes.print(f"\nstill running: Flower at [link]{flower}[/link]; Ctrl-C stops everything")
             signal.pause()
-    sys.exit(status)
+    return status
 
 
 @contextmanager
-def _everything(directory: Path) -> Iterator[str]:
-    """Server, ledger, worker, beat and Flower, while the block runs. Yields Flower's address."""
-    with _redis(directory) as server:
+def _everything(directory: Path, chaos: bool) -> Iterator[tuple[str, dict[str, LocalProcess]]]:
+    """Server, ledger, worker, beat and Flower, while the block runs. Yields Flower's address and who may be killed."""
+    server = LocalServer(directory=directory / "redis")
+    with _started(server), ExitStack() as stack:
+        notes.print(f"[green]✓[/] {server.name:<11} {server.url(0)} (counter), database 1 is the broker")
         flower_port = free_port()
         os.environ.update(
             DAYCAP_REDIS_URL=server.url(0),
@@ -90,56 +111,47 @@ def _everything(directory: Path) -> Iterator[str]:
             DAYCAP_FLOWER_PORT=str(flower_port),
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         )
-        with _honcho(directory / "release.log", "release") as release:
+        with _started(_honcho(directory, "release")) as release:
             if release.wait(_START_S):
-                raise _failed("the ledger was not migrated", directory / "release.log")
+                raise _failed("the ledger was not migrated", release)
         notes.print(f"[green]✓[/] ledger      sqlite:///{_near(directory / 'ledger.sqlite3')}")
-        log = directory / "processes.log"
-        with _honcho(log, "worker", "beat", "flower") as processes:
-            _wait_for_worker(processes, log)
-            notes.print(f"[green]✓[/] worker, beat and Flower; their log is {_near(log)}")
-            yield f"http://127.0.0.1:{flower_port}"
+        victims: dict[str, LocalProcess] = {}
+        if chaos:
+            # honcho ends everything when one process does: the one that will be killed is started apart from it.
+            victims = {"server": server, "worker": stack.enter_context(_started(_of_procfile(directory, "worker")))}
+            processes = stack.enter_context(_started(_honcho(directory, "beat", "flower")))
+        else:
+            processes = stack.enter_context(_started(_honcho(directory, "worker", "beat", "flower")))
+        _wait_for_worker(victims.get("worker", processes))
+        notes.print(f"[green]✓[/] worker, beat and Flower; their log is {_near(processes.log)}")
+        yield f"http://127.0.0.1:{flower_port}", victims
 
 
 @contextmanager
-def _redis(directory: Path) -> Iterator[LocalServer]:
-    server = LocalServer(directory=directory / "redis")
-    try:
-        server.start()
-        notes.print(f"[green]✓[/] {server.name:<11} {server.url(0)} (counter), database 1 is the broker")
-        yield server
-    finally:
-        server.stop()
-
-
-@contextmanager
-def _honcho(log: Path, *names: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Processes of the Procfile, ended when the block ends."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603  (our own arguments)
-            [sys.executable, "-m", "honcho", "start", "-f", str(_ROOT / "Procfile"), *names],
-            cwd=_ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C is ours to handle: the processes end in order.
-        )
+def _started(process: Process) -> Iterator[Process]:
+    process.start()
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        process.stop()
 
 
-def _wait_for_worker(processes: subprocess.Popen[bytes], log: Path) -> None:
+def _honcho(directory: Path, *names: str) -> LocalProcess:
+    """Processes of the Procfile, each ended with all others."""
+    command = [sys.executable, "-m", "honcho", "start", "-f", str(_PROCFILE), *names]
+    return LocalProcess(command, directory / f"{'-'.join(names)}.log", directory=_ROOT)
+
+
+def _of_procfile(directory: Path, name: str) -> LocalProcess:
+    """One process of the Procfile, by itself."""
+    command = parse_procfile(_PROCFILE.read_text()).processes[name]
+    return LocalProcess(["sh", "-c", f"exec {command}"], directory / f"{name}.log", directory=_ROOT)
+
+
+def _wait_for_worker(worker: LocalProcess) -> None:
     end = time.monotonic() + _START_S
     with notes.status("starting worker, beat and Flower"):
-        while processes.poll() is None:
+        while worker.alive:
             try:
                 ask("daycap.check_ledger", timeout_s=3)
             except click.ClickException:
@@ -147,10 +159,16 @@ def _wait_for_worker(processes: subprocess.Popen[bytes], log: Path) -> None:
                     break
             else:
                 return
-    raise _failed("the worker did not start", log)
+    raise _failed("the worker did not start", worker)
 
 
-def _replay(as_json: bool, note: str = "", directory: Path | None = None, **options: Any) -> int:
+def _replay(
+    as_json: bool,
+    note: str = "",
+    directory: Path | None = None,
+    victims: dict[str, LocalProcess] | None = None,
+    **options: Any,
+) -> int:
     settings = Settings.from_env()
     for name in ("redis_url", "broker_url", "ledger_url"):
         if not getattr(settings, name):
@@ -167,6 +185,8 @@ def _replay(as_json: bool, note: str = "", directory: Path | None = None, **opti
             ledger=ledger.engine,
             add_agents=lambda caps: ask("daycap.add_agents", caps=caps, changed_by=me()),
             backlog=lambda: waiting_messages(app),
+            reconcile=lambda: app.send_task("daycap.reconcile", ignore_result=False).get(timeout=_START_S),
+            chaos=victims,
             directory=directory,
             note=note,
             as_json=as_json,
@@ -176,8 +196,8 @@ def _replay(as_json: bool, note: str = "", directory: Path | None = None, **opti
     return 0 if result.ok else 1
 
 
-def _failed(what: str, log: Path) -> Unavailable:
-    return Unavailable(f"{what}; the end of {_near(log)}:\n{log.read_text(errors='replace')[-3000:]}")
+def _failed(what: str, process: LocalProcess) -> Unavailable:
+    return Unavailable(f"{what}; the end of {_near(process.log)}:\n{process.last_words}")
 
 
 def _near(path: Path) -> str:

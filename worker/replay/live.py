@@ -48,6 +48,7 @@ def _sentence(watch: Watch) -> str:
     return (
         f"{watch.total.calls:,} of {watch.plan.calls:,} calls ({calls_rate:,.0f}/s), "
         f"{watch.settled:,} settled ({settled_rate:,.0f}/s), {waiting} messages wait"
+        f"{watch.remark and '; '}{watch.remark}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from rich.console import Console
 from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
 from worker.audit import Difference
+from worker.local_server import LocalProcess
+from worker.replay.chaos import Chaos
 from worker.replay.journal_audit import Check, compare, read_recorded
 from worker.replay.live import show_live
 from worker.replay.plan import Plan, make_plan
@@ -51,6 +53,8 @@ def replay(
     ledger: sa.Engine,
     add_agents: Callable[[dict[str, int]], object],
     backlog: Callable[[], int],
+    reconcile: Callable[[], object],
+    chaos: Mapping[str, LocalProcess] | None = None,
     directory: Path | None = None,
     note: str = "",
     as_json: bool = False,
@@ -58,9 +62,10 @@ def replay(
     """Replay calls through real runner processes and compare what they did with what was recorded.
 
     `ledger` is only read. `add_agents` makes agents with their caps in micros and opens their day; `backlog` is
-    how many messages wait. The runners' files go into `directory`, by default a new temporary one; the runners
-    read their settings from this process's environment. Shows itself live and prints the result, or with
-    `as_json` prints it as one JSON object on stdout and shows itself on stderr.
+    how many messages wait; `reconcile` runs one. `chaos` names processes to kill and to start again meanwhile.
+    The runners' files go into `directory`, by default a new temporary one; the runners read their settings from
+    this process's environment. Shows itself live and prints the result, or with `as_json` prints it as one JSON
+    object on stdout and shows itself on stderr.
 
     Raises `Unavailable` if a runner does not start or the counter does not answer at the end.
     """
@@ -78,17 +83,20 @@ def replay(
     try:
         with Runners(plan, directory) as runners:
             watch = Watch(plan, counter, ledger, backlog)
+            kills = Chaos(chaos, options.seconds, seed) if chaos else None
             runners.go()
-            show_live(console, watch, [title, note] if note else [title], _look(watch, runners, options.seconds))
+            look = _look(watch, runners, options.seconds, kills)
+            show_live(console, watch, [title, note] if note else [title], look)
             took_s = watch.elapsed_s
             runners.stop()
             watch.look(runners.read_journals())
             of_runners = _check_runners(plan, watch, runners)
+        reconcile()
         recorded = read_recorded(ledger, counter, [agent.agent for agent in plan.agents], watch.entries)
     finally:
         counter.close()
     checks = [of_runners, *compare(watch.entries, recorded)]
-    result = ReplayResult.of(source, seed, took_s, directory, watch, recorded, checks)
+    result = ReplayResult.of(source, seed, took_s, directory, watch, recorded, checks, kills)
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
@@ -109,12 +117,15 @@ def _plan(options: ReplayOptions, seed: int) -> Plan:
     )
 
 
-def _look(watch: Watch, runners: Runners, seconds: float) -> Callable[[], bool]:
+def _look(watch: Watch, runners: Runners, seconds: float, chaos: Chaos | None) -> Callable[[], bool]:
     """One look at everything; False once all runners have ended, or should have."""
     give_up_s = seconds + _LATE_S + SETTLE_S + STOP_S
 
     def look() -> bool:
         running = runners.running
+        if chaos is not None:
+            chaos.act(watch.elapsed_s)
+            watch.remark = str(chaos)
         watch.look(runners.read_journals())
         return running and watch.elapsed_s < give_up_s
 

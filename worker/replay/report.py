@@ -12,6 +12,7 @@ from rich.text import Text
 
 from daycap.money import format_usd
 from worker.command_line.output import table
+from worker.replay.chaos import Chaos
 from worker.replay.journal_audit import Check, Recorded, excess_micros
 from worker.replay.watch import Tally, Watch
 
@@ -34,6 +35,7 @@ class ReplayResult:
     uncovered_micros: int
     excess_micros: int
     given_up_micros: int
+    kills: dict[str, int]
     checks: list[Check]
 
     @classmethod
@@ -46,6 +48,7 @@ class ReplayResult:
         watch: Watch,
         recorded: Recorded,
         checks: Sequence[Check],
+        chaos: Chaos | None,
     ) -> ReplayResult:
         """Sum up."""
         return cls(
@@ -61,6 +64,7 @@ class ReplayResult:
             uncovered_micros=sum(row.uncovered_micros for row in recorded.days),
             excess_micros=excess_micros(watch.entries),
             given_up_micros=sum(reading.given_up_micros for _, _, reading in recorded.readings if reading),
+            kills=dict(chaos.kills) if chaos else {},
             checks=list(checks),
         )
 
@@ -103,6 +107,7 @@ def show_result(console: Console, result: ReplayResult) -> None:
         ("released", f"{calls.released:,}", "cost above held", format_usd(result.excess_micros)),
         ("refused", f"{calls.refused:,}, {result.agents_refused} of {result.agents} agents", "", ""),
         ("unavailable", f"{calls.unavailable:,}", "given up", format_usd(result.given_up_micros)),
+        *((f"{name} killed", f"{times}", "", "") for name, times in sorted(result.kills.items())),
     ):
         numbers.add_row(*row)
     console.print()

@@ -57,6 +57,8 @@ class Watch:
         self.settled = 0
         self.waiting: int | None = None
         """Messages in the finalize queue; None while the broker does not say."""
+        self.remark = ""
+        """What else there is to say now."""
 
     @property
     def elapsed_s(self) -> float:

@@ -1,0 +1,98 @@
+"""daycap run: the main job, as a newcomer starts it; it brings its own servers and takes them away again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.processes import ROOT
+
+
+def start(directory: Path, *words: str) -> subprocess.Popen[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "daycap", *words],
+        cwd=directory,
+        env={**clean, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
+    said, noted = process.communicate(timeout=110)
+    assert process.returncode == 0, said + noted
+    result: dict[str, Any] = json.loads(said)
+    assert result["ok"], result["verdict"]
+    return result
+
+
+def left_over(directory: Path) -> list[psutil.Process]:
+    """Processes that work in, or for, what `daycap run` made in this directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(directory) in " ".join([*process.cmdline(), *process.environ().values()]):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def test_the_main_job_from_nothing(tmp_path: Path) -> None:
+    result = finished(start(tmp_path, "run", "--seconds", "6", "--agents", "20", "--seed", "7", "--json"))
+
+    assert (result["seed"], result["agents"]) == (7, 20)
+    assert result["calls"]["calls"] == 6 * 150
+    assert result["settled"] == result["calls"]["finalized"] > 0
+    assert result["agents_refused"] > 0
+    assert left_over(tmp_path) == []
+
+
+def test_a_trace_is_replayed(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [
+        f"2023-11-16 18:{second // 60:02d}:{second % 60:02d}.5000000,{100 + second},{10 + second}"
+        for second in range(200)
+    ]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+
+    result = finished(start(tmp_path, "run", "--seconds", "3", "--trace", str(trace), "--json"))
+
+    assert (result["source"], result["calls"]["calls"]) == ("trace.csv", 200)
+
+
+def test_chaos_changes_no_verdict(tmp_path: Path) -> None:
+    """Worker and server die in the middle of it, twice and more; every check still holds."""
+    result = finished(start(tmp_path, "replay", "--chaos", "--seconds", "16", "--agents", "20", "--json"))
+
+    assert result["kills"] == {"server": 2, "worker": 3}
+    assert result["settled"] == result["calls"]["finalized"] > 0
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_every_process(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "run", "--seconds", "60")
+    journals = tmp_path / ".run" / "latest" / "replay"
+    end = time.monotonic() + 60
+    while not any(path.stat().st_size for path in journals.glob("*.journal")):
+        assert time.monotonic() < end, "the runners did not begin"
+        time.sleep(0.05)
+
+    process.send_signal(number)
+    said, noted = process.communicate(timeout=60)
+
+    assert process.returncode not in (0, None), said
+    assert "Traceback" not in said + noted
+    assert left_over(tmp_path) == []
