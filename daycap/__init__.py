@@ -18,8 +18,9 @@ from daycap.errors import (
 )
 from daycap.lease_book import Hold
 from daycap.money import MAX_MICROS, format_usd, usd
+from daycap.readings import Reading
 from daycap.settings import Settings
-from daycap.wallet import Reading, Wallet
+from daycap.wallet import Wallet, WalletStats
 
 __all__ = [
     "MAX_MICROS",
@@ -41,6 +42,7 @@ __all__ = [
     "Unavailable",
     "UnknownAgent",
     "Wallet",
+    "WalletStats",
     "format_usd",
     "usd",
 ]

@@ -24,10 +24,10 @@ _TIMEOUT_S = 3
 
 
 class CeleryTransport(Transport):
-    """Sends tasks to the broker at `url`. `counter_ms` tells the counter's time, None if it is not known."""
+    """Sends tasks to the broker at `url`."""
 
-    def __init__(self, url: str, counter_ms: Callable[[], int | None] = lambda: None) -> None:
-        self._counter_ms = counter_ms
+    def __init__(self, url: str) -> None:
+        self._counter_ms: Callable[[], int | None] = lambda: None
         self._app = Celery("daycap-runner", broker=url, set_as_current=False)
         self._app.conf.update(
             task_serializer="json",
@@ -51,6 +51,9 @@ class CeleryTransport(Transport):
 
     def backlog(self) -> int:
         return waiting_messages(self._app)
+
+    def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
+        self._counter_ms = counter_ms
 
     def forget(self) -> None:
         self._producer = None  # Its socket is the parent's: not closed here, never written to.

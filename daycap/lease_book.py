@@ -6,11 +6,10 @@ in two, building a request and applying its reply, so that a thread or an event 
 
 from __future__ import annotations
 
-import os
+import logging
 import secrets
 import threading
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
@@ -18,6 +17,8 @@ from daycap.counter import KEPT_DAYS, Answer, SyncReply, SyncRequest, settled_up
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
 from daycap.money import MAX_MICROS, micros
 from daycap.wire import FinalizeEvent, new_lease_id
+
+logger = logging.getLogger("daycap")
 
 _MS = 1_000_000
 _RESENDS_BEFORE_SUCCESSOR = 2
@@ -32,7 +33,8 @@ class Lease:
 
     `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
     has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
-    each event until the counter says that the ledger has it.
+    each event until the counter says that the ledger has it. `owed`: the counter may still have money set aside
+    that is not needed here; `recalled`: it wants back what is free.
     """
 
     __slots__ = (
@@ -47,12 +49,13 @@ class Lease:
         "id",
         "last_hold",
         "leased",
+        "owed",
         "progress_ns",
         "rate",
+        "recalled",
         "released",
         "resends",
         "returned",
-        "settled_events",
         "spent",
         "unsettled",
         "used",
@@ -67,14 +70,13 @@ class Lease:
         self.deadline_ns = 0
         self.last_hold = self.events = self.released = 0
         self.unsettled: dict[int, FinalizeEvent] = {}
-        self.settled_events = 0
         self.progress_ns = now_ns
         self.resends = 0
         self.used = 0
         self.window_ns = now_ns
         self.rate = 0.0
         self.cap = self.spent = self.leased = 0
-        self.foreign = False
+        self.owed = self.recalled = self.foreign = False
 
     @property
     def live_holds(self) -> int:
@@ -84,7 +86,7 @@ class Lease:
     @property
     def in_use(self) -> bool:
         """Whether the counter must go on hearing of this lease."""
-        return self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
+        return self.owed or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
 
 
 class Hold:
@@ -94,16 +96,24 @@ class Hold:
     held: the provider may have billed the call even though it failed.
     """
 
-    __slots__ = ("_book", "_ended", "_lease", "_number", "actual", "held_micros")
+    __slots__ = ("_actual", "_book", "_ended", "_lease", "_number", "held_micros")
 
     def __init__(self, book: LeaseBook, lease: Lease, number: int, held_micros: int) -> None:
         self._book = book
         self._lease = lease
         self._number = number
         self._ended = False
+        self._actual: int | None = None
         self.held_micros = held_micros
-        self.actual: int | None = None
-        """The actual cost in micros, for leaving a `with` block; None until it is known."""
+
+    @property
+    def actual(self) -> int | None:
+        """The actual cost in micros, for leaving a `with` block; None until it is set. Raises `InvalidAmount`."""
+        return self._actual
+
+    @actual.setter
+    def actual(self, actual_micros: int) -> None:
+        self._actual = micros(actual_micros)
 
     @property
     def id(self) -> str:
@@ -142,7 +152,7 @@ class Hold:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if not self._ended:
-            self.finalize(self.held_micros if self.actual is None else self.actual)
+            self.finalize(self.held_micros if self._actual is None else self._actual)
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "live"
@@ -183,13 +193,13 @@ class LeaseBook:
         self._now_ns = now_ns
         self._random = random
         self._clear()
-        _forked_books.add(self)
 
     def _clear(self) -> None:
         self._lock = threading.Lock()
         self._current: dict[str, Lease] = {}
         self._retired: list[Lease] = []
         self._clock_offset_ms: int | None = None
+        self._closed = False
         self.ttl_ms = 0
 
     # --- the hot path -----------------------------------------------------------------------------------
@@ -222,21 +232,22 @@ class LeaseBook:
         with self._lock:
             if hold._ended or lease.foreign:
                 raise _ended(hold)
-            held = hold.held_micros
+            held = before = hold.held_micros
             if actual > held and self._now_ns() < lease.deadline_ns:
                 # An overage is first covered by the lease's own free money, so that it is not lent twice.
-                raised = min(actual - held, lease.free)
-                lease.free -= raised
-                hold.held_micros = held = held + raised
-            lease.free += held - min(actual, held)
-            hold._ended = True
+                held += min(actual - held, lease.free)
             if not lease.unsettled:
                 lease.progress_ns = self._now_ns()
-            lease.events = number = lease.events + 1
+            number = lease.events + 1
             event = FinalizeEvent(
                 f"{lease.id}-{hold._number}", lease.id, number, lease.agent, lease.day, held, actual, at_ms
             )
+            # In this order: wherever an exception from outside (a signal's handler) cuts it off, the event is kept.
             lease.unsettled[number] = event
+            lease.events = number
+            hold._ended = True
+            hold.held_micros = held
+            lease.free += before - event.drawn_micros
             # Emitted under the lock, so that events travel in the order of their numbers.
             self._emit(event)
 
@@ -260,7 +271,9 @@ class LeaseBook:
         now_ns = self._now_ns()
         with self._lock:
             lease = self._lease_for(agent, estimate, now_ns)
-            self._hand_back_if_dead(lease, now_ns)
+            if now_ns >= lease.deadline_ns:
+                _hand_back(lease, lease.free)
+            lease.owed = True
             earmarked, lease.free = lease.free, 0
             need = max(0, estimate - earmarked)
             elapsed_ns = max(now_ns - lease.window_ns, _SHORTEST_WINDOW_NS)
@@ -296,8 +309,8 @@ class LeaseBook:
                 return None  # The answer was to other totals than those of now.
             if reply.answer is Answer.FENCED:
                 raise BudgetUnavailable(
-                    f"agent {lease.agent}: the counter lost data and waits for every runner to put its "
-                    "leases back; new money is lent again after a ttl and grace"
+                    f"agent {lease.agent}: the counter lost its data and lends nothing new until every runner had "
+                    "the time to put its leases back; try again in a minute"
                 )
             if reply.answer is Answer.REFUSED:
                 own = max(0, reply.granted_micros - lease.returned - reply.drawn_micros)
@@ -313,6 +326,19 @@ class LeaseBook:
                 )
         return None
 
+    def close(self) -> None:
+        """No new hold from now on; what is live can still be ended."""
+        with self._lock:
+            self._closed = True
+            for lease in self._all():
+                lease.deadline_ns = 0
+
+    def forget(self) -> None:
+        """In a forked child: the leases and the holds are the parent's."""
+        for lease in self._all():
+            lease.foreign = True
+        self._clear()
+
     def abandon(self, pending: Pending) -> None:
         """The sync got no answer: put the earmarked money back. What was granted unseen counts next time."""
         with self._lock:
@@ -320,21 +346,17 @@ class LeaseBook:
 
     # --- renewing: every lease that is in use, all agents together ----------------------------------------
 
-    def begin_renewal(self, *, hand_back: bool = False) -> list[Pending]:
-        """Build a sync without need for every lease in use, handing back what lies idle or all of it."""
+    def begin_renewal(self, only: Sequence[Lease] | None = None, *, hand_back: bool = False) -> list[Pending]:
+        """Build a sync without need for every lease in use (of `only`), handing back what lies idle, or all of it."""
         now_ns = self._now_ns()
-        today = self._today(now_ns)
         with self._lock:
-            self._retire_before(today)
+            self._tidy(self._today(now_ns))
             pending = []
-            for lease in (*self._current.values(), *self._retired):
+            for lease in self._all() if only is None else only:
                 if not lease.in_use:
                     continue
-                self._hand_back_if_dead(lease, now_ns)
-                if hand_back:
-                    _hand_back(lease, lease.free)
-                else:
-                    self._hand_back_idle(lease, now_ns)
+                dead = now_ns >= lease.deadline_ns
+                _hand_back(lease, lease.free if hand_back or lease.recalled or dead else self._idle(lease, now_ns))
                 request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
                 pending.append(Pending(lease, request, now_ns))
             return pending
@@ -348,6 +370,7 @@ class LeaseBook:
         with self._lock:
             self._clock_offset_ms = reply.now_ms - now_ns // _MS
             if not reply.answer.taken:
+                lease.owed = lease.owed and lease.granted > 0
                 return False
             self.ttl_ms = reply.ttl_ms
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
@@ -357,11 +380,19 @@ class LeaseBook:
             # Before its day begins a lease is as dead as after it has ended.
             day_ms = reply.now_ms - day_start_ms(lease.day)
             day_left_ms = DAY_MS - day_ms if 0 <= day_ms < DAY_MS else 0
-            deadline_ns = pending.sent_ns + min(reply.ttl_ms, day_left_ms) * _MS - self._guard_ns
+            # The guard is for what the counter does at its deadline. At the day's end it does nothing: a hold that
+            # was made just before it may be sent just after.
+            deadline_ns = pending.sent_ns + min(reply.ttl_ms * _MS - self._guard_ns, day_left_ms * _MS)
             # A paused agent makes no new hold, not even from money that a finalize frees later.
             paused = reply.answer is Answer.PAUSED
-            lease.deadline_ns = 0 if paused else max(lease.deadline_ns, deadline_ns)
+            lease.deadline_ns = 0 if paused or self._closed else max(lease.deadline_ns, deadline_ns)
+            lease.recalled = reply.recall
             self._drop_settled(lease, reply, now_ns)
+            said = pending.request
+            lease.owed = (
+                lease.returned != said.returned_micros
+                or reply.granted_micros - said.returned_micros - reply.drawn_micros > 0
+            )
             return (reply.recall or paused) and lease.free > 0
 
     # --- looking ------------------------------------------------------------------------------------------
@@ -404,26 +435,29 @@ class LeaseBook:
 
         Only those that were sent again meanwhile; call it when the broker has taken all that was sent.
         """
-        now_ns = self._now_ns()
+        today = self.today()
         with self._lock:
             dropped: list[FinalizeEvent] = []
             for lease in self._all():
-                if lease.resends and self.expired(lease.day, now_ns):
+                if lease.resends and _expired(lease.day, today):
                     dropped += lease.unsettled.values()
                     lease.unsettled = {}
             for event in dropped:
                 self._settled(event)
             return dropped
 
-    def expired(self, day: str, now_ns: int | None = None) -> bool:
+    def expired(self, day: str) -> bool:
         """Whether the counter has forgotten `day`, so that nothing can be learnt of it."""
-        today = self._today(self._now_ns() if now_ns is None else now_ns)
-        return day_start_ms(today) > day_start_ms(day) + KEPT_DAYS * DAY_MS
+        return _expired(day, self.today())
 
     def live_holds(self) -> int:
         """How many holds of this process have not ended."""
         with self._lock:
             return sum(lease.live_holds for lease in self._all())
+
+    def hear(self, counter_ms: int) -> None:
+        """Take over the counter's clock from an answer that came just now."""
+        self._clock_offset_ms = counter_ms - self._now_ns() // _MS
 
     def today(self) -> str:
         """The UTC day by the counter's clock, as far as it is known, else by this host's."""
@@ -454,11 +488,22 @@ class LeaseBook:
             lease = self._current[agent] = Lease(agent, today, new_lease_id(agent, today, self._random(16)), now_ns)
         return lease
 
-    def _retire_before(self, today: str) -> None:
+    def _tidy(self, today: str) -> None:
+        """Retire leases of days that are over; let go of those that nobody needs any more."""
         for lease in list(self._current.values()):
             if lease.day < today:
                 self._retire(lease)
-        self._retired = [lease for lease in self._retired if lease.in_use]
+            elif lease.granted == 0 and not lease.in_use:
+                del self._current[lease.agent]  # Made for a question; the answer was no.
+        kept = []
+        for lease in self._retired:
+            if lease.live_holds and not lease.unsettled and _expired(lease.day, today):
+                logger.error(
+                    "letting go of %d holds of agent %s on %s: never ended", lease.live_holds, lease.agent, lease.day
+                )
+            elif lease.in_use and (lease.unsettled or not _expired(lease.day, today)):
+                kept.append(lease)
+        self._retired = kept
 
     def _retire(self, lease: Lease) -> None:
         """No new hold from it; it is renewed while it is in use."""
@@ -466,29 +511,22 @@ class LeaseBook:
         del self._current[lease.agent]
         self._retired.append(lease)
 
-    def _hand_back_if_dead(self, lease: Lease, now_ns: int) -> None:
-        if now_ns >= lease.deadline_ns:
-            _hand_back(lease, lease.free)
-
-    def _hand_back_idle(self, lease: Lease, now_ns: int) -> None:
-        """Keep what the last two windows' use needs for a slice; the rest is idle."""
+    def _idle(self, lease: Lease, now_ns: int) -> int:
+        """What the last two windows' use does not need for a slice."""
         elapsed_ns = now_ns - lease.window_ns
         if elapsed_ns < _SHORTEST_WINDOW_NS:
-            return
+            return 0
         rate = lease.used * 1e9 / elapsed_ns
-        _hand_back(lease, max(0, lease.free - int(max(rate, lease.rate) * self._slice_seconds)))
+        idle = max(0, lease.free - int(max(rate, lease.rate) * self._slice_seconds))
         lease.rate, lease.used, lease.window_ns = rate, 0, now_ns
+        return idle
 
     def _drop_settled(self, lease: Lease, reply: SyncReply, now_ns: int) -> None:
         up_to = settled_up_to(reply.events, reply.last_event)
-        if up_to > lease.settled_events:
-            lease.settled_events = up_to
+        while lease.unsettled and (number := next(iter(lease.unsettled))) <= up_to:
+            self._settled(lease.unsettled.pop(number))
             lease.progress_ns = now_ns
             lease.resends = 0
-        for number in list(lease.unsettled):
-            if number > up_to:
-                break
-            self._settled(lease.unsettled.pop(number))
 
 
 def resend_wait_ns(resend_ns: int, resends: int) -> int:
@@ -498,24 +536,17 @@ def resend_wait_ns(resend_ns: int, resends: int) -> int:
 
 def _hand_back(lease: Lease, amount: int) -> None:
     """Out of the book first: what is reported as returned must not be held again."""
-    lease.free -= amount
-    lease.returned += amount
+    if amount:
+        lease.free -= amount
+        lease.returned += amount
+        lease.owed = True
+
+
+def _expired(day: str, today: str) -> bool:
+    return day_start_ms(today) > day_start_ms(day) + KEPT_DAYS * DAY_MS
 
 
 def _ended(hold: Hold) -> HoldEnded:
     if hold._lease.foreign:
         return HoldEnded(f"hold {hold.id} belongs to the process that this one was forked from")
     return HoldEnded(f"hold {hold.id} was finalized or released before")
-
-
-_forked_books: weakref.WeakSet[LeaseBook] = weakref.WeakSet()
-
-
-def _forget_leases_of_the_parent() -> None:
-    for book in list(_forked_books):
-        for lease in book._all():
-            lease.foreign = True
-        book._clear()
-
-
-os.register_at_fork(after_in_child=_forget_leases_of_the_parent)

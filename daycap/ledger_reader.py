@@ -118,13 +118,19 @@ def _read_only_engine(url: str) -> Engine:
 
         def connect() -> Any:
             # Opened for reading only: a mistyped path must not make an empty ledger.
-            return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=2, check_same_thread=False)
+            return sqlite3.connect(
+                f"file:{quote(str(path))}?mode=ro", uri=True, timeout=2, check_same_thread=False, isolation_level=None
+            )
 
-        return sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
+        engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
+        # The driver itself begins no transaction for a SELECT, and each would see another state of the ledger.
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        return engine
     if parsed.get_backend_name() == "postgresql":
         return sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             connect_args={"connect_timeout": 2, "options": "-c default_transaction_read_only=on"},
+            isolation_level="REPEATABLE READ",
             pool_pre_ping=True,
         )
     raise InvalidSetting("DAYCAP_LEDGER_URL must be sqlite:///... or postgresql://...")

@@ -70,6 +70,7 @@ class MemoryCounter(Counter):
         self._now_ms = now_ms
         self._lock = threading.Lock()
         self._days: dict[tuple[str, str], _Day] = {}
+        self._swept = ""
 
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
         with self._lock:
@@ -134,6 +135,12 @@ class MemoryCounter(Counter):
             return None
         return found
 
+    def _sweep(self, day: str, now_ms: int) -> None:
+        """Forget what has expired, once for each new day."""
+        if day > self._swept:
+            self._swept = day
+            self._days = {where: each for where, each in self._days.items() if now_ms < each.expires_ms}
+
     def _read_lease(self, key: LeaseKey, now_ms: int) -> LeaseTotals | None:
         day = self._day(key.agent, key.day, now_ms)
         if day is None or not day.open:
@@ -153,7 +160,7 @@ class MemoryCounter(Counter):
         lease = day.leases.setdefault(request.lease, _Lease())
         lease.granted = max(lease.granted, request.granted_micros)
         lease.returned = max(lease.returned, request.returned_micros)
-        lease.deadline_ms = now_ms + day.ttl_ms
+        lease.deadline_ms = max(lease.deadline_ms, now_ms + day.ttl_ms)
 
         answer = Answer.OK
         if day.status == PAUSED:
@@ -203,10 +210,13 @@ class MemoryCounter(Counter):
 
         opened = day is None or not day.open
         if day is None or not day.open:
+            self._sweep(snapshot.day, now_ms)
             day = _Day(expires_ms=day_start_ms(snapshot.day) + (1 + KEPT_DAYS) * DAY_MS)
             if now_ms >= first_until_ms:
                 day.fence_until_ms = now_ms + terms.ttl_ms + terms.guard_ms
             self._days[where] = day
+        elif now_ms < first_until_ms:
+            day.fence_until_ms = 0
         day.ttl_ms = terms.ttl_ms
 
         if snapshot.seq >= day.seq:
@@ -225,7 +235,8 @@ class MemoryCounter(Counter):
                 given_up += lease.outstanding
                 lease.granted = lease.returned = 0
         if day.fence_until_ms > 0 and day.fence_until_ms + terms.grace_ms < expire_before_ms:
-            given_up += max(0, day.cap - day.spent - day.leased)
+            if now_ms < day_start_ms(snapshot.day) + DAY_MS:
+                given_up += max(0, day.cap - day.spent - day.leased)
             day.fence_until_ms = 0
         day.given_up += given_up
         return PublishReply(now_ms, opened, day.fence_until_ms > 0, day.leased, given_up)

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from daycap.counter import ACTIVE, Counter, DaySnapshot, LeaseTerms, LeaseTotals
+from daycap.clock import DAY_MS, day_start_ms
+from daycap.counter import ACTIVE, KEPT_DAYS, Counter, DaySnapshot, LeaseTerms, LeaseTotals
 from daycap.publisher import Transport
 from daycap.wire import FinalizeEvent
 
@@ -60,6 +61,10 @@ class MemoryLedger(Transport):
     def backlog(self) -> int:
         return 0
 
+    def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
+        if self._onward is not None:
+            self._onward.use_clock(counter_ms)
+
     def forget(self) -> None:
         self._lock = threading.Lock()
         if self._onward is not None:
@@ -78,6 +83,9 @@ class MemoryLedger(Transport):
     def _open(self, agent: str, day: str) -> _Day | None:
         found = self._days.get((agent, day))
         if found is None and (start := self._source(agent, day)) is not None:
+            oldest_ms = day_start_ms(day) - (KEPT_DAYS + 1) * DAY_MS
+            for old in [where for where in self._days if day_start_ms(where[1]) < oldest_ms]:
+                del self._days[old]
             found = self._days[agent, day] = _Day(
                 start.seq, start.status, start.cap_micros, start.spent_micros, {t.lease: t for t in start.leases}
             )

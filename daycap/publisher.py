@@ -11,7 +11,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from daycap.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
 
@@ -34,6 +34,10 @@ class Transport(ABC):
     @abstractmethod
     def backlog(self) -> int:
         """How many messages wait to be settled."""
+
+    @abstractmethod
+    def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
+        """Be told where the counter's time comes from, None while it is not known; messages carry it."""
 
     @abstractmethod
     def forget(self) -> None:
@@ -61,10 +65,15 @@ class Publisher:
         self._events: deque[FinalizeEvent] = deque()
         self._openings: dict[tuple[str, str], None] = {}
         self._wake = threading.Event()
+        self._look = False
+        self._looked = threading.Event()
+        self._backlog: int | None = None
         self._idle = False
         self._sending = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.trouble: Exception | None = None
+        """Why the last send failed; None after one that did not."""
         self.failures = 0
         """How many sends failed, since the start."""
 
@@ -89,54 +98,80 @@ class Publisher:
         """How many events the broker has not taken yet."""
         return len(self._events) + self._sending
 
-    def backlog(self) -> int | None:
-        """How many messages wait at the broker; None if it does not say."""
-        try:
-            return self.transport.backlog()
-        except Exception as error:
-            logger.debug("the broker does not tell its backlog: %r", error)
-            return None
+    def backlog(self, timeout_s: float) -> int | None:
+        """How many messages wait at the broker; None if it does not say within `timeout_s`.
+
+        The thread asks, for a broker that hangs may take far longer than whoever wants to know can wait.
+        """
+        self._looked.clear()
+        self._look = True
+        self._rouse()
+        return self._backlog if self._looked.wait(timeout_s) else None
 
     def close(self, timeout_s: float) -> None:
-        """End the thread after the send that is under way, at the latest after `timeout_s`."""
+        """Send what waits and end the thread, at the latest after `timeout_s`. What is put later is still sent."""
         self._stop.set()
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        if (thread := self._thread) is not None:
+            thread.join(timeout_s)
         self.transport.close()
 
     def _rouse(self) -> None:
         with self._start_lock:
-            if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="daycap-publisher", daemon=True)
-                self._thread.start()
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="daycap-publisher", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # No thread can be had now. The event is kept, and the next one tries again.
+                    logger.error("cannot start the publisher: %s", error)
+                    return
+                self._thread = thread
         self._wake.set()
 
     def _run(self) -> None:
         backoff_s = _FIRST_BACKOFF_S
         while True:
             try:
-                while self._openings:
-                    where = next(iter(self._openings))
-                    self.transport.open_day(*where)
-                    self._openings.pop(where, None)
-                while self._events:
-                    self._send_some()
-                    backoff_s = _FIRST_BACKOFF_S
-                    if self._openings:
-                        break
+                self._send_all()
+                if self._look:
+                    self._look_at_backlog()
+                self.trouble = None
+                backoff_s = _FIRST_BACKOFF_S
             except Exception as error:
-                self.failures += 1
-                log = logger.warning if self.failures in (1, 10, 100) or self.failures % 1000 == 0 else logger.debug
-                log("the broker did not take %d events: %s", self.waiting, type(error).__name__)
-                if self._stop.is_set():
-                    return
+                self._note(error)
+            if self._ends():
+                return
+            if self.trouble is None:
+                self._sleep()
+            else:
                 self._stop.wait(backoff_s)
                 backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
-                continue
-            if self._stop.is_set():
-                return
-            self._sleep()
+
+    def _ends(self) -> bool:
+        """Whether the thread is to end: it was told to, and nothing waits or nothing can be sent."""
+        if not self._stop.is_set():
+            return False
+        with self._start_lock:
+            if self.trouble is None and (self._events or self._openings):
+                return False
+            self._thread = None  # From here on `put` starts another one.
+            return True
+
+    def _send_all(self) -> None:
+        while self._events or self._openings:
+            while self._openings:
+                where = next(iter(self._openings))
+                self.transport.open_day(*where)
+                self._openings.pop(where, None)
+            if self._events:
+                self._send_some()
+
+    def _note(self, error: Exception) -> None:
+        self.trouble = error
+        self.failures += 1
+        log = logger.warning if self.failures in (1, 10, 100) or self.failures % 1000 == 0 else logger.debug
+        log("the broker did not take %d events: %s", self.waiting, type(error).__name__)
 
     def _send_some(self) -> None:
         events = self._events
@@ -150,10 +185,19 @@ class Publisher:
         finally:
             self._sending = 0
 
+    def _look_at_backlog(self) -> None:
+        self._look = False
+        try:
+            self._backlog = self.transport.backlog()
+        except Exception as error:
+            logger.debug("the broker does not tell its backlog: %r", error)
+            self._backlog = None
+        self._looked.set()
+
     def _sleep(self) -> None:
         # `put` looks at `_idle` after it appended; here it is set before the last look at what was appended.
         self._wake.clear()
         self._idle = True
-        if not self._events and not self._openings and not self._stop.is_set():
+        if not (self._events or self._openings or self._look or self._stop.is_set()):
             self._wake.wait()
         self._idle = False

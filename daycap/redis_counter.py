@@ -64,6 +64,7 @@ class RedisCounter(Counter):
             protocol=2,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
+            max_connections=2**31,  # As many as threads ask at once: redis-py would refuse the hundred-and-first.
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=_learn_run_id,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),

@@ -31,6 +31,8 @@ def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[
     now_ms = wall_ms()
     with ledger.writing() as connection:
         made = days.insert_missing(connection, wanted, now_ms)
+    # Read by itself: the rows are not locked here, and several statements must see one state of them.
+    with ledger.reading() as connection:
         snapshots = read_snapshots(connection, wanted)
     publisher.publish([s for s in snapshots if (s.agent, s.day) in made], opened_at_ms=opened_at_ms)
     publisher.publish([s for s in snapshots if (s.agent, s.day) not in made])

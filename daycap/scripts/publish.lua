@@ -57,6 +57,9 @@ if opened then
     lease.deadline_ms = math.max(lease.deadline_ms, now_ms + ttl_ms)
     touched[id] = true
   end
+elseif now_ms < first_until_ms then
+  -- Another publish of the same row overtook the first one, which comes only once: nothing was lent before it.
+  fence_until_ms = 0
 end
 
 if seq >= tonumber(known.seq or '0') then
@@ -93,7 +96,10 @@ end
 local fenced = fence_until_ms > 0
 if fenced and fence_until_ms + grace_ms < expire_before_ms then
   -- Whoever lives has put its lease back by now. What still stands free may have been lent to the dead.
-  given_up = given_up + math.max(0, tonumber(known.cap) - tonumber(known.spent) - leased)
+  -- (Of a day that is over nothing can be lent.)
+  if now_ms < day_start_ms + DAY_MS then
+    given_up = given_up + math.max(0, tonumber(known.cap) - tonumber(known.spent) - leased)
+  end
   fenced, fence_until_ms = false, 0
 end
 

@@ -36,11 +36,14 @@ local status, cap, spent, leased, ttl_ms = known[2], tonumber(known[3]), tonumbe
   tonumber(known[6])
 local recall_until_ms, fenced = tonumber(known[7] or '0'), known[8]
 
-local granted, returned, drawn, events, last_event = 0, 0, 0, 0, 0
+local granted, returned, drawn, events, last_event, deadline_ms = 0, 0, 0, 0, 0, 0
 if known[9] then
-  local g, r, d, e, l = string.match(known[9], '^(%d+) (%d+) (%d+) (%d+) (%d+) %d+$')
+  local g, r, d, e, l, t = string.match(known[9], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
   granted, returned, drawn, events, last_event = tonumber(g), tonumber(r), tonumber(d), tonumber(e), tonumber(l)
+  deadline_ms = tonumber(t)
 end
+-- A ttl that was made shorter does not take back what the runner was told before.
+deadline_ms = math.max(deadline_ms, now_ms + ttl_ms)
 local outstanding_before = math.max(0, granted - returned - drawn)
 
 granted = math.max(granted, said_granted)
@@ -75,7 +78,7 @@ elseif need > 0 then
 end
 
 redis.call('HSET', key, lease_field,
-  string.format('%.0f %.0f %.0f %.0f %.0f %.0f', granted, returned, drawn, events, last_event, now_ms + ttl_ms),
+  string.format('%.0f %.0f %.0f %.0f %.0f %.0f', granted, returned, drawn, events, last_event, deadline_ms),
   'leased', string.format('%.0f', leased), 'recall_until_ms', string.format('%.0f', recall_until_ms))
 
 local recall = (now_ms < recall_until_ms or spent + leased > cap) and 1 or 0

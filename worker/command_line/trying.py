@@ -54,7 +54,8 @@ def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_mi
     settings = Settings.from_env()
     if not settings.broker_url:
         raise click.ClickException("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
-    transport = CeleryTransport(settings.broker_url, wall_ms)
+    transport = CeleryTransport(settings.broker_url)
+    transport.use_clock(wall_ms)
     transport.send([event])
     transport.close()
     show(event.to_wire(), as_json, lambda: f"queued; daycap status {agent} shows it when it is settled")

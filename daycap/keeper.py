@@ -1,0 +1,184 @@
+"""The keeper: one thread that renews leases, and sees to it that every event reaches the ledger."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from daycap.counter import Answer, Counter, settled_up_to
+from daycap.errors import CounterUnavailable
+from daycap.lease_book import Lease, LeaseBook
+from daycap.outbox import AbandonedOutbox, Outbox
+from daycap.publisher import Publisher
+from daycap.settings import Settings
+from daycap.wire import FinalizeEvent
+
+logger = logging.getLogger("daycap")
+
+_OPEN_AGAIN_S = 1.0
+"""How long to wait before asking again for a day to be opened."""
+
+_FIRST_TTL_S = 1.5
+"""Until the counter has told the leases' ttl: look again soon."""
+
+
+class Keeper:
+    """Renews what `book` has leased, a third of a ttl apart, and sends again what is not settled in time."""
+
+    def __init__(
+        self, book: LeaseBook, counter: Counter, publisher: Publisher, outbox: Outbox | None, settings: Settings
+    ) -> None:
+        self._book = book
+        self._counter = counter
+        self._publisher = publisher
+        self._outbox = outbox
+        self._settings = settings
+        self._adopted: list[AbandonedOutbox] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start_lock = threading.Lock()
+        self._renewing = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._asked_to_open: dict[tuple[str, str], float] = {}
+        self._adopted = []
+        self.resent = 0
+        """How many events were sent again, since the start."""
+
+    def forget(self) -> None:
+        """In a forked child: start anew with nothing to keep."""
+        for adopted in self._adopted:
+            adopted.forget()
+        self._begin()
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Start the thread, if it does not run."""
+        if self._thread is None:
+            with self._start_lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="daycap-keeper", daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread. What is adopted and not settled is left to the next process."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        for adopted in self._adopted:
+            adopted.close()
+
+    def unsettled(self) -> list[FinalizeEvent]:
+        """Every event that the ledger is not known to have, those adopted from dead processes too."""
+        return [*self._book.unsettled(), *(event for adopted in self._adopted for event in adopted.events)]
+
+    def learn_settled(self) -> None:
+        """Ask what is settled, now."""
+        self.renew()
+        self.follow_adopted()
+
+    def ask_to_open(self, agent: str, day: str) -> None:
+        """Ask a worker to open the day, once a second at most."""
+        now = time.monotonic()
+        if now - self._asked_to_open.get((agent, day), -_OPEN_AGAIN_S) >= _OPEN_AGAIN_S:
+            self._asked_to_open[agent, day] = now
+            self._publisher.open_day(agent, day)
+
+    def renew(self, *, hand_back: bool = False) -> None:
+        """One sync of every lease in use; a second one of those that were asked for their free money."""
+        with self._renewing:
+            only: list[Lease] | None = None
+            while only is None or only:
+                pending = self._book.begin_renewal(only, hand_back=hand_back)
+                if not pending:
+                    return
+                try:
+                    replies = self._counter.sync([each.request for each in pending])
+                except CounterUnavailable as error:
+                    logger.warning("leases were not renewed: %s", error)
+                    return
+                first, only = only is None, []
+                for each, reply in zip(pending, replies, strict=True):
+                    if self._book.apply(each, reply) and first:
+                        only.append(each.lease)
+                    if reply.answer is Answer.NOT_OPEN:
+                        self.ask_to_open(each.request.agent, each.request.day)
+
+    def follow_adopted(self) -> None:
+        """Adopt what dead processes left in the outbox, and follow it until it is settled."""
+        if self._outbox is None or self._stop.is_set():
+            return
+        with self._renewing:
+            if found := self._outbox.adopt():
+                self._adopted += found
+                self.start()
+            for adopted in list(self._adopted):
+                self._follow(adopted)
+                if not adopted.events:
+                    self._adopted.remove(adopted)
+                    adopted.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait((self._book.ttl_ms / 1000 or _FIRST_TTL_S) / 3):
+            try:
+                self._tick()
+            except Exception:
+                logger.exception("keeping leases and events failed; trying again")
+
+    def _tick(self) -> None:
+        self.renew()
+        self._resend_what_stalled()
+        self.follow_adopted()
+        if self._outbox is not None:
+            self._outbox.retry()
+        oldest = time.monotonic() - _OPEN_AGAIN_S
+        self._asked_to_open = {where: at for where, at in self._asked_to_open.copy().items() if at > oldest}
+
+    def _resend_what_stalled(self) -> None:
+        if self._publisher.trouble is not None or not self._book.unsettled():
+            return
+        if not self._publisher.waiting and (dropped := self._book.drop_expired()):
+            _warn_of_expired(dropped)
+        if events := self._book.stalled(self._resend_ns()):
+            self._resend(events, "sending %d events again: nothing says that they were settled")
+
+    def _follow(self, adopted: AbandonedOutbox) -> None:
+        if adopted.sends:
+            try:
+                totals = self._counter.read_leases(adopted.leases)
+            except CounterUnavailable as error:
+                logger.warning("it is not known whether the events of an adopted outbox are settled: %s", error)
+                return
+            for lease, settled in zip(adopted.leases, totals, strict=True):
+                if settled is not None:
+                    adopted.settled(lease, settled_up_to(settled.events, settled.last_event))
+                elif not self._book.expired(lease.day):
+                    self.ask_to_open(lease.agent, lease.day)
+                elif not self._publisher.waiting:
+                    _warn_of_expired(adopted.drop(lease))
+        if adopted.events and self._publisher.trouble is None and adopted.due(time.monotonic_ns(), self._resend_ns()):
+            self._resend(adopted.events, "sending %d events again that a process left in the outbox")
+
+    def _resend(self, events: Sequence[FinalizeEvent], message: str) -> None:
+        logger.warning(message, len(events))
+        self.resent += len(events)
+        self._publisher.resend(events)
+
+    def _resend_ns(self) -> int:
+        # While messages are visibly waiting, so may ours be. Asked in the time that an exchange may take: the
+        # leases are renewed by this thread.
+        patience = 1 if self._publisher.backlog(self._settings.redis_timeout_seconds) == 0 else 10
+        return int(self._settings.resend_seconds * patience * 1e9)
+
+
+def _warn_of_expired(events: Sequence[FinalizeEvent]) -> None:
+    logger.error(
+        "%d events are so old that it cannot be known whether they were settled; the broker has them", len(events)
+    )

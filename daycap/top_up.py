@@ -1,0 +1,54 @@
+"""A reservation that memory cannot serve, step by step: what to ask, what the answer means, when to ask anew.
+
+No I/O: whoever drives it, a thread or an event loop, sends what it yields and waits as long as it says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+
+from daycap.counter import Answer, SyncReply
+from daycap.errors import BudgetUnavailable, CounterUnavailable
+from daycap.lease_book import Hold, LeaseBook, Pending
+
+Step = Pending | float
+"""A sync to send, answered with its reply or by throwing `CounterUnavailable` in; or seconds to wait."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
+
+
+def top_up(
+    book: LeaseBook, agent: str, estimate: int, *, end_s: float, ask_to_open: Callable[[str, str], None]
+) -> Generator[Step, SyncReply | None, Hold]:
+    """Reserve `estimate` micros with the counter's help, until `end_s` of the monotonic clock at the latest.
+
+    One at a time for each agent. Raises what `Wallet.reserve` raises.
+    """
+    why, pause_s = "", 0.0
+    while (hold := book.reserve(agent, estimate)) is None:
+        if why and time.monotonic() >= end_s:
+            raise BudgetUnavailable(f"agent {agent}: {why}")
+        pending = book.begin_top_up(agent, estimate)
+        try:
+            reply = yield pending
+            assert reply is not None, "a sync is answered"  # noqa: S101
+        except CounterUnavailable as error:
+            book.abandon(pending)
+            raise BudgetUnavailable(f"agent {agent}: {error}") from error
+        except BaseException:
+            book.abandon(pending)
+            raise
+        if (hold := book.finish_top_up(pending, reply, estimate)) is not None:
+            break
+        if reply.answer is Answer.NOT_OPEN:
+            why = f"nobody opened {pending.request.day} in the counter; is a worker running?"
+            ask_to_open(agent, pending.request.day)
+        elif reply.answer is Answer.OK:
+            why = f"{pending.request.day} is ending, or the answers come too late"
+        else:
+            why = "the totals moved under every question; try again"
+        if pause_s:
+            yield pause_s
+        pause_s = min(max(pause_s * 1.5, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+    return hold
