@@ -9,7 +9,7 @@ from kombu import Queue
 
 from daycap.errors import InvalidSetting
 from daycap.settings import Settings
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
 
 _settings = Settings.from_env()
 if not _settings.broker_url:
@@ -23,7 +23,7 @@ broker_connection_retry_on_startup = True  # A worker that starts before its bro
 broker_connection_max_retries = None  # ... and never gives up: a supervisor has nothing better to offer.
 
 if _on_redis:
-    broker_transport = "worker.broker:Transport"  # Stock workers end at a malformed message, or at a restart.
+    broker_transport = "worker.broker:RedisTransport"  # Stock workers end at a malformed message, or at a restart.
     broker_transport_options = {
         "visibility_timeout": 300,  # Longer than a batch and what is prefetched with it can ever take.
         "unacked_restore_interval": 1,  # Messages of a killed worker come back in seconds, not in minutes.
@@ -38,9 +38,9 @@ if _on_redis:
 
 task_serializer = result_serializer = "json"
 accept_content = ["json"]  # Never pickle: whoever can write to the queue must not be able to run code.
-task_queues = [Queue(FINALIZE_QUEUE), Queue(CONTROL_QUEUE)]
+task_queues = [Queue(FINALIZE_QUEUE), Queue(OPEN_QUEUE), Queue(CONTROL_QUEUE)]
 task_default_queue = CONTROL_QUEUE
-task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}}
+task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}, OPEN_DAY_TASK: {"queue": OPEN_QUEUE}}
 
 # --- results: only the command line waits for answers ---------------------------------------------------------
 

@@ -11,10 +11,10 @@ from kombu.exceptions import ChannelError
 
 from daycap.publisher import Transport
 from daycap.wire import (
-    CONTROL_QUEUE,
     FINALIZE_QUEUE,
     FINALIZE_TASK,
     OPEN_DAY_TASK,
+    OPEN_QUEUE,
     SENT_HEADER,
     FinalizeEvent,
 )
@@ -47,7 +47,7 @@ class CeleryTransport(Transport):
         )
 
     def open_day(self, agent: str, day: str) -> None:
-        self._send_task(OPEN_DAY_TASK, CONTROL_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
+        self._send_task(OPEN_DAY_TASK, OPEN_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
 
     def backlog(self) -> int:
         return waiting_messages(self._app)
