@@ -8,7 +8,7 @@ from typing import Any
 from daycap.errors import DaycapError, LedgerUnavailable
 from daycap.wire import OPEN_DAY_TASK
 from tasks.arguments import checked
-from worker import accounts, audit, opening
+from worker import accounts, audit, dead_letter_replay, dead_letters, opening
 from worker.celery import app
 from worker.deployment import deployment
 from worker.ledger import passes
@@ -74,6 +74,49 @@ def audit_day(day: str | None = None) -> JSON:
     """Hold a day's ledger and counter against the promises."""
     parts = deployment()
     return answer(lambda: audit.audit(parts.ledger, parts.publisher, day)._asdict())
+
+
+@app.task(name="daycap.count_dead_letters", ignore_result=False)
+@checked
+def count_dead_letters() -> JSON:
+    """How many dead letters there are."""
+    return answer(lambda: dead_letters.count(deployment().ledger))
+
+
+@app.task(name="daycap.find_dead_letters", ignore_result=False)
+@checked
+def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: int = 50) -> JSON:
+    """The newest dead letters, without their payloads."""
+    return answer(lambda: [each._asdict() for each in dead_letters.find(deployment().ledger, kind, agent, limit)])
+
+
+@app.task(name="daycap.show_dead_letter", ignore_result=False)
+@checked
+def show_dead_letter(prefix: str) -> JSON:
+    """One dead letter, with its payload."""
+    return answer(lambda: dead_letters.get(deployment().ledger, prefix)._asdict())
+
+
+@app.task(name="daycap.replay_dead_letters", ignore_result=False)
+@checked
+def replay_dead_letters(prefixes: list[str], replayed_by: str) -> JSON:
+    """Settle the payloads of these dead letters again."""
+    return answer(lambda: [each._asdict() for each in dead_letter_replay.replay(deployment(), prefixes, replayed_by)])
+
+
+@app.task(name="daycap.replay_next_dead_letters", ignore_result=False)
+@checked
+def replay_next_dead_letters(replayed_by: str, kind: str | None = None, after: str = "") -> JSON:
+    """The same for the next ones by id, some at once."""
+    parts = deployment()
+    return answer(lambda: [each._asdict() for each in dead_letter_replay.replay_next(parts, kind, after, replayed_by)])
+
+
+@app.task(name="daycap.drop_dead_letters", ignore_result=False)
+@checked
+def drop_dead_letters(prefixes: list[str], dropped_by: str) -> JSON:
+    """Delete dead letters for good. Returns their ids."""
+    return answer(lambda: dead_letters.drop(deployment().ledger, prefixes, dropped_by))
 
 
 @app.task(name="daycap.check_ledger", ignore_result=False)
