@@ -10,6 +10,7 @@ from celery import Celery
 from kombu.exceptions import ChannelError
 
 from daycap.publisher import Transport
+from daycap.urls import celery_broker
 from daycap.wire import (
     FINALIZE_QUEUE,
     FINALIZE_TASK,
@@ -28,13 +29,15 @@ class CeleryTransport(Transport):
 
     def __init__(self, url: str, counter_ms: Callable[[], int | None] = lambda: None) -> None:
         self._counter_ms = counter_ms
-        self._app = Celery("daycap-runner", broker=url, set_as_current=False)
+        self._app = Celery("daycap-runner", set_as_current=False)
         self._app.conf.update(
+            celery_broker(url),
             task_serializer="json",
             accept_content=["json"],
             task_ignore_result=True,
             task_send_sent_event=True,
             broker_transport_options=_transport_options(url),
+            broker_heartbeat=0,  # Nobody here would answer one: a connection lost is found at the next send.
         )
         self._producer: Any = None
 
