@@ -9,7 +9,8 @@ from kombu import Queue
 
 from daycap.errors import InvalidSetting
 from daycap.settings import Settings
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from daycap.urls import celery_broker
+from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
 
 _settings = Settings.from_env()
 if not _settings.broker_url:
@@ -18,12 +19,14 @@ _on_redis = _settings.broker_url.startswith(("redis://", "rediss://"))
 
 # --- the broker ---------------------------------------------------------------------------------------------
 
-broker_url = _settings.broker_url
+_broker = celery_broker(_settings.broker_url)
+broker_url = _broker["broker_url"]
+broker_use_ssl = _broker.get("broker_use_ssl", False)
 broker_connection_retry_on_startup = True  # A worker that starts before its broker waits for it ...
 broker_connection_max_retries = None  # ... and never gives up: a supervisor has nothing better to offer.
 
 if _on_redis:
-    broker_transport = "worker.broker:Transport"  # Stock workers end at a malformed message, or at a restart.
+    broker_transport = "worker.broker:RedisTransport"  # Stock workers end at a malformed message, or at a restart.
     broker_transport_options = {
         "visibility_timeout": 300,  # Longer than a batch and what is prefetched with it can ever take.
         "unacked_restore_interval": 1,  # Messages of a killed worker come back in seconds, not in minutes.
@@ -33,18 +36,22 @@ if _on_redis:
         "socket_keepalive": True,
         "health_check_interval": 10,
     }
+elif broker_url.startswith(("amqp://", "amqps://", "pyamqp://")):
+    broker_transport = "worker.broker:AmqpTransport"
 
 # --- messages -----------------------------------------------------------------------------------------------
 
 task_serializer = result_serializer = "json"
-accept_content = ["json"]  # Never pickle: whoever can write to the queue must not be able to run code.
-task_queues = [Queue(FINALIZE_QUEUE), Queue(CONTROL_QUEUE)]
+# Never pickle: whoever can write to the queue, or to the results, must not be able to run code.
+accept_content = result_accept_content = ["json"]
+task_queues = [Queue(FINALIZE_QUEUE), Queue(OPEN_QUEUE), Queue(CONTROL_QUEUE)]
 task_default_queue = CONTROL_QUEUE
-task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}}
+task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}, OPEN_DAY_TASK: {"queue": OPEN_QUEUE}}
 
 # --- results: only the command line waits for answers ---------------------------------------------------------
 
-result_backend = _settings.broker_url if _on_redis else "rpc://"
+result_backend = broker_url if _on_redis else "rpc://"
+redis_backend_use_ssl = broker_use_ssl
 result_expires = timedelta(minutes=10)  # Nobody waits longer.
 task_ignore_result = True  # Finalize has no one who waits; the tasks of administration say otherwise.
 

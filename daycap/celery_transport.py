@@ -10,11 +10,12 @@ from celery import Celery
 from kombu.exceptions import ChannelError
 
 from daycap.publisher import Transport
+from daycap.urls import celery_broker
 from daycap.wire import (
-    CONTROL_QUEUE,
     FINALIZE_QUEUE,
     FINALIZE_TASK,
     OPEN_DAY_TASK,
+    OPEN_QUEUE,
     SENT_HEADER,
     FinalizeEvent,
 )
@@ -28,13 +29,15 @@ class CeleryTransport(Transport):
 
     def __init__(self, url: str) -> None:
         self._counter_ms: Callable[[], int | None] = lambda: None
-        self._app = Celery("daycap-runner", broker=url, set_as_current=False)
+        self._app = Celery("daycap-runner", set_as_current=False)
         self._app.conf.update(
+            celery_broker(url),
             task_serializer="json",
             accept_content=["json"],
             task_ignore_result=True,
             task_send_sent_event=True,
             broker_transport_options=_transport_options(url),
+            broker_heartbeat=0,  # Nobody here would answer one: a connection lost is found at the next send.
         )
         self._producer: Any = None
 
@@ -47,7 +50,7 @@ class CeleryTransport(Transport):
         )
 
     def open_day(self, agent: str, day: str) -> None:
-        self._send_task(OPEN_DAY_TASK, CONTROL_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
+        self._send_task(OPEN_DAY_TASK, OPEN_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
 
     def backlog(self) -> int:
         return waiting_messages(self._app)

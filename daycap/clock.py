@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, date, datetime
 
-from daycap.errors import InvalidInput
+from daycap.errors import InvalidInput, shown
 
 DAY_MS = 86_400_000
 
@@ -36,5 +36,5 @@ def day_start_ms(day: str) -> int:
     except (TypeError, ValueError):
         parsed = None
     if parsed is None or parsed.isoformat() != day:
-        raise InvalidInput(f"not a day of the form YYYY-MM-DD: {day!r:.40}")
+        raise InvalidInput(f"not a day of the form YYYY-MM-DD: {shown(day, 40)}")
     return (parsed.toordinal() - date(1970, 1, 1).toordinal()) * DAY_MS

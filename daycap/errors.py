@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 
+def shown(value: object, length: int) -> str:
+    """`value` for a message: its repr, at most `length` characters, whatever it is."""
+    try:
+        return f"{value!r:.{length}}"
+    except (ValueError, RecursionError):
+        # An int of thousands of digits has no repr, nor has what is nested too deep.
+        return f"a {type(value).__name__} too large to show"
+
+
 class DaycapError(Exception):
     """daycap could not do what was asked"""
 

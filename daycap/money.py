@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import ROUND_CEILING, Decimal, localcontext
 
-from daycap.errors import InvalidAmount
+from daycap.errors import InvalidAmount, shown
 
 MICROS_PER_USD = 1_000_000
 
@@ -25,7 +25,7 @@ def micros(value: object) -> int:
     if type(value) is not int:
         raise InvalidAmount(f"an amount is an int of micros, not {type(value).__name__}; usd() makes one")
     if not 0 <= value <= MAX_MICROS:
-        raise InvalidAmount(f"{value} micros is outside 0 .. 2**53 - 1")
+        raise InvalidAmount(f"{shown(value, 40)} micros is outside 0 .. 2**53 - 1")
     return value
 
 
@@ -45,9 +45,9 @@ def usd(amount: str | int | Decimal) -> int:
     else:
         raise InvalidAmount(f"usd() takes a str, an int or a Decimal, not {type(amount).__name__}")
     if not exact.is_finite() or exact < 0:
-        raise InvalidAmount(f"not an amount of US dollars: {amount}")
+        raise InvalidAmount(f"not an amount of US dollars: {shown(amount, 64)}")
     if exact > _MAX_USD:
-        raise InvalidAmount(f"{amount} US dollars is more than 2**53 - 1 micros")
+        raise InvalidAmount(f"{shown(amount, 64)} US dollars is more than 2**53 - 1 micros")
     with localcontext(prec=_LONGEST_DECIMAL, rounding=ROUND_CEILING):
         return int((exact * MICROS_PER_USD).to_integral_value())
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from daycap.counter import LeaseTerms
 from daycap.errors import InvalidSetting
+from daycap.urls import check_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What can be set; each field `x` is read from `DAYCAP_X`. Times are seconds, URLs may carry a password."""
+    """What can be set; each field `x` is read from `DAYCAP_X`. Times are seconds. URLs may carry a password,
+    so that none is in a repr."""
 
-    redis_url: str = ""
+    redis_url: str = field(default="", repr=False)
     """The counter: redis://, rediss:// or unix://. Empty: the counter is in this process's memory."""
-    broker_url: str = ""
+    broker_url: str = field(default="", repr=False)
     """Celery's broker. Empty: events are settled in this process's memory and recorded nowhere else."""
-    ledger_url: str = ""
+    ledger_url: str = field(default="", repr=False)
     """The ledger, as SQLAlchemy writes it. The worker owns it; a runner only reads it, and need not."""
     outbox: str = ""
     """A directory that keeps events until they are settled, over the runner's death. Empty: none."""
@@ -77,20 +79,18 @@ class Settings:
         """Read `DAYCAP_...`. Raises `InvalidSetting` naming the variable and what it may be."""
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
-        for field in fields(cls):
-            variable = f"DAYCAP_{field.name.upper()}"
+        for each in fields(cls):
+            variable = f"DAYCAP_{each.name.upper()}"
             text = environ.get(variable, "").strip()
             if text:
-                values[field.name] = _PARSERS[str(field.type)](variable, text)
+                values[each.name] = _PARSERS[str(each.type)](variable, text)
         return cls(**values)
 
 
 def _text(variable: str, text: str) -> str:
     if variable == "DAYCAP_REDIS_URL" and not text.startswith(("redis://", "rediss://", "unix://")):
         raise InvalidSetting(f"{variable} must start with redis://, rediss:// or unix://")
-    if variable.endswith("_URL") and "://" not in text:
-        raise InvalidSetting(f"{variable} is not a URL: it has no ://")
-    return text
+    return check_url(variable, text) if variable.endswith("_URL") else text
 
 
 def _number(variable: str, text: str) -> float:

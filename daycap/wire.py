@@ -8,15 +8,18 @@ import re
 from typing import Any, NamedTuple
 
 from daycap.clock import day_start_ms
-from daycap.errors import InvalidAmount, InvalidInput
+from daycap.errors import InvalidAmount, InvalidInput, shown
 from daycap.money import MAX_MICROS, micros
 
 FINALIZE_TASK = "daycap.finalize"
 OPEN_DAY_TASK = "daycap.open_day"
 
 FINALIZE_QUEUE = "daycap.finalize"
+OPEN_QUEUE = "daycap.open"
+"""What runners ask for and what must not wait behind a backlog of events: open_day, and no other task."""
+
 CONTROL_QUEUE = "daycap.control"
-"""Everything that must not wait behind a backlog of events: open_day, administration, housekeeping."""
+"""Administration and housekeeping: a runner needs no right to write to it."""
 
 SENT_HEADER = "daycap_sent_ms"
 """Message header: the counter's time, in milliseconds, when the runner handed the message to the broker."""
@@ -33,7 +36,7 @@ _HOLD_NUMBER = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 def agent_id(value: object) -> str:
     """`value`, if it is an agent's id: 1..128 characters of `[A-Za-z0-9._:@-]`. Else `InvalidInput`."""
     if not isinstance(value, str) or not _AGENT.fullmatch(value):
-        raise InvalidInput(f"not an agent id (1..128 characters of A-Z a-z 0-9 . _ : @ -): {value!r:.160}")
+        raise InvalidInput(f"not an agent id (1..128 characters of A-Z a-z 0-9 . _ : @ -): {shown(value, 160)}")
     return value
 
 
@@ -99,17 +102,17 @@ class FinalizeEvent(NamedTuple):
             raise InvalidInput(f"an event is an object, not {type(payload).__name__}")
         version = payload.get("v")
         if type(version) is not int or version != WIRE_VERSION:
-            raise InvalidInput(f"unknown version: {version!r:.40}")
+            raise InvalidInput(f"unknown version: {shown(version, 40)}")
         missing = [name for name in _FIELDS if name not in payload]
         if missing:
             raise InvalidInput(f"missing: {', '.join(missing)}")
         lease, reservation = payload["lease"], payload["reservation"]
         if not isinstance(lease, str) or not _LEASE.fullmatch(lease):
-            raise InvalidInput(f"not a lease id: {lease!r:.80}")
+            raise InvalidInput(f"not a lease id: {shown(lease, 80)}")
         if not isinstance(reservation, str) or not (
             reservation.startswith(f"{lease}-") and _HOLD_NUMBER.fullmatch(reservation[len(lease) + 1 :])
         ):
-            raise InvalidInput(f"not a hold of lease {lease}: {reservation!r:.120}")
+            raise InvalidInput(f"not a hold of lease {lease}: {shown(reservation, 120)}")
         day = payload["day"]
         day_start_ms(day)
         agent = agent_id(payload["agent"])
@@ -138,4 +141,4 @@ def _number(name: str, value: object) -> int:
     try:
         return micros(value)
     except InvalidAmount:
-        raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {value!r:.40}") from None
+        raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from daycap.errors import DaycapError
+from daycap.errors import DaycapError, LedgerUnavailable
 from daycap.wire import OPEN_DAY_TASK
-from worker import accounts, audit, opening
+from tasks.arguments import checked
+from worker import accounts, audit, dead_letter_replay, dead_letters, opening
 from worker.celery import app
 from worker.deployment import deployment
+from worker.ledger import passes
 
 JSON = dict[str, Any]
 
@@ -20,9 +22,14 @@ def answer(work: Callable[[], Any]) -> JSON:
         return {"result": work()}
     except DaycapError as error:
         return {"error": type(error).__name__, "message": str(error)}
+    except Exception as error:
+        if not passes(error):
+            raise
+        return {"error": LedgerUnavailable.__name__, "message": f"the ledger: {str(error).partition(chr(10))[0]}"}
 
 
 @app.task(name=OPEN_DAY_TASK)
+@checked
 def open_day(agent: str, day: str) -> JSON:
     """Open one agent's day in ledger and counter."""
     parts = deployment()
@@ -30,6 +37,7 @@ def open_day(agent: str, day: str) -> JSON:
 
 
 @app.task(name="daycap.add_agents", ignore_result=False)
+@checked
 def add_agents(caps: dict[str, int], changed_by: str) -> JSON:
     """Add agents with their daily caps in micros."""
     parts = deployment()
@@ -37,6 +45,7 @@ def add_agents(caps: dict[str, int], changed_by: str) -> JSON:
 
 
 @app.task(name="daycap.set_cap", ignore_result=False)
+@checked
 def set_cap(agent: str, cap_micros: int, changed_by: str) -> JSON:
     """Change an agent's daily cap, from today on."""
     parts = deployment()
@@ -44,6 +53,7 @@ def set_cap(agent: str, cap_micros: int, changed_by: str) -> JSON:
 
 
 @app.task(name="daycap.set_status", ignore_result=False)
+@checked
 def set_status(agent: str, status: str, changed_by: str) -> JSON:
     """Pause or resume an agent."""
     parts = deployment()
@@ -51,6 +61,7 @@ def set_status(agent: str, status: str, changed_by: str) -> JSON:
 
 
 @app.task(name="daycap.find_agents", ignore_result=False)
+@checked
 def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1000) -> JSON:
     """Accounts with their day in the ledger: those named, or the next `limit` by id."""
     parts = deployment()
@@ -58,13 +69,58 @@ def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1
 
 
 @app.task(name="daycap.audit", ignore_result=False)
+@checked
 def audit_day(day: str | None = None) -> JSON:
     """Hold a day's ledger and counter against the promises."""
     parts = deployment()
     return answer(lambda: audit.audit(parts.ledger, parts.publisher, day)._asdict())
 
 
+@app.task(name="daycap.count_dead_letters", ignore_result=False)
+@checked
+def count_dead_letters() -> JSON:
+    """How many dead letters there are."""
+    return answer(lambda: dead_letters.count(deployment().ledger))
+
+
+@app.task(name="daycap.find_dead_letters", ignore_result=False)
+@checked
+def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: int = 50) -> JSON:
+    """The newest dead letters, without their payloads."""
+    return answer(lambda: [each._asdict() for each in dead_letters.find(deployment().ledger, kind, agent, limit)])
+
+
+@app.task(name="daycap.show_dead_letter", ignore_result=False)
+@checked
+def show_dead_letter(prefix: str) -> JSON:
+    """One dead letter, with its payload."""
+    return answer(lambda: dead_letters.get(deployment().ledger, prefix)._asdict())
+
+
+@app.task(name="daycap.replay_dead_letters", ignore_result=False)
+@checked
+def replay_dead_letters(prefixes: list[str], replayed_by: str) -> JSON:
+    """Settle the payloads of these dead letters again."""
+    return answer(lambda: [each._asdict() for each in dead_letter_replay.replay(deployment(), prefixes, replayed_by)])
+
+
+@app.task(name="daycap.replay_next_dead_letters", ignore_result=False)
+@checked
+def replay_next_dead_letters(replayed_by: str, kind: str | None = None, after: str = "") -> JSON:
+    """The same for the next ones by id, some at once."""
+    parts = deployment()
+    return answer(lambda: [each._asdict() for each in dead_letter_replay.replay_next(parts, kind, after, replayed_by)])
+
+
+@app.task(name="daycap.drop_dead_letters", ignore_result=False)
+@checked
+def drop_dead_letters(prefixes: list[str], dropped_by: str) -> JSON:
+    """Delete dead letters for good. Returns their ids."""
+    return answer(lambda: dead_letters.drop(deployment().ledger, prefixes, dropped_by))
+
+
 @app.task(name="daycap.check_ledger", ignore_result=False)
+@checked
 def check_ledger() -> JSON:
     """Whether the ledger answers and is at the newest migration."""
     return answer(deployment().ledger.check_head)

@@ -17,6 +17,8 @@ from worker.opening import open_days
 from worker.publish import CounterPublisher
 from worker.schema import agent_accounts, cap_changes, daily_agent_spending
 
+_MOST_AT_ONCE = 1000
+
 
 class AgentExists(Refused):
     """the agent exists already; change its cap with: daycap cap set NAME USD"""
@@ -129,9 +131,15 @@ def _change(
 
 
 def find(
-    ledger: Ledger, publisher: CounterPublisher, agents: list[str] | None = None, after: str = "", limit: int = 1000
+    ledger: Ledger,
+    publisher: CounterPublisher,
+    agents: list[str] | None = None,
+    after: str = "",
+    limit: int = _MOST_AT_ONCE,
 ) -> list[Account]:
     """Accounts with their day, by id: those named, which must exist, or the next `limit` ids after `after`."""
+    if not 1 <= limit <= _MOST_AT_ONCE:
+        raise InvalidInput(f"limit is from 1 to {_MOST_AT_ONCE}")
     today = day_of(publisher.authoritative_ms())
     accounts, days = agent_accounts.c, daily_agent_spending.c
     statement = (

@@ -1,8 +1,6 @@
-"""Celery's Redis transport, hardened: nothing that arrives in a queue stops a worker, and nothing is dropped.
+"""Celery's transports, hardened: nothing that arrives in a queue stops a worker, and nothing is dropped.
 
-A stock worker ends, or discards the message, when an envelope is not JSON, has no id, carries a body that is not
-Celery's, or names a task that it does not have. Here such a message becomes a message to `daycap.finalize` with the
-unreadable text in it, which ends as a dead letter, with the retries and acknowledgements of every other.
+Each message is made anew (`worker.message`) before Celery sees it.
 """
 
 from __future__ import annotations
@@ -13,19 +11,14 @@ import uuid
 from typing import Any
 
 import redis
+from kombu.transport import pyamqp
 from kombu.transport import redis as kombu_redis
 
-from daycap.errors import InvalidInput
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, SENT_HEADER
-
-UNREADABLE = "unreadable"
-"""The keyword argument under which text that is no message of ours is handed to finalize."""
-
-_DELAYING_HEADERS = ("eta", "expires")
-"""A finalize event is neither late nor too late: these would hold it up, or discard it."""
+from daycap.wire import FINALIZE_QUEUE
+from worker.message import OUR_QUEUES, Message, made_anew, unreadable
 
 
-class Channel(kombu_redis.Channel):
+class RedisChannel(kombu_redis.Channel):
     """A channel that looks at each message before Celery does."""
 
     def _connparams(self, asynchronous: bool = False) -> Any:
@@ -51,82 +44,90 @@ class Channel(kombu_redis.Channel):
         return Client
 
 
-class Transport(kombu_redis.Transport):
-    """What `broker_transport` names."""
+class RedisTransport(kombu_redis.Transport):
+    """What `broker_transport` names for redis:// and rediss://."""
 
-    Channel = Channel
+    Channel = RedisChannel
+
+
+class AmqpChannel(pyamqp.Channel):
+    """A channel that looks at each message before Celery does."""
+
+    def message_to_python(self, raw_message: Any) -> Any:
+        if raw_message.delivery_info.get("routing_key") in OUR_QUEUES:
+            _make_well_formed(raw_message)
+        return super().message_to_python(raw_message)  # type: ignore[no-untyped-call]
+
+
+class AmqpConnection(pyamqp.Connection):
+    """A connection of such channels."""
+
+    Channel = AmqpChannel
+
+
+class AmqpTransport(pyamqp.Transport):
+    """What `broker_transport` names for amqp:// and amqps://."""
+
+    Connection = AmqpConnection
 
 
 def well_formed(queue: bytes | str, item: bytes | str) -> bytes | str:
-    """`item` itself if a worker can take it, else a message to finalize that carries it."""
+    """A list's `item` as kombu's Redis transport writes one, whatever it was; untouched in queues of others."""
     name = (queue.decode() if isinstance(queue, bytes) else queue).split(kombu_redis.Channel.sep)[0]
-    if name not in (FINALIZE_QUEUE, CONTROL_QUEUE):
+    if name not in OUR_QUEUES:
         return item
+    text = item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else item
     try:
-        envelope = json.loads(item)
-        body = _check(envelope)
-        if name == CONTROL_QUEUE:
-            return item
-        if envelope["headers"]["task"] != FINALIZE_TASK:
-            raise InvalidInput("another task in the queue of finalize")
-        if _as_celery_makes_them(envelope["headers"], body):
-            return item
-        return _message(envelope["headers"]["id"], body[0], body[1], envelope["headers"].get(SENT_HEADER))
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        text = item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else item
-        return _message(str(uuid.uuid4()), [], {UNREADABLE: text}, None)
+        envelope = json.loads(text)
+        headers, properties, body = envelope["headers"], envelope["properties"], envelope["body"]
+        if properties.get("body_encoding") == "base64":
+            body = base64.b64decode(body, validate=True).decode("utf-8")
+        encoded = (envelope.get("content-type"), envelope.get("content-encoding"))
+        reply_to = properties.get("reply_to")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return _envelope(name, unreadable(text))
+    return _envelope(name, made_anew(name, headers, encoded, reply_to, body, lambda: text))
 
 
-def _check(envelope: Any) -> Any:
-    """The message's decoded body. Raises one of the errors above where Celery would stumble."""
-    headers, properties = envelope["headers"], envelope["properties"]
-    delivery = properties["delivery_info"]
-    body = envelope["body"]
-    if properties.get("body_encoding") == "base64":
-        body = base64.b64decode(body, validate=True)
-    args, kwargs, embed = body = json.loads(body)
-    shapes: tuple[tuple[object, type], ...] = (
-        (headers["task"], str),
-        (headers["id"], str),
-        (properties["delivery_tag"], str),
-        (delivery["exchange"], str),
-        (delivery["routing_key"], str),
-        (args, list),
-        (kwargs, dict),
-        (embed, dict),
-    )
-    if not all(isinstance(value, kind) for value, kind in shapes) or not headers["id"]:
-        raise InvalidInput("not a message of Celery's protocol 2")
-    encoded = (envelope.get("content-type"), envelope.get("content-encoding"))
-    if encoded != ("application/json", "utf-8") or headers.get("compression"):
-        raise InvalidInput("not JSON")
-    return body
-
-
-def _as_celery_makes_them(headers: dict[str, Any], body: Any) -> bool:
-    plain = headers.get("timelimit") in (None, [None, None]) and not headers.get("group")
-    return plain and not any(map(headers.get, _DELAYING_HEADERS)) and not any(body[2].values())
-
-
-def _message(task_id: str, args: list[Any], kwargs: dict[str, Any], sent_ms: Any) -> bytes:
-    """A message to finalize, as Celery would have sent it."""
-    body = json.dumps([args, kwargs, {}]).encode()
-    headers = {"task": FINALIZE_TASK, "id": task_id, "lang": "py", "argsrepr": "()", "kwargsrepr": "made anew"}
-    if sent_ms is not None:
-        headers[SENT_HEADER] = sent_ms
+def _envelope(queue: str, message: Message) -> bytes:
     return json.dumps(
         {
-            "body": base64.b64encode(body).decode("ascii"),
+            "body": base64.b64encode(message.body.encode()).decode("ascii"),
             "content-encoding": "utf-8",
             "content-type": "application/json",
-            "headers": headers,
+            "headers": message.headers,
             "properties": {
-                "correlation_id": task_id,
+                "correlation_id": message.headers["id"],
+                "reply_to": message.reply_to,
                 "delivery_mode": 2,
-                "delivery_info": {"exchange": "", "routing_key": FINALIZE_QUEUE},
+                # What is not a message goes back, if it must, to the queue of events.
+                "delivery_info": {"exchange": "", "routing_key": FINALIZE_QUEUE if message.for_finalize else queue},
                 "priority": 0,
                 "body_encoding": "base64",
                 "delivery_tag": str(uuid.uuid4()),
             },
         }
     ).encode()
+
+
+def _make_well_formed(raw: Any) -> None:
+    """The same for a message of AMQP, in place."""
+    properties = raw.properties
+    headers = properties.get("application_headers") or {}
+    encoded = (properties.get("content_type"), properties.get("content_encoding"))
+    body = raw.body.decode("utf-8", "backslashreplace") if isinstance(raw.body, bytes) else str(raw.body)
+
+    def whole() -> str:
+        return json.dumps({"headers": headers, "encoded": encoded, "body": body}, default=repr)
+
+    message = made_anew(raw.delivery_info["routing_key"], headers, encoded, properties.get("reply_to"), body, whole)
+    raw.body = message.body
+    raw.properties = {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "application_headers": message.headers,
+        "correlation_id": message.headers["id"],
+        "delivery_mode": 2,
+    }
+    if message.reply_to is not None:
+        raw.properties["reply_to"] = message.reply_to

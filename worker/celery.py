@@ -27,7 +27,7 @@ def check_before_work(**_: Any) -> None:
         raise SystemExit(f"daycap worker: {error}") from error
     port = deployment().settings.metrics_port
     if port:
-        metrics.serve(port)
+        metrics.serve(port, deployment().ledger)
 
 
 @worker_ready.connect

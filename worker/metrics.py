@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram, start_http_server
+import math
 
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker import dead_letters
+from worker.ledger import Ledger
 from worker.settle import Outcome
 
 EVENTS = Counter("daycap_events", "Finalize events by what became of them", ["outcome"])
@@ -15,6 +20,7 @@ DRIFT = Counter("daycap_drift", "Days whose counter differed from the ledger and
 PUBLISH_FAILURES = Counter("daycap_publish_failures", "Publishes that the counter did not answer")
 LEDGER_FAILURES = Counter("daycap_ledger_failures", "Batches given back because the ledger was away, busy or full")
 BATCH_SECONDS = Histogram("daycap_batch_seconds", "Seconds to settle, commit and publish one batch")
+DEAD_LETTERS = Gauge("daycap_dead_letters", "Dead letters in the ledger, waiting for someone to look at them")
 
 
 def count(outcome: Outcome) -> None:
@@ -27,6 +33,15 @@ def count(outcome: Outcome) -> None:
     UNCOVERED.inc(outcome.uncovered_micros)
 
 
-def serve(port: int) -> None:
+def serve(port: int, ledger: Ledger) -> None:
     """Serve the counts on every interface of this machine, on `port`."""
+    DEAD_LETTERS.set_function(lambda: _dead_letters(ledger))
     start_http_server(port)
+
+
+def _dead_letters(ledger: Ledger) -> float:
+    """As the ledger has it when it is asked for; not a number while the ledger is away."""
+    try:
+        return dead_letters.count(ledger)
+    except SQLAlchemyError:
+        return math.nan

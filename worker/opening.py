@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of, wall_ms
 from daycap.counter import ACTIVE
 from daycap.ledger_reader import read_snapshots
+from daycap.wire import agent_id
 from worker import days
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
@@ -42,8 +43,9 @@ def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[
 def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day: str) -> int:
     """What a runner asks for when the counter answers NOT_OPEN. Days that are not now are left alone.
 
-    An agent that has no account is published as unknown, so that the runner need not wait.
+    An agent that has no account is published as unknown, so that the runner need not wait. Raises `InvalidInput`.
     """
+    agent_id(agent)
     now_ms = publisher.authoritative_ms()
     if day not in {day_of(now_ms + offset_ms) for offset_ms in (-DAY_MS, 0, DAY_MS)}:
         logger.warning("not opening %s for agent %s: it is not yesterday, today or tomorrow", day, agent)

@@ -74,6 +74,6 @@ def _sent_ms(message: bytes | str) -> int | None:
         if envelope["properties"]["delivery_info"]["routing_key"] != FINALIZE_QUEUE:
             return _FAR
         sent_ms = envelope["headers"].get(SENT_HEADER)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None
     return sent_ms if isinstance(sent_ms, int) and sent_ms > 0 else None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.events import event
 from tests.processes import ROOT
 from tests.spine import Spine
 
@@ -24,6 +25,7 @@ def run(*words: str, environment: dict[str, str], status: int = 0) -> str:
         [sys.executable, "-m", "daycap", *words],
         cwd=ROOT,
         env={**clean, "COLUMNS": "160", **environment},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
@@ -93,6 +95,7 @@ def test_doctor_finds_all_well(spine: Spine, daycap: Daycap) -> None:
         "broker",
         "worker",
         "ledger",
+        "dead letters",
     }
     assert {finding["state"] for finding in findings} == {"ok"}
 
@@ -108,3 +111,53 @@ def test_doctor_says_what_to_do(spine: Spine) -> None:
     assert "start Redis" in said
     assert "DAYCAP_BROKER_URL" in said
     assert "Traceback" not in said
+
+
+def test_a_dead_letters_life(spine: Spine, daycap: Daycap) -> None:
+    # Given two events of agents that are not there, one of them mistyped, and one that no worker understands
+    spine.add("agent-7", 5_000_000)
+    mistyped = event("agent-77", spine.today, lease="b" * 32)
+    spine.deliver(event("agent-8", spine.today), mistyped, {"v": 99, "agent": "agent-9"})
+
+    letters = daycap("dead-letters", "list")
+    assert {letter["kind"] for letter in letters} == {"unknown_agent", "malformed"}
+    (late,) = daycap("dead-letters", "list", "--agent", "agent-8", "--kind", "unknown_agent")
+    (lost,) = daycap("dead-letters", "list", "--agent", "agent-77")
+    assert late["id"][:12] in run("dead-letters", "list", environment=spine.environment)
+    assert json.loads(daycap("dead-letters", "show", lost["id"][:8])["payload"]) == mistyped
+    assert '"actual": 31200' in run("dead-letters", "show", lost["id"][:8], environment=spine.environment)
+    assert {"part": "dead letters", "state": "warn"}.items() <= daycap("doctor")[-1].items()
+
+    # When one of the agents is added, its event is charged; the others stay and say why
+    spine.add("agent-8", 5_000_000)
+    done = {each["id"]: each for each in daycap("dead-letters", "replay", "--all", status=1)}
+    assert (done[late["id"]]["became"], done[late["id"]]["charged_micros"]) == ("settled", 31_200)
+    assert (done[lost["id"]]["became"], len(done)) == ("unknown_agent", 3)
+    assert spine.day_row("agent-8")["spent_micros"] == 31_200
+    assert daycap("audit")["differences"] == []
+    (again,) = daycap("dead-letters", "replay", lost["id"][:8], status=1)
+    assert again["reason"] == "there is no agent agent-77"
+    assert daycap("dead-letters", "show", lost["id"])["times"] == 3
+
+    # Then what is left is dropped, by someone, after a question
+    assert "for good?" in run("dead-letters", "drop", lost["id"], environment=spine.environment, status=1)
+    assert len(daycap("dead-letters", "list")) == 2
+    left = [letter["id"][:12] for letter in daycap("dead-letters", "list")]
+    assert len(daycap("dead-letters", "drop", *left, "--yes", "--by", "ann@desk")) == 2
+    assert "dropped by ann@desk" in spine.worker.logs()
+    assert daycap("dead-letters", "list") == []
+    assert daycap("dead-letters", "replay", "--all") == []
+
+
+def test_dead_letters_that_are_not_there_end_with_a_message(spine: Spine) -> None:
+    for words, message, status in (
+        (("show", "0123abcd"), "there is no such dead letter", 1),
+        (("show", "not-an-id"), "the beginning of a dead letter's id", 1),
+        (("replay",), "say --all", 2),
+        (("replay", "0123abcd", "--all"), "say --all", 2),
+        (("drop", "0123abcd", "--yes"), "there is no such dead letter", 1),
+        (("list", "--kind", "nonsense"), "nonsense", 2),
+    ):
+        said = run("dead-letters", *words, environment=spine.environment, status=status)
+        assert message in said
+        assert "Traceback" not in said

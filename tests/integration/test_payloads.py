@@ -11,10 +11,11 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 from tests.events import event
 from tests.spine import Spine
-from worker.broker import UNREADABLE, well_formed
+from worker.broker import well_formed
+from worker.message import UNREADABLE
 
 
 def envelope(body: Any = None, *, encoded: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -55,8 +56,6 @@ ODD_MESSAGES = {
     "no task": json.dumps(envelope(headers__task=...)),
     "another task": json.dumps(envelope(headers__task="daycap.settle_everything")),
     "no properties": json.dumps(envelope(properties=...)),
-    "no delivery tag": json.dumps(envelope(properties__delivery_tag=...)),
-    "no delivery info": json.dumps(envelope(properties__delivery_info=...)),
     "no body": json.dumps({**envelope(), "body": None}),
     "a body that is a string": json.dumps(envelope(encoded='"text"')),
     "a body that is a list of one": json.dumps(envelope(encoded="[1]")),
@@ -72,14 +71,23 @@ ODD_MESSAGES = {
     "events and more": json.dumps(envelope(encoded='[[], {"events": [1], "more": 1}, {}]')),
     "no event": json.dumps(envelope(encoded='[[], {"events": []}, {}]')),
     "deeply nested": "[" * 100_000,
+    "closed and deeply nested": "[" * 100_000 + "]" * 100_000,
+    "a deeply nested body": json.dumps(envelope(encoded='[[], {"events": ' + "[" * 5_000 + "]" * 5_000 + "}, {}]")),
+    "a type that kombu does not know": json.dumps(envelope(headers__x={"__type__": "x", "__value__": 1}, encoded="[")),
+    "arguments of such a type": json.dumps(envelope(encoded='[[{"__type__": "x", "__value__": 1}], {}, {}]')),
+    "a number without end": json.dumps(envelope()).replace('"one"', "1" * 5_000),
+    "UTF-16": json.dumps(envelope(headers__id="utf-16 body")).encode("utf-16"),
+    "a body in UTF-16": json.dumps({**envelope(), "body": base64.b64encode("[[], {}, {}]".encode("utf-16")).decode()}),
+    "a lone surrogate": json.dumps({**envelope(properties__body_encoding=...), "body": '[[], {"x": "\ud800"}, {}]'}),
+    "50 MB": json.dumps(envelope(encoded='[["' + "x" * 50_000_000 + '"], {}, {}]')),
 }
 
 
-@pytest.mark.parametrize("queue", [FINALIZE_QUEUE, CONTROL_QUEUE])
+@pytest.mark.parametrize("queue", [FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE])
 def test_odd_messages_become_dead_letters_and_the_worker_lives(spine: Spine, queue: str) -> None:
     agent = spine.add("agent-7", 5_000_000)
     broker = redis.Redis.from_url(spine.settings.broker_url)
-    odd = [text for text in ODD_MESSAGES.values() if queue == FINALIZE_QUEUE or "daycap.finalize" not in str(text)]
+    odd = [text for text in ODD_MESSAGES.values() if queue != CONTROL_QUEUE or "daycap.finalize" not in str(text)]
 
     for number, text in enumerate(odd, start=1):
         broker.lpush(queue, text)
@@ -91,6 +99,51 @@ def test_odd_messages_become_dead_letters_and_the_worker_lives(spine: Spine, que
     assert spine.worker.container.status == "running"
     assert spine.ask("daycap.check_ledger") is None
     broker.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments"),
+    [
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": 1.5, "changed_by": "test"}),
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": True, "changed_by": "test"}),
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": 2**53, "changed_by": "test"}),
+        ("daycap.set_cap", {"agent": ["agent-7"], "cap_micros": 5, "changed_by": "test"}),
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": 5, "changed_by": 5}),
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": 5, "changed_by": "a\0b"}),
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": 5, "changed_by": "\ud800"}),
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": 5}),
+        ("daycap.set_cap", {"agent": "agent-7", "cap_micros": 5, "changed_by": "test", "more": 1}),
+        ("daycap.set_status", {"agent": "agent-7", "status": {}, "changed_by": "test"}),
+        ("daycap.add_agents", {"caps": ["agent-7"], "changed_by": "test"}),
+        ("daycap.add_agents", {"caps": {"a b": 5}, "changed_by": "test"}),
+        ("daycap.add_agents", {"caps": {"a": None}, "changed_by": "test"}),
+        ("daycap.find_agents", {"agents": 5}),
+        ("daycap.find_agents", {"agents": [{}]}),
+        ("daycap.find_agents", {"limit": "many"}),
+        ("daycap.find_agents", {"limit": -1}),
+        ("daycap.find_agents", {"after": 5}),
+        ("daycap.audit", {"day": "someday"}),
+        ("daycap.audit", {"day": 5}),
+        ("daycap.open_day", {"agent": "a b", "day": "2026-01-01"}),
+        ("daycap.no_such_task", {}),
+        ("os.system", {"command": "true"}),
+    ],
+)
+def test_bad_arguments_are_refused_in_words_and_the_worker_lives(
+    spine: Spine, task: str, arguments: dict[str, Any]
+) -> None:
+    spine.add("agent-7", 5_000_000)
+
+    sent = spine.app.send_task(task, kwargs=arguments, queue=CONTROL_QUEUE, ignore_result=False)
+    try:
+        said = sent.get(timeout=10)
+    except Exception as error:
+        said = {"error": type(error).__name__, "message": str(error)}
+
+    assert said["error"] in ("InvalidAmount", "InvalidInput", "NotRegistered")
+    assert said["message"]
+    assert spine.rows("SELECT count(*) AS n FROM cap_changes")[0]["n"] == 1
+    assert spine.ask("daycap.check_ledger") is None
 
 
 def test_headers_that_would_delay_or_drop_an_event_do_not(spine: Spine) -> None:
@@ -116,6 +169,80 @@ def test_headers_that_would_delay_or_drop_an_event_do_not(spine: Spine) -> None:
 
     spine.wait_for(lambda: spine.day_row(agent)["settled_count"] == 8)
     broker.close()
+
+
+HEADERS = (
+    *("lang", "root_id", "parent_id", "group", "group_index", "meth", "shadow", "eta", "expires", "retries"),
+    *("timelimit", "argsrepr", "kwargsrepr", "origin", "ignore_result", "stamped_headers", "stamps"),
+    *("replaced_task_nesting", "delay", "delivery_info", "redelivered", "reply_to", "daycap_sent_ms", "__proto__"),
+)
+NONSENSE = (5, -1.5, "soon", "\ud800", [1, 2], {"a": 1}, {"__type__": "uuid", "__value__": "no"}, True, None)
+
+
+def test_nonsense_in_a_header_changes_nothing(spine: Spine) -> None:
+    agent = spine.add("agent-7", 5_000_000)
+    broker = redis.Redis.from_url(spine.settings.broker_url)
+    pairs = [(name, value) for name in HEADERS for value in NONSENSE]
+
+    for number, (name, value) in enumerate(pairs, start=1):
+        message = envelope(event(agent, spine.today, number=number, actual=1))
+        message["headers"][name] = value
+        broker.lpush(FINALIZE_QUEUE, json.dumps(message))
+        broker.lpush(CONTROL_QUEUE, json.dumps(envelope(encoded="[[], {}, {}]", headers__task="daycap.check_ledger")))
+
+    spine.wait_for(lambda: spine.day_row(agent)["settled_count"] == len(pairs))
+    assert spine.ask("daycap.check_ledger") is None
+    assert spine.rows("SELECT * FROM dead_letters") == []
+    broker.close()
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_one_bad_event_does_not_stop_the_rest_of_its_message(spine: Spine) -> None:
+    agent = spine.add("agent-7", 5_000_000)
+    broker = redis.Redis.from_url(spine.settings.broker_url)
+    bad = {
+        "a number without end": json.dumps(event(agent, spine.today)).replace("31200", "1" * 5_000),
+        "not a number": json.dumps(event(agent, spine.today, actual=float("nan"))),
+        "infinity": json.dumps(event(agent, spine.today, held=float("-inf"))),
+        "more than a float can say": json.dumps(event(agent, spine.today)).replace("31200", "1e999"),
+        "nested": json.dumps(event(agent, spine.today, actual=nested(300))),
+        "a type of kombu's": json.dumps({"__type__": "decimal", "__value__": "no decimal"}),
+        "a type that nobody knows": json.dumps(event(agent, spine.today, at_ms={"__type__": "x", "__value__": 1})),
+        "a newline": json.dumps(event(f"{agent}\n", spine.today)),
+        "a newline in a hold": json.dumps(event(agent, spine.today, reservation="a" * 32 + "-1\n")),
+        "NUL": json.dumps(event("a\0b", spine.today)),
+        "a lone surrogate": json.dumps(event("\ud800", spine.today)),
+    }
+    good = [json.dumps(event(agent, spine.today, number=number)) for number in (1, 2)]
+    # Fields that version 1 does not know are ignored, whatever is in them; of a field that comes twice the last counts.
+    odd = json.dumps(event(agent, spine.today, number=3, more=nested(20), text="\0\ud800"))
+    twice = json.dumps(event(agent, spine.today, number=4)).replace('"v"', '"actual": 9, "v"')
+    message = envelope(
+        encoded=f'[[], {{"events": [{", ".join([good[0], *bad.values(), odd, twice, good[1]])}]}}, {{}}]'
+    )
+
+    broker.lpush(FINALIZE_QUEUE, json.dumps(message))
+
+    spine.wait_for(lambda: spine.day_row(agent)["settled_count"] == 4)
+    assert spine.day_row(agent)["spent_micros"] == 4 * 31_200
+    letters = spine.rows("SELECT kind, payload FROM dead_letters")
+    assert {letter["kind"] for letter in letters} == {"malformed"}
+    assert len(letters) == len(bad)
+    broker.close()
+
+
+def test_a_message_of_more_events_than_allowed_is_settled_in_parts(spine: Spine) -> None:
+    agent = spine.add("agent-7", 5_000_000)
+    events = [event(agent, spine.today, number=number, actual=1) for number in range(1, 2_002)]
+
+    assert spine.deliver(*events)["settled"] == 2_001
+    assert spine.deliver(*events)["duplicates"] == 2_001
 
 
 JSON = st.recursive(

@@ -122,6 +122,14 @@ def _check_worker() -> Iterator[Finding]:
         return
     yield Finding("worker", OK, "answers")
     yield Finding("ledger", OK, "at the newest migration")
+    yield _dead_letters(ask("daycap.count_dead_letters", timeout_s=5))
+
+
+def _dead_letters(count: int) -> Finding:
+    if count:
+        advice = "daycap dead-letters list; mend the cause, then replay or drop them"
+        return Finding("dead letters", WARN, f"{count:,} could not be settled", advice)
+    return Finding("dead letters", OK, "none")
 
 
 def _table(findings: list[Finding]) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from daycap.errors import DaycapError
-from worker.command_line import agents, audit, doctor, run, trying
+from worker.command_line import agents, audit, dead_letters, doctor, run, trying
 
 
 class Commands(click.Group):
@@ -43,6 +43,7 @@ for command in (
     trying.reserve,
     trying.finalize,
     audit.audit,
+    dead_letters.dead_letters,
     doctor.doctor,
 ):
     cli.add_command(command)

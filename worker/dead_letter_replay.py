@@ -1,0 +1,86 @@
+"""Replay of dead letters: their payloads go through the very same settle again, and those that succeed are removed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from daycap.errors import Refused
+from worker import dead_letters, metrics
+from worker.dead_letters import LONGEST_PAYLOAD, Kind, Letter
+from worker.deployment import Deployment
+from worker.settle import settle
+
+logger = logging.getLogger("daycap.worker")
+
+_AT_ONCE = 50
+
+
+class Replayed(NamedTuple):
+    """What became of one letter."""
+
+    id: str
+    became: str
+    """`settled` or `duplicate`: it is removed. `refused`: it was not tried. Else the kind that it has now."""
+    reason: str
+    charged_micros: int
+
+
+def replay(parts: Deployment, prefixes: Iterable[str], replayed_by: str) -> list[Replayed]:
+    """Replay the letters whose ids begin so. Raises before the first if one is not to be found."""
+    return _replay(parts, dead_letters.resolve(parts.ledger, prefixes), replayed_by)
+
+
+def replay_next(parts: Deployment, kind: str | None, after: str, replayed_by: str) -> list[Replayed]:
+    """Replay the next letters by id after `after`, of one kind or all; none are left when it returns nothing."""
+    return _replay(parts, dead_letters.next_ids(parts.ledger, kind, after, _AT_ONCE), replayed_by)
+
+
+def _replay(parts: Deployment, ids: list[str], replayed_by: str) -> list[Replayed]:
+    done = []
+    for letter_id in ids:
+        with parts.ledger.reading() as connection:
+            found = dead_letters.get_all(connection, [letter_id])
+        for letter in found:
+            replayed = _replay_one(parts, letter)
+            logger.warning(
+                "dead letter %s (%s) replayed by %s: %s", letter.id, letter.kind, replayed_by, replayed.became
+            )
+            done.append(replayed)
+    return done
+
+
+def _replay_one(parts: Deployment, letter: Letter) -> Replayed:
+    """Settle, then remove: after a crash in between, the next replay finds a duplicate and removes the letter."""
+    try:
+        payload = payload_of(letter)
+    except Refused as error:
+        return Replayed(letter.id, "refused", str(error), 0)
+    outcome = settle(parts.ledger, [payload], parts.settings.retention_days)
+    parts.publisher.publish(outcome.snapshots)
+    metrics.count(outcome)
+    if not outcome.dead_letters:
+        dead_letters.remove(parts.ledger, letter.id)
+        return Replayed(letter.id, "settled" if outcome.settled else "duplicate", "", outcome.charged_micros)
+    (again,) = outcome.dead_letters
+    if again.id != letter.id:  # Settle has kept it under its new kind.
+        dead_letters.remove(parts.ledger, letter.id)
+    return Replayed(letter.id, again.kind.value, again.reason, 0)
+
+
+def payload_of(letter: Letter) -> object:
+    """The event to settle again. Raises `Refused` where there is none, or where it must not be."""
+    if letter.kind == Kind.CONFLICT:
+        raise Refused("its hold was settled with another payload, and no hold is charged twice")
+    text = letter.payload or ""
+    if len(text) >= LONGEST_PAYLOAD:
+        raise Refused(f"its payload was cut at {LONGEST_PAYLOAD:,} characters")
+    try:
+        payload = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Refused("its payload cannot be read again") from None
+    if isinstance(payload, dict) and payload.keys() == {"args", "kwargs"}:
+        raise Refused("it is a whole message that was none of events; whoever sent it may send it again")
+    return payload
