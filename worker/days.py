@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from daycap.ledger_reader import one_of
 from worker.ledger import insert
 from worker.schema import agent_accounts as accounts
 from worker.schema import daily_agent_spending as days
@@ -23,11 +24,6 @@ def chunks(agent_days: Iterable[AgentDay]) -> Iterable[list[AgentDay]]:
     return (ordered[start : start + SOME] for start in range(0, len(ordered), SOME))
 
 
-def of(agent_days: list[AgentDay]) -> sa.ColumnElement[bool]:
-    """The condition that a row of `daily_agent_spending` is one of these."""
-    return sa.tuple_(days.c.agent_account_id, days.c.spending_date).in_(agent_days)
-
-
 def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
     """Open the books of days that have no row, under the account's cap. Returns those that this call made.
 
@@ -35,7 +31,7 @@ def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], no
     """
     made: set[AgentDay] = set()
     for some in chunks(agent_days):
-        found = connection.execute(sa.select(days.c.agent_account_id, days.c.spending_date).where(of(some)))
+        found = connection.execute(sa.select(days.c.agent_account_id, days.c.spending_date).where(one_of(days, some)))
         missing: dict[str, list[str]] = {}
         for agent, day in set(some) - {(row[0], row[1]) for row in found}:
             missing.setdefault(day, []).append(agent)
@@ -74,7 +70,7 @@ def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[Agen
     """The rows, held against every other settle and cap change until the transaction ends."""
     rows: dict[AgentDay, Any] = {}
     for some in chunks(agent_days):
-        statement = sa.select(days).where(of(some)).order_by(days.c.agent_account_id, days.c.spending_date)
+        statement = sa.select(days).where(one_of(days, some)).order_by(days.c.agent_account_id, days.c.spending_date)
         for row in connection.execute(statement.with_for_update()):
             rows[row.agent_account_id, row.spending_date] = row
     return rows
