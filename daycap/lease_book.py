@@ -32,7 +32,8 @@ class Lease:
 
     `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
     has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
-    each event until the counter says that the ledger has it.
+    each event until the counter says that the ledger has it. `taken_back` is the part of `returned` that the
+    counter is known to have, `unanswered_ns` when an answer to a need was last lost, 0 if none was since.
     """
 
     __slots__ = (
@@ -54,6 +55,8 @@ class Lease:
         "returned",
         "settled_events",
         "spent",
+        "taken_back",
+        "unanswered_ns",
         "unsettled",
         "used",
         "window_ns",
@@ -64,6 +67,7 @@ class Lease:
         self.day = day
         self.id = lease_id
         self.granted = self.returned = self.free = 0
+        self.taken_back = self.unanswered_ns = 0
         self.deadline_ns = 0
         self.last_hold = self.events = self.released = 0
         self.unsettled: dict[int, FinalizeEvent] = {}
@@ -84,7 +88,8 @@ class Lease:
     @property
     def in_use(self) -> bool:
         """Whether the counter must go on hearing of this lease."""
-        return self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
+        in_doubt = self.returned > self.taken_back or self.unanswered_ns > 0
+        return self.free > 0 or self.live_holds > 0 or bool(self.unsettled) or in_doubt
 
 
 class Hold:
@@ -317,6 +322,7 @@ class LeaseBook:
         """The sync got no answer: put the earmarked money back. What was granted unseen counts next time."""
         with self._lock:
             pending.lease.free += pending.earmarked
+            _note_unanswered(pending, self._now_ns())
 
     # --- renewing: every lease that is in use, all agents together ----------------------------------------
 
@@ -328,7 +334,7 @@ class LeaseBook:
             self._retire_before(today)
             pending = []
             for lease in (*self._current.values(), *self._retired):
-                if not lease.in_use:
+                if not lease.in_use or self.expired(lease.day, now_ns):
                     continue
                 self._hand_back_if_dead(lease, now_ns)
                 if hand_back:
@@ -342,14 +348,19 @@ class LeaseBook:
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
         """Take over what the counter said. True if it calls back money that this lease has free."""
         now_ns = self._now_ns()
-        if now_ns - pending.sent_ns > self._guard_ns:
-            return False  # Too old: what it grants may be someone else's by now. The next sync says it again.
         lease = pending.lease
+        if now_ns - pending.sent_ns > self._guard_ns:
+            with self._lock:
+                _note_unanswered(pending, now_ns)
+            return False  # Too old: what it grants may be someone else's by now. The next sync says it again.
         with self._lock:
             self._clock_offset_ms = reply.now_ms - now_ns // _MS
             if not reply.answer.taken:
                 return False
             self.ttl_ms = reply.ttl_ms
+            lease.taken_back = max(lease.taken_back, pending.request.returned_micros)
+            if pending.sent_ns >= lease.unanswered_ns:
+                lease.unanswered_ns = 0
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
             if reply.granted_micros > lease.granted:
                 lease.free += reply.granted_micros - lease.granted
@@ -357,7 +368,9 @@ class LeaseBook:
             # Before its day begins a lease is as dead as after it has ended.
             day_ms = reply.now_ms - day_start_ms(lease.day)
             day_left_ms = DAY_MS - day_ms if 0 <= day_ms < DAY_MS else 0
-            deadline_ns = pending.sent_ns + min(reply.ttl_ms, day_left_ms) * _MS - self._guard_ns
+            # The guard is for what the counter does at its deadline. At the day's end it does nothing: a hold that
+            # was made just before it may be sent just after.
+            deadline_ns = pending.sent_ns + min(reply.ttl_ms * _MS - self._guard_ns, day_left_ms * _MS)
             # A paused agent makes no new hold, not even from money that a finalize frees later.
             paused = reply.answer is Answer.PAUSED
             lease.deadline_ns = 0 if paused else max(lease.deadline_ns, deadline_ns)
@@ -425,6 +438,10 @@ class LeaseBook:
         with self._lock:
             return sum(lease.live_holds for lease in self._all())
 
+    def hear(self, counter_ms: int) -> None:
+        """Take over the counter's clock from an answer that came just now."""
+        self._clock_offset_ms = counter_ms - self._now_ns() // _MS
+
     def today(self) -> str:
         """The UTC day by the counter's clock, as far as it is known, else by this host's."""
         return self._today(self._now_ns())
@@ -458,7 +475,11 @@ class LeaseBook:
         for lease in list(self._current.values()):
             if lease.day < today:
                 self._retire(lease)
-        self._retired = [lease for lease in self._retired if lease.in_use]
+        self._retired = [
+            lease
+            for lease in self._retired
+            if (lease.live_holds or lease.unsettled if self.expired(lease.day) else lease.in_use)
+        ]
 
     def _retire(self, lease: Lease) -> None:
         """No new hold from it; it is renewed while it is in use."""
@@ -494,6 +515,12 @@ class LeaseBook:
 def resend_wait_ns(resend_ns: int, resends: int) -> int:
     """How long to wait before the next resend, after so many that brought nothing."""
     return resend_ns << min(resends, _MOST_DOUBLINGS)
+
+
+def _note_unanswered(pending: Pending, now_ns: int) -> None:
+    """Money may have been granted that this process does not know of: it is renewed until an answer tells."""
+    if pending.request.need_micros > 0:
+        pending.lease.unanswered_ns = now_ns
 
 
 def _hand_back(lease: Lease, amount: int) -> None:

@@ -420,6 +420,9 @@ class Wallet:
         agent = agent_id(agent)
         day = self._book.today()
         try:
+            if self._book.counter_ms() is None:  # Nothing was heard of it yet; this host may be in another day.
+                self._book.hear(self._counter.now_ms())
+                day = self._book.today()
             (reading,) = self._counter.read([(agent, day)])
             if reading is not None:
                 return Reading(of_counter(reading), self._tier)
