@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from daycap.ledger_reader import one_of
 from worker.ledger import insert
 from worker.schema import agent_accounts as accounts
 from worker.schema import daily_agent_spending as days
+from worker.slices import Place
 
 AgentDay = tuple[str, str]
 
@@ -24,10 +25,28 @@ def chunks(agent_days: Iterable[AgentDay]) -> Iterable[list[AgentDay]]:
     return (ordered[start : start + SOME] for start in range(0, len(ordered), SOME))
 
 
+def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:
+    """The next agent-days of the days `on` after `place`, [day, agent]; none when all have been walked.
+
+    `agents_after(day, agent)` finds the next agents of a day by id, some at a time.
+    """
+    reached, last = place or ("", "")
+    for day in sorted(on):
+        if day >= reached and (agents := agents_after(day, last if day == reached else "")):
+            return [(agent, day) for agent in agents]
+    return []
+
+
+def place_after(agent_days: list[AgentDay]) -> Place:
+    """Where `walk` goes on after these."""
+    agent, day = agent_days[-1]
+    return [day, agent]
+
+
 def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
     """Open the books of days that have no row, under the account's cap. Returns those that this call made.
 
-    An agent without an account gets none.
+    `now_ms` is the counter's time. An agent without an account gets none.
     """
     made: set[AgentDay] = set()
     for some in chunks(agent_days):
@@ -64,6 +83,16 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
         .returning(days.c.agent_account_id)
     )
     return {(agent, day) for (agent,) in connection.execute(statement)}
+
+
+def just_made(connection: sa.Connection, agent_days: Iterable[AgentDay], since_ms: int) -> set[AgentDay]:
+    """Those whose row was made since then, by the counter's clock, and not changed after."""
+    made: set[AgentDay] = set()
+    for some in chunks(agent_days):
+        key = sa.select(days.c.agent_account_id, days.c.spending_date)
+        found = connection.execute(key.where(one_of(days, some), days.c.seq == 1, days.c.updated_at >= since_ms))
+        made |= {(row[0], row[1]) for row in found}
+    return made
 
 
 def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[AgentDay, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from daycap.clock import DAY_MS, day_of, wall_ms
+from daycap.clock import DAY_MS, day_of
 from daycap.counter import ACTIVE
 from daycap.ledger_reader import read_snapshots
 from worker import days
 from worker.ledger import Ledger
-from worker.publish import CounterPublisher
+from worker.publish import FIRST_FOR_MS, CounterPublisher
 from worker.schema import agent_accounts as accounts
 from worker.schema import daily_agent_spending
+from worker.slices import Place, Slice
 
 logger = logging.getLogger("daycap.worker")
 
@@ -22,16 +23,18 @@ _AGENTS_AT_ONCE = 1000
 
 
 def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[days.AgentDay]) -> int:
-    """Open the days that are not yet, in one transaction, and publish all of them. Returns how many were new.
+    """Open the days that are not yet, in one transaction, and publish them. Returns how many were new.
 
-    Only the call that inserts a day's row may open the counter without a fence: nobody can hold a lease of it.
+    Only the call that inserts a day's row may open the counter without a fence: nobody can hold a lease of it. As
+    long as it may, a day that another call has just made is left to that call.
     """
     wanted = sorted(set(agent_days))
     opened_at_ms = publisher.now_ms()
-    now_ms = wall_ms()
+    now_ms = publisher.last_heard_ms() if opened_at_ms is None else opened_at_ms
     with ledger.writing() as connection:
         made = days.insert_missing(connection, wanted, now_ms)
-        snapshots = read_snapshots(connection, wanted)
+        others = days.just_made(connection, set(wanted) - made, now_ms - FIRST_FOR_MS)
+        snapshots = read_snapshots(connection, [where for where in wanted if where not in others])
     publisher.publish([s for s in snapshots if (s.agent, s.day) in made], opened_at_ms=opened_at_ms)
     publisher.publish([s for s in snapshots if (s.agent, s.day) not in made])
     return len(made)
@@ -49,16 +52,17 @@ def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day
     return open_days(ledger, publisher, [(agent, day)])
 
 
-def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int) -> int:
-    """Open today and what begins within `ahead_ms` for every active agent. Safe to run twice at once, and late."""
+def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int, place: Place) -> Slice:
+    """A step of opening today and what begins within `ahead_ms` for every active agent. Counts `opened`.
+
+    Safe to run twice at once, late, and from the beginning: it looks for what is missing.
+    """
     now_ms = publisher.authoritative_ms()
-    opened = 0
-    for day in sorted({day_of(now_ms), day_of(now_ms + ahead_ms)}):
-        last = ""
-        while agents := _agents_without(ledger, day, last):
-            opened += open_days(ledger, publisher, [(agent, day) for agent in agents])
-            last = agents[-1]
-    return opened
+    on = {day_of(now_ms), day_of(now_ms + ahead_ms)}
+    missing = days.walk(on, place, lambda day, last: _agents_without(ledger, day, last))
+    if not missing:
+        return Slice({"opened": 0}, None)
+    return Slice({"opened": open_days(ledger, publisher, missing)}, days.place_after(missing))
 
 
 def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:
