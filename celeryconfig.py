@@ -72,13 +72,12 @@ worker_proc_alive_timeout = 30
 timezone = "UTC"
 beat_scheduler = "celery.beat:Scheduler"  # In memory: a file of past runs is of no use to tasks that catch up.
 _lease_life_s = _settings.lease_ttl_seconds + _settings.grace_seconds
-_expire_every_s = min(60.0, max(1.0, _lease_life_s / 4))
+_every_s = {"rollover": 600.0, "expire": min(60.0, max(1.0, _lease_life_s / 4)), "reconcile": 300.0}
 beat_schedule = {
-    "rollover": {
-        "task": "daycap.rollover",
-        "schedule": crontab(minute="*/10"),
-        "options": {"expires": 600},  # A worker that comes back finds one of each, not a day's worth.
-    },
-    "expire": {"task": "daycap.expire", "schedule": _expire_every_s, "options": {"expires": _expire_every_s}},
-    "reconcile": {"task": "daycap.reconcile", "schedule": 300.0, "options": {"expires": 300}},
+    name: {
+        "task": f"daycap.{name}",
+        "schedule": crontab(minute="*/10") if name == "rollover" else every_s,
+        "kwargs": {"every_s": every_s},  # A worker that comes back does one of each, not a day's worth.
+    }
+    for name, every_s in _every_s.items()
 }

@@ -164,7 +164,8 @@ class Counter(ABC):
         `expire_before_ms`: leases whose deadline and grace lie before this time of the counter are given up;
         every event published before it must have been settled in the snapshots. 0 expires nothing.
         `first_until_ms`: set only by the run that inserted these day rows: until this time of the counter a
-        missing day is opened without a fence. Such a publish is never sent twice. 0 always fences.
+        missing day is opened without a fence. Such a publish is never sent twice. 0 always fences, but for a
+        day that begins more than a ttl later: nobody can have leased of it.
         """
 
     @abstractmethod

@@ -33,8 +33,9 @@ class Lease:
 
     `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
     has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
-    each event until the counter says that the ledger has it. `owed`: the counter may still have money set aside
-    that is not needed here; `recalled`: it wants back what is free.
+    each event until the counter says that the ledger has it. `owed_ns`: when something happened that may leave
+    money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants back
+    what is free.
     """
 
     __slots__ = (
@@ -49,7 +50,7 @@ class Lease:
         "id",
         "last_hold",
         "leased",
-        "owed",
+        "owed_ns",
         "progress_ns",
         "rate",
         "recalled",
@@ -76,7 +77,8 @@ class Lease:
         self.window_ns = now_ns
         self.rate = 0.0
         self.cap = self.spent = self.leased = 0
-        self.owed = self.recalled = self.foreign = False
+        self.owed_ns = 0
+        self.recalled = self.foreign = False
 
     @property
     def live_holds(self) -> int:
@@ -86,7 +88,7 @@ class Lease:
     @property
     def in_use(self) -> bool:
         """Whether the counter must go on hearing of this lease."""
-        return self.owed or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
+        return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
 
 
 class Hold:
@@ -272,8 +274,8 @@ class LeaseBook:
         with self._lock:
             lease = self._lease_for(agent, estimate, now_ns)
             if now_ns >= lease.deadline_ns:
-                _hand_back(lease, lease.free)
-            lease.owed = True
+                _hand_back(lease, lease.free, now_ns)
+            lease.owed_ns = now_ns
             earmarked, lease.free = lease.free, 0
             need = max(0, estimate - earmarked)
             elapsed_ns = max(now_ns - lease.window_ns, _SHORTEST_WINDOW_NS)
@@ -343,20 +345,23 @@ class LeaseBook:
         """The sync got no answer: put the earmarked money back. What was granted unseen counts next time."""
         with self._lock:
             pending.lease.free += pending.earmarked
+            pending.lease.owed_ns = self._now_ns()
 
     # --- renewing: every lease that is in use, all agents together ----------------------------------------
 
     def begin_renewal(self, only: Sequence[Lease] | None = None, *, hand_back: bool = False) -> list[Pending]:
         """Build a sync without need for every lease in use (of `only`), handing back what lies idle, or all of it."""
         now_ns = self._now_ns()
+        today = self._today(now_ns)
         with self._lock:
-            self._tidy(self._today(now_ns))
+            self._tidy(today)
             pending = []
             for lease in self._all() if only is None else only:
-                if not lease.in_use:
+                if not lease.in_use or _expired(lease.day, today):
                     continue
                 dead = now_ns >= lease.deadline_ns
-                _hand_back(lease, lease.free if hand_back or lease.recalled or dead else self._idle(lease, now_ns))
+                back = lease.free if hand_back or lease.recalled or dead else self._idle(lease, now_ns)
+                _hand_back(lease, back, now_ns)
                 request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
                 pending.append(Pending(lease, request, now_ns))
             return pending
@@ -370,7 +375,8 @@ class LeaseBook:
         with self._lock:
             self._clock_offset_ms = reply.now_ms - now_ns // _MS
             if not reply.answer.taken:
-                lease.owed = lease.owed and lease.granted > 0
+                if lease.granted == 0:
+                    lease.owed_ns = 0
                 return False
             self.ttl_ms = reply.ttl_ms
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
@@ -388,11 +394,9 @@ class LeaseBook:
             lease.deadline_ns = 0 if paused or self._closed else max(lease.deadline_ns, deadline_ns)
             lease.recalled = reply.recall
             self._drop_settled(lease, reply, now_ns)
-            said = pending.request
-            lease.owed = (
-                lease.returned != said.returned_micros
-                or reply.granted_micros - said.returned_micros - reply.drawn_micros > 0
-            )
+            outstanding = reply.granted_micros - pending.request.returned_micros - reply.drawn_micros
+            if pending.sent_ns >= lease.owed_ns and outstanding <= 0:
+                lease.owed_ns = 0
             return (reply.recall or paused) and lease.free > 0
 
     # --- looking ------------------------------------------------------------------------------------------
@@ -534,12 +538,12 @@ def resend_wait_ns(resend_ns: int, resends: int) -> int:
     return resend_ns << min(resends, _MOST_DOUBLINGS)
 
 
-def _hand_back(lease: Lease, amount: int) -> None:
+def _hand_back(lease: Lease, amount: int, now_ns: int) -> None:
     """Out of the book first: what is reported as returned must not be held again."""
     if amount:
         lease.free -= amount
         lease.returned += amount
-        lease.owed = True
+        lease.owed_ns = now_ns
 
 
 def _expired(day: str, today: str) -> bool:

@@ -15,10 +15,29 @@ from daycap.counter import UNKNOWN, DaySnapshot, LeaseTotals
 from daycap.errors import InvalidSetting, LedgerUnavailable
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import ColumnElement, Connection, Engine, FromClause
 
 _SOME = 300
 """Agent-days a statement: two parameters each, below every database's limit."""
+
+
+def one_of(table: FromClause, agent_days: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+    """The condition that a row of `table` belongs to one of these (agent, day).
+
+    A day and its agents, not pairs: SQLite reads a whole table for a list of pairs.
+    """
+    import sqlalchemy as sa  # noqa: PLC0415  (an extra)
+
+    agents_of: dict[str, list[str]] = {}
+    for agent, day in agent_days:
+        agents_of.setdefault(day, []).append(agent)
+    return sa.or_(
+        sa.false(),
+        *(
+            sa.and_(table.c.spending_date == day, table.c.agent_account_id.in_(agents))
+            for day, agents in agents_of.items()
+        ),
+    )
 
 
 def read_snapshots(connection: Connection, agent_days: Iterable[tuple[str, str]]) -> list[DaySnapshot]:
@@ -50,14 +69,10 @@ def read_snapshots(connection: Connection, agent_days: Iterable[tuple[str, str]]
         }
         day_of = {
             (row.agent_account_id, row.spending_date): row
-            for row in connection.execute(
-                sa.select(days).where(sa.tuple_(days.c.agent_account_id, days.c.spending_date).in_(some))
-            )
+            for row in connection.execute(sa.select(days).where(one_of(days, some)))
         }
         leases_of: dict[tuple[str, str], list[LeaseTotals]] = {}
-        for row in connection.execute(
-            sa.select(leases).where(sa.tuple_(leases.c.agent_account_id, leases.c.spending_date).in_(some))
-        ):
+        for row in connection.execute(sa.select(leases).where(one_of(leases, some))):
             totals = LeaseTotals(row.lease_id, row.drawn_micros, row.events, row.last_event)
             leases_of.setdefault((row.agent_account_id, row.spending_date), []).append(totals)
         for agent, day in some:

@@ -211,8 +211,9 @@ class MemoryCounter(Counter):
         opened = day is None or not day.open
         if day is None or not day.open:
             self._sweep(snapshot.day, now_ms)
-            day = _Day(expires_ms=day_start_ms(snapshot.day) + (1 + KEPT_DAYS) * DAY_MS)
-            if now_ms >= first_until_ms:
+            start_ms = day_start_ms(snapshot.day)
+            day = _Day(expires_ms=start_ms + (1 + KEPT_DAYS) * DAY_MS)
+            if now_ms + terms.ttl_ms >= start_ms and now_ms >= first_until_ms:
                 day.fence_until_ms = now_ms + terms.ttl_ms + terms.guard_ms
             self._days[where] = day
         elif now_ms < first_until_ms:

@@ -40,8 +40,12 @@ class Settings:
     resend_seconds: float = 15.0
     """After how long without progress an event that is not settled is sent again."""
 
+    close_after_days: int = 7
+    """How many days after its end a day's books are closed: later events become dead letters."""
     retention_days: int = 400
-    """How long the ledger keeps single settlements; an event for an older day becomes a dead letter."""
+    """How many days after its day the ledger keeps a settlement, and after it was last seen a dead letter."""
+    books_days: int = 3650
+    """How many days after it the ledger keeps what each agent spent on a day."""
     open_ahead_hours: float = 2
     """How long before midnight the next day is opened for every active agent."""
     metrics_port: int = 0
@@ -58,6 +62,13 @@ class Settings:
             raise InvalidSetting(
                 f"DAYCAP_LEASE_TTL_SECONDS={self.lease_ttl_seconds:g} is too short for "
                 f"DAYCAP_REDIS_TIMEOUT_SECONDS={self.redis_timeout_seconds:g}: a lease must outlive 12 timeouts"
+            )
+        if self.close_after_days < 3:
+            raise InvalidSetting("DAYCAP_CLOSE_AFTER_DAYS must be 3 or more: the counter keeps a day for two")
+        if not self.close_after_days <= self.retention_days <= self.books_days:
+            raise InvalidSetting(
+                "DAYCAP_CLOSE_AFTER_DAYS, DAYCAP_RETENTION_DAYS and DAYCAP_BOOKS_DAYS must not fall: "
+                f"{self.close_after_days}, {self.retention_days}, {self.books_days}"
             )
 
     @property

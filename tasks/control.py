@@ -73,7 +73,7 @@ def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1
 def audit_day(day: str | None = None) -> JSON:
     """Hold a day's ledger and counter against the promises."""
     parts = deployment()
-    return answer(lambda: audit.audit(parts.ledger, parts.publisher, day)._asdict())
+    return answer(lambda: audit.audit(parts.ledger, parts.publisher, parts.settings, day)._asdict())
 
 
 @app.task(name="daycap.count_dead_letters", ignore_result=False)

@@ -9,7 +9,7 @@ from typing import Any
 from celery.exceptions import Reject
 
 from daycap.wire import FINALIZE_TASK, MAX_EVENTS_PER_MESSAGE
-from worker import metrics
+from worker import metrics, retention
 from worker.celery import app
 from worker.dead_letters import DeadLetter, Kind
 from worker.deployment import deployment
@@ -56,14 +56,15 @@ def finalize(*args: Any, **kwargs: Any) -> dict[str, int]:
 
 
 def _settle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
-    ledger, retention_days = deployment().ledger, deployment().settings.retention_days
+    parts = deployment()
     events = kwargs.get("events")
     if args or set(kwargs) != {"events"} or not isinstance(events, list) or not events:
         letter = DeadLetter(Kind.MALFORMED, "not a message of events", {"args": list(args), "kwargs": kwargs})
-        return keep(ledger, letter)
+        return keep(parts.ledger, letter)
+    open_days = retention.open_days(parts.settings, parts.publisher.last_heard_ms())
     outcome = Outcome()
     for start in range(0, len(events), MAX_EVENTS_PER_MESSAGE):
-        outcome.add(settle(ledger, events[start : start + MAX_EVENTS_PER_MESSAGE], retention_days))
+        outcome.add(settle(parts.ledger, events[start : start + MAX_EVENTS_PER_MESSAGE], open_days))
     return outcome
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import docker
 from pytest_celery import CeleryWorkerContainer, RedisContainer
 
+from tests.fake_clock import FakeClock
 from worker.local_server import free_port, server_binary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,10 +134,11 @@ def _number(name: str | int) -> int:
 class LocalRedis(LocalProcess, RedisContainer):
     """A redis-server (or valkey-server) on a port of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: FakeClock | None = None) -> None:
         self._port = free_port()
         options = ["--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(directory)]
-        super().__init__([server_binary(), *self.command()[1:], *options], directory)
+        environment = clock.environment if clock else None
+        super().__init__([server_binary(), *self.command()[1:], *options], directory, environment)
 
     @property
     def hostname(self) -> str:
@@ -158,12 +160,29 @@ class LocalRedis(LocalProcess, RedisContainer):
 class LocalWorker(LocalProcess, CeleryWorkerContainer):
     """A worker as the Procfile starts it, in the environment that it is given."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], clock: FakeClock | None = None) -> None:
+        environment = {**environment, **(clock.environment if clock else {})}
         super().__init__([sys.executable, "-m", "celery", *procfile("worker")[1:]], directory, environment)
 
     @classmethod
     def worker_name(cls) -> str:
         return "celery"
+
+
+def run_daycap(*words: str, environment: Mapping[str, str], status: int = 0) -> str:
+    """What the command daycap wrote; it must end with `status`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "daycap", *words],
+        cwd=ROOT,
+        env={**clean, "COLUMNS": "160", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def procfile(name: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from daycap.clock import day_of, wall_ms
+from daycap.clock import day_of
 from daycap.counter import ACTIVE, PAUSED
 from daycap.errors import InvalidInput, Refused, UnknownAgent
 from daycap.ledger_reader import read_snapshots
@@ -40,7 +40,7 @@ class Account(NamedTuple):
 def add(ledger: Ledger, publisher: CounterPublisher, caps: dict[str, int], changed_by: str) -> int:
     """Add agents with their daily caps and open today for them. All or none; raises `AgentExists`."""
     caps = {agent_id(agent): micros(cap) for agent, cap in caps.items()}
-    now_ms = wall_ms()
+    now_ms = publisher.authoritative_ms()
     with ledger.writing() as connection:
         rows = [
             {
@@ -64,7 +64,7 @@ def add(ledger: Ledger, publisher: CounterPublisher, caps: dict[str, int], chang
             sa.insert(cap_changes),
             [_change(agent, None, None, caps[agent], ACTIVE, changed_by, now_ms) for agent in sorted(caps)],
         )
-    today = day_of(publisher.authoritative_ms())
+    today = day_of(now_ms)
     return open_days(ledger, publisher, [(agent, today) for agent in caps])
 
 
@@ -82,7 +82,8 @@ def set_status(ledger: Ledger, publisher: CounterPublisher, agent: str, status: 
 
 def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict[str, Any], changed_by: str) -> Account:
     agent = agent_id(agent)
-    now_ms, today = wall_ms(), day_of(publisher.authoritative_ms())
+    now_ms = publisher.authoritative_ms()  # Also of the record: an audit asks which changes were made on a day.
+    today = day_of(now_ms)
     accounts, days = agent_accounts.c, daily_agent_spending.c
     with ledger.writing() as connection:
         mine = accounts.agent_account_id == agent

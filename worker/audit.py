@@ -9,8 +9,10 @@ import sqlalchemy as sa
 
 from daycap.clock import day_of, day_start_ms
 from daycap.counter import DayReading
+from daycap.settings import Settings
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
+from worker.retention import kept_days, open_days
 from worker.schema import cap_changes, lease_totals, settlements
 from worker.schema import daily_agent_spending as spending
 
@@ -35,32 +37,46 @@ class Audit(NamedTuple):
     settlements: int
     spent_micros: int
     uncovered_micros: int
+    pruned: list[str]
+    """What the ledger no longer keeps of the day, and was therefore not compared: `leases`, `settlements`."""
     differences: list[dict[str, Any]]
 
 
-def audit(ledger: Ledger, publisher: CounterPublisher, day: str | None = None) -> Audit:
+def audit(ledger: Ledger, publisher: CounterPublisher, settings: Settings, day: str | None = None) -> Audit:
     """Audit `day`, by default the counter's today. The counter is compared while its key is there.
+
+    Of a day that is closed the lease totals may be gone, of an older one the settlements: `pruned` says so.
 
     Raises `InvalidInput` for what is not a day and `CounterUnavailable` if the counter does not answer.
     """
-    day = day_of(publisher.authoritative_ms()) if day is None else day
+    now_ms = publisher.authoritative_ms()
+    day = day_of(now_ms) if day is None else day
     day_start_ms(day)
+    pruned = _pruned(day, settings, now_ms)
     agents = count = spent = uncovered = 0
     differences: list[Difference] = []
     with ledger.reading() as connection:
         for rows in _rows(connection, day):
             names = [row.agent_account_id for row in rows]
-            sums = _sums(connection, day, names)
+            sums = None if "settlements" in pruned else _sums(connection, day, names)
             highest = _highest_caps(connection, day, names)
             for row in rows:
-                differences += _check_ledger(row, sums.get(row.agent_account_id), highest.get(row.agent_account_id, 0))
+                differences += _check_cap(row, highest.get(row.agent_account_id, 0))
+                if sums is not None:
+                    differences += _check_sums(row, sums.get(row.agent_account_id))
                 agents, count = agents + 1, count + row.settled_count
                 spent, uncovered = spent + row.spent_micros, uncovered + row.uncovered_micros
-            differences += _check_leases(connection, day, names)
+            if "leases" not in pruned:
+                differences += _check_leases(connection, day, names)
             readings = publisher.read([(name, day) for name in names])
             for row, reading in zip(rows, readings, strict=False):
                 differences += _check_counter(row, reading)
-    return Audit(day, agents, count, spent, uncovered, [difference._asdict() for difference in differences])
+    return Audit(day, agents, count, spent, uncovered, pruned, [difference._asdict() for difference in differences])
+
+
+def _pruned(day: str, settings: Settings, now_ms: int) -> list[str]:
+    oldest = {"leases": open_days(settings, now_ms).oldest, "settlements": kept_days(settings, now_ms).oldest}
+    return [what for what, first in oldest.items() if day < first]
 
 
 def _rows(connection: sa.Connection, day: str) -> Iterator[list[Any]]:
@@ -108,11 +124,15 @@ def _highest_caps(connection: sa.Connection, day: str, agents: list[str]) -> dic
     return {agent: int(cap) for agent, cap in connection.execute(statement)}
 
 
-def _check_ledger(row: Any, sums: Any, highest_cap: int) -> Iterator[Difference]:
-    agent = row.agent_account_id
+def _check_cap(row: Any, highest_cap: int) -> Iterator[Difference]:
     cap = max(row.cap_micros, highest_cap)
     if row.spent_micros > cap:
-        yield Difference("P1", agent, "spent passes the highest cap of the day", cap, row.spent_micros)
+        what = "spent passes the highest cap of the day"
+        yield Difference("P1", row.agent_account_id, what, cap, row.spent_micros)
+
+
+def _check_sums(row: Any, sums: Any) -> Iterator[Difference]:
+    agent = row.agent_account_id
     for name in ("settled_count", "spent_micros", "uncovered_micros"):
         expected = int(getattr(sums, name)) if sums is not None else 0
         if getattr(row, name) != expected:

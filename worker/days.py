@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sqlalchemy as sa
 
+from daycap.ledger_reader import one_of
 from worker.ledger import insert
 from worker.schema import agent_accounts as accounts
 from worker.schema import daily_agent_spending as days
+from worker.slices import Place
 
 AgentDay = tuple[str, str]
 
@@ -23,19 +25,32 @@ def chunks(agent_days: Iterable[AgentDay]) -> Iterable[list[AgentDay]]:
     return (ordered[start : start + SOME] for start in range(0, len(ordered), SOME))
 
 
-def of(agent_days: list[AgentDay]) -> sa.ColumnElement[bool]:
-    """The condition that a row of `daily_agent_spending` is one of these."""
-    return sa.tuple_(days.c.agent_account_id, days.c.spending_date).in_(agent_days)
+def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:
+    """The next agent-days of the days `on` after `place`, [day, agent]; none when all have been walked.
+
+    `agents_after(day, agent)` finds the next agents of a day by id, some at a time.
+    """
+    reached, last = place or ("", "")
+    for day in sorted(on):
+        if day >= reached and (agents := agents_after(day, last if day == reached else "")):
+            return [(agent, day) for agent in agents]
+    return []
+
+
+def place_after(agent_days: list[AgentDay]) -> Place:
+    """Where `walk` goes on after these."""
+    agent, day = agent_days[-1]
+    return [day, agent]
 
 
 def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
     """Open the books of days that have no row, under the account's cap. Returns those that this call made.
 
-    An agent without an account gets none.
+    `now_ms` is the counter's time. An agent without an account gets none.
     """
     made: set[AgentDay] = set()
     for some in chunks(agent_days):
-        found = connection.execute(sa.select(days.c.agent_account_id, days.c.spending_date).where(of(some)))
+        found = connection.execute(sa.select(days.c.agent_account_id, days.c.spending_date).where(one_of(days, some)))
         missing: dict[str, list[str]] = {}
         for agent, day in set(some) - {(row[0], row[1]) for row in found}:
             missing.setdefault(day, []).append(agent)
@@ -74,7 +89,7 @@ def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[Agen
     """The rows, held against every other settle and cap change until the transaction ends."""
     rows: dict[AgentDay, Any] = {}
     for some in chunks(agent_days):
-        statement = sa.select(days).where(of(some)).order_by(days.c.agent_account_id, days.c.spending_date)
+        statement = sa.select(days).where(one_of(days, some)).order_by(days.c.agent_account_id, days.c.spending_date)
         for row in connection.execute(statement.with_for_update()):
             rows[row.agent_account_id, row.spending_date] = row
     return rows

@@ -11,6 +11,7 @@ from daycap.errors import Refused
 from worker import dead_letters, metrics
 from worker.dead_letters import LONGEST_PAYLOAD, Kind, Letter
 from worker.deployment import Deployment
+from worker.retention import kept_days
 from worker.settle import settle
 
 logger = logging.getLogger("daycap.worker")
@@ -58,7 +59,8 @@ def _replay_one(parts: Deployment, letter: Letter) -> Replayed:
         payload = payload_of(letter)
     except Refused as error:
         return Replayed(letter.id, "refused", str(error), 0)
-    outcome = settle(parts.ledger, [payload], parts.settings.retention_days)
+    # An operator may charge a day whose books are closed, as long as its settlements are there to tell a duplicate.
+    outcome = settle(parts.ledger, [payload], kept_days(parts.settings, parts.publisher.authoritative_ms()))
     parts.publisher.publish(outcome.snapshots)
     metrics.count(outcome)
     if not outcome.dead_letters:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
@@ -15,94 +14,85 @@ from worker import days, metrics
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
 from worker.schema import daily_agent_spending as spending
+from worker.slices import Place, Slice
 
 logger = logging.getLogger("daycap.worker")
 
 _AT_ONCE = 500
 
 
-class Expired(NamedTuple):
-    """What one expire found: days looked at, fences that still stand, micros given up."""
+def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Callable[[int], int], place: Place) -> Slice:
+    """A step of giving up what runners that are gone had set aside, where the queue has caught up with them.
 
-    days: int
-    fenced: int
-    given_up_micros: int
-
-
-class Reconciled(NamedTuple):
-    """What one reconcile found: days looked at, days that differed and were published anew."""
-
-    days: int
-    drift: int
-
-
-def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Callable[[int], int]) -> Expired:
-    """Give up what runners that are gone had set aside, where the queue has caught up with them.
-
-    `settled_before_ms` maps the counter's time to one before which every event is settled, 0 for unknown.
+    Counts `days` looked at, `fenced` that still are, and `given_up_micros`. `settled_before_ms` maps the counter's
+    time to one before which every event is settled, 0 for unknown; it is asked once, by the first step.
     """
     now_ms = publisher.now_ms()
-    before_ms = settled_before_ms(now_ms) if now_ms is not None else 0
-    looked_at = fenced = given_up = 0
-    if now_ms is None or before_ms <= 0:
-        return Expired(0, 0, 0)
-    for some in _days_in_use(ledger, now_ms):
-        looked_at += len(some)
-        readings = publisher.read(some)
-        leased = [where for where, reading in zip(some, readings, strict=True) if _may_expire(reading)]
-        replies = publisher.publish(_snapshots(ledger, leased), expire_before_ms=before_ms)
-        fenced += sum(reply is not None and reply.fenced for reply in replies)
-        given_up += sum(reply.given_up_micros for reply in replies if reply is not None)
-    return Expired(looked_at, fenced, given_up)
-
-
-def reconcile(ledger: Ledger, publisher: CounterPublisher) -> Reconciled:
-    """Compare the counter with the ledger for the days in use and publish what differs."""
-    now_ms = publisher.now_ms()
-    looked_at = drift = 0
     if now_ms is None:
-        return Reconciled(0, 0)
-    for some in _days_in_use(ledger, now_ms):
-        looked_at += len(some)
-        readings = publisher.read(some)
-        snapshots = _snapshots(ledger, some)
-        differing = [
-            (snapshot, reading)
-            for snapshot, reading in zip(snapshots, readings, strict=True)
-            if reading is None or _differs(snapshot, reading)
-        ]
-        # What was settled between the two looks is not drift: look again at what differs, the counter last.
-        settled = _snapshots(ledger, [(s.agent, s.day) for s, _ in differing])
-        again = publisher.read([(s.agent, s.day) for s in settled])
-        wrong = [s for s, r in zip(settled, again, strict=True) if r is None or (_differs(s, r) and r.seq <= s.seq)]
-        ahead = [(s.agent, s.day, r.seq) for s, r in zip(settled, again, strict=True) if r and r.seq > s.seq]
-        wrong += _overtake(ledger, ahead)
-        publisher.publish(wrong)
-        drift += len(wrong)
-    if drift:
-        metrics.DRIFT.inc(drift)
-        logger.warning("reconcile: %d of %d days differed from the ledger and were published anew", drift, looked_at)
-    return Reconciled(looked_at, drift)
+        return Slice({"days": 0}, None)
+    before_ms, *place = place or [settled_before_ms(now_ms)]
+    # Money is lent today; what was lent of yesterday is still held. Older days have long been looked at.
+    on = [day_of(now_ms - DAY_MS), day_of(now_ms)]
+    some = _days_with_a_row(ledger, on, place) if before_ms > 0 else []
+    if not some:
+        return Slice({"days": 0}, None)
+    readings = publisher.read(some)
+    leased = [where for where, reading in zip(some, readings, strict=True) if _may_expire(reading)]
+    replies = publisher.publish(_snapshots(ledger, leased), expire_before_ms=before_ms)
+    counts = {
+        "days": len(some),
+        "fenced": sum(reply is not None and reply.fenced for reply in replies),
+        "given_up_micros": sum(reply.given_up_micros for reply in replies if reply is not None),
+    }
+    return Slice(counts, [before_ms, *days.place_after(some)])
 
 
-def _days_in_use(ledger: Ledger, now_ms: int) -> Iterator[list[days.AgentDay]]:
-    """Every day that has a row and whose counter may be there still, some at a time."""
-    oldest = day_of(now_ms - 2 * DAY_MS)
-    last: days.AgentDay = ("", "")
-    key = sa.tuple_(spending.c.agent_account_id, spending.c.spending_date)
-    while True:
+def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slice:
+    """A step of comparing the counter with the ledger, and publishing what differs.
+
+    Counts `days` looked at and those with `drift`. Looks at every day whose counter may be there.
+    """
+    now_ms = publisher.now_ms()
+    if now_ms is None:
+        return Slice({"days": 0, "drift": 0}, None)
+    on = [day_of(now_ms + offset_ms) for offset_ms in (-2 * DAY_MS, -DAY_MS, 0, DAY_MS)]
+    some = _days_with_a_row(ledger, on, place)
+    if not some:
+        return Slice({"days": 0, "drift": 0}, None)
+    readings = publisher.read(some)
+    snapshots = _snapshots(ledger, some)
+    differing = [
+        (snapshot, reading)
+        for snapshot, reading in zip(snapshots, readings, strict=True)
+        if reading is None or _differs(snapshot, reading)
+    ]
+    # What was settled between the two looks is not drift: look again at what differs, the counter last.
+    settled = _snapshots(ledger, [(s.agent, s.day) for s, _ in differing])
+    again = publisher.read([(s.agent, s.day) for s in settled])
+    wrong = [s for s, r in zip(settled, again, strict=True) if r is None or (_differs(s, r) and r.seq <= s.seq)]
+    ahead = [(s.agent, s.day, r.seq) for s, r in zip(settled, again, strict=True) if r and r.seq > s.seq]
+    wrong += _overtake(ledger, ahead)
+    publisher.publish(wrong)
+    if wrong:
+        metrics.DRIFT.inc(len(wrong))
+        logger.warning("reconcile: %d of %d days differed from the ledger, published anew", len(wrong), len(some))
+    return Slice({"days": len(some), "drift": len(wrong)}, days.place_after(some))
+
+
+def _days_with_a_row(ledger: Ledger, on: list[str], place: Place) -> list[days.AgentDay]:
+    """The next of them, by day and agent."""
+
+    def agents_after(day: str, last: str) -> list[str]:
         statement = (
-            sa.select(spending.c.agent_account_id, spending.c.spending_date)
-            .where(spending.c.spending_date >= oldest, key > last)
-            .order_by(spending.c.agent_account_id, spending.c.spending_date)
+            sa.select(spending.c.agent_account_id)
+            .where(spending.c.spending_date == day, spending.c.agent_account_id > last)
+            .order_by(spending.c.agent_account_id)
             .limit(_AT_ONCE)
         )
         with ledger.reading() as connection:
-            some = [(row[0], row[1]) for row in connection.execute(statement)]
-        if not some:
-            return
-        yield some
-        last = some[-1]
+            return list(connection.scalars(statement))
+
+    return days.walk(on, place, agents_after)
 
 
 def _snapshots(ledger: Ledger, agent_days: list[days.AgentDay]) -> list[DaySnapshot]:

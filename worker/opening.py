@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from daycap.clock import DAY_MS, day_of, wall_ms
+from daycap.clock import DAY_MS, day_of
 from daycap.counter import ACTIVE
 from daycap.ledger_reader import read_snapshots
 from daycap.wire import agent_id
@@ -16,6 +16,7 @@ from worker.ledger import Ledger
 from worker.publish import CounterPublisher
 from worker.schema import agent_accounts as accounts
 from worker.schema import daily_agent_spending
+from worker.slices import Place, Slice
 
 logger = logging.getLogger("daycap.worker")
 
@@ -23,13 +24,14 @@ _AGENTS_AT_ONCE = 1000
 
 
 def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[days.AgentDay]) -> int:
-    """Open the days that are not yet, in one transaction, and publish all of them. Returns how many were new.
+    """Open the days that are not yet, in one transaction, and publish them. Returns how many were new.
 
-    Only the call that inserts a day's row may open the counter without a fence: nobody can hold a lease of it.
+    Only the call that inserts a day's row may open the counter without a fence: nobody can hold a lease of it. Where
+    another one's publish overtakes it, the fence that was raised falls when it comes.
     """
     wanted = sorted(set(agent_days))
     opened_at_ms = publisher.now_ms()
-    now_ms = wall_ms()
+    now_ms = publisher.last_heard_ms() if opened_at_ms is None else opened_at_ms
     with ledger.writing() as connection:
         made = days.insert_missing(connection, wanted, now_ms)
     # Read by itself: the rows are not locked here, and several statements must see one state of them.
@@ -53,16 +55,17 @@ def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day
     return open_days(ledger, publisher, [(agent, day)])
 
 
-def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int) -> int:
-    """Open today and what begins within `ahead_ms` for every active agent. Safe to run twice at once, and late."""
+def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int, place: Place) -> Slice:
+    """A step of opening today and what begins within `ahead_ms` for every active agent. Counts `opened`.
+
+    Safe to run twice at once, late, and from the beginning: it looks for what is missing.
+    """
     now_ms = publisher.authoritative_ms()
-    opened = 0
-    for day in sorted({day_of(now_ms), day_of(now_ms + ahead_ms)}):
-        last = ""
-        while agents := _agents_without(ledger, day, last):
-            opened += open_days(ledger, publisher, [(agent, day) for agent in agents])
-            last = agents[-1]
-    return opened
+    on = {day_of(now_ms), day_of(now_ms + ahead_ms)}
+    missing = days.walk(on, place, lambda day, last: _agents_without(ledger, day, last))
+    if not missing:
+        return Slice({"opened": 0}, None)
+    return Slice({"opened": open_days(ledger, publisher, missing)}, days.place_after(missing))
 
 
 def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from daycap.clock import wall_ms
+from daycap.clock import boot_ns, wall_ms
 from daycap.counter import Counter, DayReading, DaySnapshot, LeaseTerms, PublishReply
 from daycap.errors import CounterUnavailable
 from worker import metrics
@@ -23,21 +23,32 @@ class CounterPublisher:
     def __init__(self, counter: Counter | None, terms: LeaseTerms) -> None:
         self.counter = counter
         self._terms = terms
+        self._clock_offset_ms: int | None = None
 
     def now_ms(self) -> int | None:
         """The counter's clock; None if it does not answer, or if there is none."""
         if self.counter is None:
             return None
         try:
-            return self.counter.now_ms()
+            return self._heard(self.counter.now_ms())
         except CounterUnavailable as error:
             logger.warning("the counter does not tell its time: %s", error)
             return None
 
     def authoritative_ms(self) -> int:
-        """The time that days are decided by: the counter's, else this host's."""
+        """The time that days are decided by: the counter's, as asked now or else as last heard."""
         now_ms = self.now_ms()
-        return wall_ms() if now_ms is None else now_ms
+        return self.last_heard_ms() if now_ms is None else now_ms
+
+    def last_heard_ms(self) -> int:
+        """The counter's clock by its last answer, without asking; this host's if it has never answered."""
+        if self._clock_offset_ms is None:
+            return wall_ms()
+        return _boot_ms() + self._clock_offset_ms
+
+    def _heard(self, now_ms: int) -> int:
+        self._clock_offset_ms = now_ms - _boot_ms()
+        return now_ms
 
     def publish(
         self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
@@ -59,6 +70,7 @@ class CounterPublisher:
             return []
         for snapshot, reply in zip(snapshots, replies, strict=True):
             if reply is not None:
+                self._heard(reply.now_ms)
                 _tell(snapshot, reply)
         return replies
 
@@ -70,6 +82,10 @@ class CounterPublisher:
         """Let go of connections."""
         if self.counter is not None:
             self.counter.close()
+
+
+def _boot_ms() -> int:
+    return boot_ns() // 1_000_000
 
 
 def _tell(snapshot: DaySnapshot, reply: PublishReply) -> None:

@@ -81,7 +81,7 @@ daily_agent_spending = sa.Table(
     _count("seq"),
     _count("updated_at"),
     sa.CheckConstraint("length(spending_date) = 10", name="spending_date"),
-    sa.Index(None, "spending_date"),
+    sa.Index(None, "spending_date", "agent_account_id"),
     **_CLUSTERED,
 )
 
@@ -97,7 +97,7 @@ lease_totals = sa.Table(
     _count("events"),
     _count("last_event"),
     sa.ForeignKeyConstraint(["agent_account_id", "spending_date"], _DAY_KEY),
-    sa.Index(None, "agent_account_id", "spending_date"),
+    sa.Index(None, "spending_date", "agent_account_id"),
     **_CLUSTERED,
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daycap.clock import DAY_MS, day_of, wall_ms
+from daycap.clock import wall_ms
 from daycap.counter import DaySnapshot
 from daycap.errors import DaycapError
 from daycap.ledger_reader import read_snapshots
@@ -17,6 +17,7 @@ from daycap.wire import FinalizeEvent
 from worker import days
 from worker.dead_letters import DeadLetter, Kind, store
 from worker.ledger import Ledger, insert, passes
+from worker.retention import OpenDays
 from worker.schema import daily_agent_spending, lease_totals, settlements
 
 
@@ -42,27 +43,29 @@ class Outcome:
         self.snapshots = [s for s in self.snapshots if (s.agent, s.day) not in newer] + other.snapshots
 
 
-def settle(ledger: Ledger, payloads: Sequence[object], retention_days: int) -> Outcome:
+def settle(ledger: Ledger, payloads: Sequence[object], open_days: OpenDays) -> Outcome:
     """Settle `payloads` (events as they came from the queue) in one transaction, and commit it.
 
+    `open_days`: an event of another day becomes a dead letter. Whoever gives `worker.retention.kept_days` instead
+    charges closed days too.
     What cannot be settled becomes a dead letter in the same transaction. If the ledger refuses the batch, each
     event is tried alone, so that one bad event never holds up the others. Raises the database's error where
     only time can help (`worker.ledger.passes`); then nothing was settled and all may be sent again.
     """
     try:
-        return _settle_batch(ledger, payloads, retention_days)
+        return _settle_batch(ledger, payloads, open_days)
     except Exception as error:
         if passes(error):
             raise
     outcome = Outcome()
     for payload in payloads:
-        outcome.add(_settle_alone(ledger, payload, retention_days))
+        outcome.add(_settle_alone(ledger, payload, open_days))
     return outcome
 
 
-def _settle_alone(ledger: Ledger, payload: object, retention_days: int) -> Outcome:
+def _settle_alone(ledger: Ledger, payload: object, open_days: OpenDays) -> Outcome:
     try:
-        return _settle_batch(ledger, [payload], retention_days)
+        return _settle_batch(ledger, [payload], open_days)
     except Exception as error:
         if passes(error):
             raise
@@ -77,10 +80,10 @@ def keep(ledger: Ledger, letter: DeadLetter) -> Outcome:
     return Outcome(dead_letters=[letter])
 
 
-def _settle_batch(ledger: Ledger, payloads: Sequence[object], retention_days: int) -> Outcome:
+def _settle_batch(ledger: Ledger, payloads: Sequence[object], open_days: OpenDays) -> Outcome:
     now_ms = wall_ms()
     outcome = Outcome()
-    events = _decode(payloads, now_ms, retention_days, outcome.dead_letters)
+    events = _decode(payloads, open_days, outcome.dead_letters)
     with ledger.writing() as connection:
         touched = {(event.agent, event.day) for event in events}
         days.insert_missing(connection, touched, now_ms)
@@ -94,11 +97,7 @@ def _settle_batch(ledger: Ledger, payloads: Sequence[object], retention_days: in
     return outcome
 
 
-def _decode(
-    payloads: Sequence[object], now_ms: int, retention_days: int, dead: list[DeadLetter]
-) -> list[FinalizeEvent]:
-    # A day more on either side: no worker's clock that is minutes off may turn a good event away.
-    oldest, newest = day_of(now_ms - (retention_days + 1) * DAY_MS), day_of(now_ms + DAY_MS)
+def _decode(payloads: Sequence[object], open_days: OpenDays, dead: list[DeadLetter]) -> list[FinalizeEvent]:
     events = []
     for payload in payloads:
         try:
@@ -106,10 +105,12 @@ def _decode(
         except DaycapError as error:
             dead.append(DeadLetter(Kind.MALFORMED, str(error), payload))
             continue
-        if not oldest <= event.day <= newest:
-            dead.append(DeadLetter(Kind.WRONG_DAY, f"{event.day} is outside {oldest} .. {newest}", payload))
-            continue
-        events.append(event)
+        if event.day > open_days.newest:
+            dead.append(DeadLetter(Kind.WRONG_DAY, f"{event.day} is after {open_days.newest}", payload))
+        elif event.day < open_days.oldest:
+            dead.append(DeadLetter(Kind.DAY_CLOSED, f"every day before {open_days.oldest} is closed", payload))
+        else:
+            events.append(event)
     return events
 
 

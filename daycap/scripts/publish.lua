@@ -49,8 +49,9 @@ local touched = {}
 local fence_until_ms = tonumber(known.fence_until_ms or '0')
 local opened = known.run_id ~= run_id
 if opened then
-  -- A day that was here before, under this run id or another, may have leases that are not in the hash.
-  if known.run_id or now_ms >= first_until_ms then
+  -- A day that was here before, under this run id or another, may have leases that are not in the hash; a day
+  -- that begins later has none. A ttl more: another server, whose clock was ahead, may have lent of it.
+  if now_ms + ttl_ms >= day_start_ms and (known.run_id or now_ms >= first_until_ms) then
     fence_until_ms = now_ms + ttl_ms + guard_ms
   end
   for id, lease in pairs(leases) do

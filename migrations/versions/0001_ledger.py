@@ -83,7 +83,11 @@ def upgrade() -> None:
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_daily_agent_spending_spending_date", "daily_agent_spending", ["spending_date"])
+    op.create_index(
+        "ix_daily_agent_spending_spending_date_agent_account_id",
+        "daily_agent_spending",
+        ["spending_date", "agent_account_id"],
+    )
     op.create_table(
         "lease_totals",
         sa.Column("lease_id", sa.Text(), nullable=False),
@@ -103,7 +107,7 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index(
-        "ix_lease_totals_agent_account_id_spending_date", "lease_totals", ["agent_account_id", "spending_date"]
+        "ix_lease_totals_spending_date_agent_account_id", "lease_totals", ["spending_date", "agent_account_id"]
     )
     op.create_table(
         "settlements",

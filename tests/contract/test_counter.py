@@ -221,6 +221,27 @@ def test_first_counts_only_for_a_while(counter: Counter, today: str) -> None:
     assert reply.fenced
 
 
+def test_a_day_that_has_not_begun_needs_no_fence(counter: Counter, today: str, forget: Callable[[], None]) -> None:
+    """Nobody can have leased of it: where the counter was lost before midnight, the next day is open in time."""
+    later = day_of(day_start_ms(today) + 2 * DAY_MS)
+    for _ in range(2):
+        (reply,) = counter.publish([snapshot(later)], TERMS)
+        assert reply is not None
+        assert (reply.opened, reply.fenced) == (True, False)
+        forget()
+
+
+def test_a_first_publish_that_was_overtaken_lets_the_fence_fall(counter: Counter, today: str) -> None:
+    """Two workers meet at a new day: the one that did not insert its row may be faster."""
+    (overtaking,) = counter.publish([snapshot(today)], TERMS)
+    assert overtaking is not None
+    assert overtaking.fenced
+    (first,) = counter.publish([snapshot(today)], TERMS, first_until_ms=counter.now_ms() + 10_000)
+    assert first is not None
+    assert not first.fenced
+    assert sync(counter, today, need=1).answer is Answer.OK
+
+
 def test_a_second_publish_does_not_fence_an_open_day(counter: Counter, today: str) -> None:
     open_day(counter, today)
     (reply,) = counter.publish([snapshot(today, seq=2)], TERMS)

@@ -21,6 +21,7 @@ from worker.dead_letters import DeadLetter, Kind, Letter, UnknownDeadLetter
 from worker.deployment import Deployment
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
+from worker.retention import open_days
 from worker.schema import daily_agent_spending, settlements
 
 TODAY = day_of(wall_ms())
@@ -42,13 +43,14 @@ LETTERS: dict[Kind, Any] = {
     Kind.MALFORMED: event("agent-7", TODAY, number=2, v=2),
     Kind.UNKNOWN_AGENT: event("agent-8", TODAY, lease="c" * 32),
     Kind.WRONG_LEASE: event("agent-7", TODAY, number=3, lease=OTHERS),
-    Kind.WRONG_DAY: event("agent-7", LONG_AGO, number=4),
+    Kind.WRONG_DAY: event("agent-7", "2999-01-01", number=4),
+    Kind.DAY_CLOSED: event("agent-7", LONG_AGO, number=5, lease="d" * 32),
     Kind.CONFLICT: event("agent-7", TODAY, number=1, actual=1),
 }
 
 
 def settled(parts: Deployment, *payloads: object) -> settle.Outcome:
-    return settle.settle(parts.ledger, payloads, parts.settings.retention_days)
+    return settle.settle(parts.ledger, payloads, open_days(parts.settings, wall_ms()))
 
 
 def kept(parts: Deployment, letter: DeadLetter) -> Letter:
@@ -101,6 +103,16 @@ def test_an_event_is_charged_once_its_agent_is_there(parts: Deployment) -> None:
     assert dead_letters.count(parts.ledger) == 0
     with pytest.raises(UnknownDeadLetter):
         replay(parts, letter)
+
+
+def test_an_operator_may_charge_a_day_whose_books_are_closed(parts: Deployment) -> None:
+    """As long as its settlements are kept: an event that was settled before is a duplicate and charges nothing."""
+    before, closed = spent(parts), day_of(wall_ms() - 30 * DAY_MS)
+    letter = kept(parts, settled(parts, event("agent-7", closed, lease="d" * 32)).dead_letters[0])
+    assert letter.kind == Kind.DAY_CLOSED
+
+    assert replay(parts, letter) == Replayed(letter.id, "settled", "", 31_200)
+    assert spent(parts) == before + 31_200
 
 
 def test_an_event_that_the_ledger_refused_once_is_charged_when_it_takes_it(parts: Deployment) -> None:

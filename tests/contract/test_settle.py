@@ -13,10 +13,12 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of, wall_ms
 from daycap.counter import DaySnapshot, LeaseTerms, LeaseTotals
 from daycap.money import MAX_MICROS
+from daycap.settings import Settings
 from daycap.wire import FinalizeEvent
 from worker import accounts, settle
 from worker.ledger import Ledger, passes
 from worker.publish import CounterPublisher
+from worker.retention import open_days
 from worker.schema import daily_agent_spending, dead_letters, lease_totals, settlements
 from worker.settle import Outcome
 
@@ -38,7 +40,7 @@ def event(number: int = 1, actual: int = 10, held: int = 10, **changes: Any) -> 
 
 
 def settled(ledger: Ledger, *payloads: object) -> Outcome:
-    return settle.settle(ledger, payloads, retention_days=400)
+    return settle.settle(ledger, payloads, open_days(Settings(), wall_ms()))
 
 
 def rows(ledger: Ledger, table: sa.Table) -> list[Any]:
@@ -159,7 +161,7 @@ def test_a_lease_is_one_agents_and_one_days(ledger: Ledger, agent: str) -> None:
         (event(reservation=f"{A}-0"), "malformed"),
         (event(reservation=f"{B}-1"), "malformed"),
         ({**event(), "lease": "\ud800"}, "malformed"),
-        (event(day="1970-01-01"), "wrong_day"),
+        (event(day="1970-01-01"), "day_closed"),
         (event(day="2999-01-01"), "wrong_day"),
         (event(agent="nobody"), "unknown_agent"),
     ],

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.events import event
-from tests.processes import ROOT
+from tests.processes import run_daycap as run
 from tests.spine import Spine
 
 Daycap = Callable[..., Any]
-
-
-def run(*words: str, environment: dict[str, str], status: int = 0) -> str:
-    """What the command wrote; it must end with `status`."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "daycap", *words],
-        cwd=ROOT,
-        env={**clean, "COLUMNS": "160", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_bad_events_do_not_hold_up_the_rest_of_their_batch(spine: Spine) -> None
     assert spine.deliver(nonsense=1)["dead_letters"] == 1
     assert spine.day_row(agent)["spent_micros"] == 31_200
     kinds = {row["kind"] for row in spine.rows("SELECT kind FROM dead_letters")}
-    assert kinds == {"malformed", "wrong_day"}
+    assert kinds == {"malformed", "wrong_day", "day_closed"}
 
 
 def test_a_wallet_opens_a_day_that_nobody_opened(spine: Spine) -> None:

@@ -23,13 +23,19 @@ def audit(day: str | None, as_json: bool) -> None:
     sys.exit(bool(found["differences"]))
 
 
+_PROMISES = ("P1, P2 and P3 hold", "P1 and P3 hold", "P1 holds")
+"""What an audit can say that compared everything, all but the leases, and neither leases nor settlements."""
+
+
 def _render(found: dict[str, Any]) -> Group:
     summary = (
         f"{found['day']}: {found['agents']:,} agents, {found['settlements']:,} settlements, "
         f"{money(found['spent_micros'])} spent, {money(found['uncovered_micros'])} uncovered"
     )
+    if found["pruned"]:
+        summary += f"\nnot compared, for the day is long past: its {' and its '.join(found['pruned'])}"
     if not found["differences"]:
-        return Group(summary, Text("P1, P2 and P3 hold: no difference", style="green"))
+        return Group(summary, Text(f"{_PROMISES[len(found['pruned'])]}: no difference", style="green"))
     made = table("promise", "agent", "what", "expected>", "found>")
     for each in found["differences"]:
         made.add_row(each["promise"], each["agent"], each["what"], str(each["expected"]), str(each["found"]))

@@ -1,0 +1,131 @@
+"""Opening days on every database: each once, by whoever is first, and without a fence."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+
+from daycap.clock import DAY_MS, day_of, day_start_ms
+from daycap.counter import LeaseTerms
+from daycap.memory_counter import MemoryCounter
+from worker import accounts, days, housekeeping, opening
+from worker.ledger import Ledger
+from worker.publish import CounterPublisher
+from worker.schema import daily_agent_spending
+from worker.slices import all_of, slice_of
+
+DAY = "2026-11-24"
+NEXT = "2026-11-25"
+AHEAD_MS = 2 * 3_600_000
+
+
+class ServerClock:
+    """The counter's clock, as a test sets it."""
+
+    def __init__(self) -> None:
+        self.ms = day_start_ms(DAY) + 12 * 3_600_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+@pytest.fixture
+def clock() -> ServerClock:
+    return ServerClock()
+
+
+@pytest.fixture
+def counter(clock: ServerClock) -> MemoryCounter:
+    return MemoryCounter(clock)
+
+
+@pytest.fixture
+def publisher(counter: MemoryCounter) -> CounterPublisher:
+    return CounterPublisher(counter, LeaseTerms(30_000, 1_000, 10_000))
+
+
+def open_rows(ledger: Ledger, day: str) -> list[str]:
+    statement = sa.select(daily_agent_spending.c.agent_account_id).where(daily_agent_spending.c.spending_date == day)
+    with ledger.reading() as connection:
+        return sorted(connection.scalars(statement))
+
+
+def rollover(ledger: Ledger, publisher: CounterPublisher) -> int:
+    return all_of(lambda place: opening.rollover(ledger, publisher, AHEAD_MS, place))["opened"]
+
+
+def make_the_row(ledger: Ledger, clock: ServerClock) -> None:
+    """As a worker that has committed and not yet published."""
+    with ledger.writing() as connection:
+        assert days.insert_missing(connection, [("agent", NEXT)], clock.ms)
+
+
+def test_the_next_day_is_opened_ahead_of_midnight_for_active_agents(
+    ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter, clock: ServerClock
+) -> None:
+    accounts.add(ledger, publisher, {"a": 100, "b": 200, "paused": 300}, "test")
+    accounts.set_status(ledger, publisher, "paused", "paused", "test")
+    assert rollover(ledger, publisher) == 0, "it is noon"
+
+    clock.ms = day_start_ms(NEXT) - AHEAD_MS
+    assert rollover(ledger, publisher) == 2
+    assert rollover(ledger, publisher) == 0
+
+    assert open_rows(ledger, NEXT) == ["a", "b"]
+    readings = counter.read([("a", NEXT), ("b", NEXT)])
+    assert [(found.cap_micros, found.fenced) for found in readings if found] == [(100, False), (200, False)]
+
+
+def test_a_rollover_goes_in_steps_and_may_begin_anew_in_the_middle(
+    ledger: Ledger, publisher: CounterPublisher, clock: ServerClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_AGENTS_AT_ONCE", 2)
+    accounts.add(ledger, publisher, {f"agent-{number}": 100 for number in range(5)}, "test")
+    clock.ms = day_start_ms(NEXT) - 1
+
+    def step(place: list[object]) -> tuple[int, list[object] | None]:
+        done = slice_of(lambda at: opening.rollover(ledger, publisher, AHEAD_MS, at), place, seconds=0)
+        return done.counts["opened"], done.place
+
+    assert step([]) == (2, [NEXT, "agent-1"])
+    assert step([NEXT, "agent-1"]) == (2, [NEXT, "agent-3"])
+    assert step([]) == (1, [NEXT, "agent-4"]), "what is missing is found from the beginning too"
+    assert step([NEXT, "agent-3"]) == (0, None)
+
+
+def test_a_counter_that_is_away_leaves_nothing_unopened(
+    ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter, clock: ServerClock
+) -> None:
+    accounts.add(ledger, publisher, {"agent": 100}, "test")
+    clock.ms = day_start_ms(NEXT) - AHEAD_MS
+    make_the_row(ledger, clock)
+
+    all_of(lambda place: housekeeping.reconcile(ledger, publisher, place))
+
+    (reading,) = counter.read([("agent", NEXT)])
+    assert reading is not None
+    assert not reading.fenced, "nobody can have leased of a day that has not begun"
+
+
+def test_days_that_are_not_now_are_not_opened_on_request(
+    ledger: Ledger, publisher: CounterPublisher, clock: ServerClock
+) -> None:
+    accounts.add(ledger, publisher, {"agent": 100}, "test")
+
+    for offset in (-2, -1, 1, 2):
+        opening.open_on_request(ledger, publisher, "agent", day_of(clock.ms + offset * DAY_MS))
+
+    assert [bool(open_rows(ledger, day_of(clock.ms + offset * DAY_MS))) for offset in range(-2, 3)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_the_counters_clock_is_known_while_it_is_away(publisher: CounterPublisher, clock: ServerClock) -> None:
+    clock.ms = day_start_ms(NEXT) + 500
+    publisher.now_ms()
+
+    assert day_of(publisher.last_heard_ms()) == NEXT

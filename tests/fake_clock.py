@@ -1,0 +1,49 @@
+"""Wall clocks of a test's own for real processes, by libfaketime. Clocks that only measure go on as they do."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from daycap.clock import day_start_ms
+
+_SPEC = find_spec("libfaketime")
+_LIBRARY = Path(_SPEC.origin).parent / "vendor/libfaketime/src/libfaketime.so.1" if _SPEC and _SPEC.origin else None
+
+AVAILABLE = _LIBRARY is not None and _LIBRARY.exists()
+"""Whether clocks can be faked here: the wheel brings the library for Linux on x86_64."""
+
+
+class FakeClock:
+    """A wall clock that the processes started with its `environment` follow, also when it is set anew."""
+
+    def __init__(self, file: Path, zone: str = "UTC") -> None:
+        self._file = file
+        self.environment = {
+            "LD_PRELOAD": str(_LIBRARY),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "TZ": zone,
+        }
+        self.set_off(0)
+
+    def set(self, day: str, time_of_day: str) -> None:
+        """It goes on from this moment in UTC, `HH:MM:SS`."""
+        hours, minutes, seconds = (float(part) for part in time_of_day.split(":"))
+        moment_s = day_start_ms(day) / 1000 + hours * 3600 + minutes * 60 + seconds
+        self.set_off(moment_s - time.time())
+
+    def set_off(self, seconds: float) -> None:
+        """It goes as this machine's does, so many seconds ahead of it."""
+        self._seconds = seconds
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{seconds:+.6f}")
+        new.replace(self._file)
+
+    def beside(self, seconds: float, file: Path, zone: str) -> FakeClock:
+        """Another clock, so many seconds ahead of this one, in another time zone."""
+        clock = FakeClock(file, zone)
+        clock.set_off(self._seconds + seconds)
+        return clock

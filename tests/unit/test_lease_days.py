@@ -1,0 +1,159 @@
+"""The lease book around the end of a day, and what it does about answers that never came."""
+
+from __future__ import annotations
+
+import pytest
+
+from daycap.clock import DAY_MS, day_start_ms
+from daycap.counter import ACTIVE, Answer, DaySnapshot, LeaseTerms
+from daycap.lease_book import Hold, LeaseBook, Pending
+from daycap.memory_counter import MemoryCounter
+from daycap.wire import FinalizeEvent
+
+DAY, NEXT = "2026-11-24", "2026-11-25"
+MIDNIGHT_MS = day_start_ms(NEXT)
+TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)
+
+
+class Runner:
+    """One lease book and its counter, both on a clock that the test sets; nothing takes any time."""
+
+    def __init__(self) -> None:
+        self.ms = MIDNIGHT_MS - 60_000
+        self.counter = MemoryCounter(lambda: self.ms)
+        self.events: list[FinalizeEvent] = []
+        self.book = LeaseBook(
+            self.events.append, guard_ms=TERMS.guard_ms, slice_seconds=2, now_ns=lambda: self.ms * 1_000_000
+        )
+        for day in (DAY, NEXT):
+            self.counter.publish(
+                [DaySnapshot("agent", day, 1, ACTIVE, 100_000, 0)], TERMS, first_until_ms=self.ms + 10_000
+            )
+
+    def ask(self, estimate: int) -> Hold | None:
+        """One round of topping up."""
+        pending = self.book.begin_top_up("agent", estimate)
+        (reply,) = self.counter.sync([pending.request])
+        return self.book.finish_top_up(pending, reply, estimate)
+
+    def renew(self, *, answered: bool = True) -> list[Pending]:
+        pending = self.book.begin_renewal()
+        replies = self.counter.sync([each.request for each in pending])
+        if answered:
+            for each, reply in zip(pending, replies, strict=True):
+                self.book.apply(each, reply)
+        return pending
+
+    def leased(self, day: str) -> int:
+        (reading,) = self.counter.read([("agent", day)])
+        assert reading is not None
+        return reading.leased_micros
+
+
+@pytest.fixture
+def runner() -> Runner:
+    return Runner()
+
+
+@pytest.mark.parametrize("before_ms", [999, 500, 1])
+def test_money_can_be_reserved_up_to_the_days_end(runner: Runner, before_ms: int) -> None:
+    runner.ms = MIDNIGHT_MS - before_ms
+
+    hold = runner.ask(1_000)
+
+    assert hold is not None
+    assert hold.day == DAY
+
+
+def test_at_midnight_the_old_lease_makes_no_hold_and_the_new_one_does(runner: Runner) -> None:
+    first = runner.ask(1_000)
+    assert first is not None
+    first.release()
+    assert runner.book.reserve("agent", 500) is not None
+
+    runner.ms = MIDNIGHT_MS
+
+    assert runner.book.reserve("agent", 100) is None
+    hold = runner.ask(100)
+    assert hold is not None
+    assert hold.day == NEXT
+
+
+def test_free_money_of_an_ended_day_is_handed_back_and_holds_are_kept(runner: Runner) -> None:
+    kept, other = runner.ask(1_000), runner.ask(5_000)
+    assert kept is not None
+    assert other is not None
+    other.release()
+
+    runner.ms = MIDNIGHT_MS + 10
+    runner.renew()
+
+    assert runner.leased(DAY) == 1_000
+    kept.finalize(800)
+    assert [(event.day, event.actual_micros) for event in runner.events] == [(DAY, 800)]
+
+
+def test_what_was_handed_back_without_an_answer_is_handed_back_again(runner: Runner) -> None:
+    hold = runner.ask(1_000)
+    assert hold is not None
+    hold.release()
+
+    runner.ms = MIDNIGHT_MS + 10
+    pending = runner.book.begin_renewal()  # And this sync is lost on its way.
+    assert pending[0].request.returned_micros == 1_000
+    assert runner.leased(DAY) == 1_000
+
+    runner.renew()
+    assert runner.leased(DAY) == 0
+    assert runner.renew() == [], "the counter has all of it: there is nothing to renew"
+
+
+def test_what_was_handed_back_with_a_wrong_day_is_handed_back_again(runner: Runner) -> None:
+    runner.ms = MIDNIGHT_MS - 1
+    hold = runner.ask(1_000)
+    assert hold is not None
+    hold.release()
+
+    # Given a top-up that was built just before the server's midnight and came just after it
+    runner.ms = MIDNIGHT_MS
+    runner.book.hear(MIDNIGHT_MS - 1)
+    pending = runner.book.begin_top_up("agent", 2_000)
+    (reply,) = runner.counter.sync([pending.request])
+    assert reply.answer is Answer.WRONG_DAY
+    assert runner.book.finish_top_up(pending, reply, 2_000) is None
+
+    hold = runner.ask(2_000)
+    assert hold is not None
+    assert hold.day == NEXT
+    runner.renew()
+    assert (runner.leased(DAY), runner.leased(NEXT)) == (0, 2_000)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["lost", "late"])
+def test_money_granted_in_an_answer_that_did_not_count_comes_back(runner: Runner, late: bool) -> None:
+    """Given up is 0 while a runner renews: it must find out what it was granted."""
+    pending = runner.book.begin_top_up("agent", 1_000)
+    (reply,) = runner.counter.sync([pending.request])
+    if late:
+        runner.ms += TERMS.guard_ms + 1
+        assert runner.book.finish_top_up(pending, reply, 1_000) is None
+    else:
+        runner.book.abandon(pending)
+    assert runner.leased(DAY) == 1_000
+
+    for _ in range(4):
+        runner.ms += TERMS.ttl_ms // 3
+        runner.renew()
+
+    assert runner.leased(DAY) == 0
+    assert runner.renew() == []
+
+
+def test_a_hold_that_never_ends_is_not_renewed_when_the_counter_has_forgotten_its_day(runner: Runner) -> None:
+    assert runner.ask(1_000) is not None
+
+    runner.ms = MIDNIGHT_MS + 2 * DAY_MS - 1
+    assert len(runner.renew()) == 1
+    runner.ms += 1
+    assert runner.renew() == []
+    assert runner.book.live_holds() == 0
