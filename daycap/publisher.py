@@ -61,6 +61,9 @@ class Publisher:
         self._events: deque[FinalizeEvent] = deque()
         self._openings: dict[tuple[str, str], None] = {}
         self._wake = threading.Event()
+        self._look = False
+        self._looked = threading.Event()
+        self._backlog: int | None = None
         self._idle = False
         self._sending = 0
         self._stop = threading.Event()
@@ -89,13 +92,15 @@ class Publisher:
         """How many events the broker has not taken yet."""
         return len(self._events) + self._sending
 
-    def backlog(self) -> int | None:
-        """How many messages wait at the broker; None if it does not say."""
-        try:
-            return self.transport.backlog()
-        except Exception as error:
-            logger.debug("the broker does not tell its backlog: %r", error)
-            return None
+    def backlog(self, timeout_s: float) -> int | None:
+        """How many messages wait at the broker; None if it does not say within `timeout_s`.
+
+        The thread asks, for a broker that hangs may take far longer than whoever wants to know can wait.
+        """
+        self._looked.clear()
+        self._look = True
+        self._rouse()
+        return self._backlog if self._looked.wait(timeout_s) else None
 
     def close(self, timeout_s: float) -> None:
         """End the thread after the send that is under way, at the latest after `timeout_s`."""
@@ -125,6 +130,8 @@ class Publisher:
                     backoff_s = _FIRST_BACKOFF_S
                     if self._openings:
                         break
+                if self._look:
+                    self._look_at_backlog()
             except Exception as error:
                 self.failures += 1
                 log = logger.warning if self.failures in (1, 10, 100) or self.failures % 1000 == 0 else logger.debug
@@ -150,10 +157,19 @@ class Publisher:
         finally:
             self._sending = 0
 
+    def _look_at_backlog(self) -> None:
+        self._look = False
+        try:
+            self._backlog = self.transport.backlog()
+        except Exception as error:
+            logger.debug("the broker does not tell its backlog: %r", error)
+            self._backlog = None
+        self._looked.set()
+
     def _sleep(self) -> None:
         # `put` looks at `_idle` after it appended; here it is set before the last look at what was appended.
         self._wake.clear()
         self._idle = True
-        if not self._events and not self._openings and not self._stop.is_set():
+        if not (self._events or self._openings or self._look or self._stop.is_set()):
             self._wake.wait()
         self._idle = False

@@ -371,8 +371,9 @@ class Wallet:
             self._publisher.resend(events)
 
     def _resend_ns(self) -> int:
-        # While messages are visibly waiting, so may ours be.
-        patience = 1 if self._publisher.backlog() == 0 else 10
+        # While messages are visibly waiting, so may ours be. Asked in the time that an exchange may take: the
+        # leases are renewed by this thread.
+        patience = 1 if self._publisher.backlog(self._settings.redis_timeout_seconds) == 0 else 10
         return int(self._settings.resend_seconds * patience * 1e9)
 
     def _settle_adopted(self) -> None:
