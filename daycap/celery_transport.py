@@ -93,9 +93,9 @@ class CeleryTransport(Transport):
 
 def waiting_messages(app: Celery) -> int:
     """How many messages wait in the finalize queue of `app`'s broker, those that a worker holds not counted."""
-    with app.connection_for_read() as connection, connection.channel() as channel:
+    with app.connection_for_read() as connection:
         try:
-            return int(channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
+            return int(connection.default_channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
         except ChannelError:
             return 0  # Not there: on Redis a queue is gone when its last message is.
 
@@ -106,7 +106,8 @@ def _transport_options(url: str) -> dict[str, Any]:
             "socket_timeout": _TIMEOUT_S,
             "socket_connect_timeout": _TIMEOUT_S,
             "socket_keepalive": True,
+            "max_retries": 0,  # The publisher tries again, and knows when.
         }
     if url.startswith(("amqp://", "amqps://", "pyamqp://")):
-        return {"confirm_publish": True, "read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S}
+        return {"confirm_publish": True, "read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S, "max_retries": 0}
     return {}

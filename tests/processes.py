@@ -121,6 +121,7 @@ class LocalProcess:
         if self.status != "running":
             return
         self.process.terminate()
+        self.process.send_signal(signal.SIGCONT)  # One that a test stopped would not see the other.
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""A broker, a worker and a ledger of each test's own: here they are killed, stopped and starved."""
+"""A broker, a counter, a worker and a ledger of each test's own: here they are killed, stopped and starved."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 from celery import Celery
 from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBackend, RedisTestBroker
 
+from tests.faults.ledger import LockedLedger
 from tests.processes import LocalRedis, LocalWorker
 from tests.spine import Spine, environment
 
 
 @pytest.fixture
 def celery_broker(tmp_path: Path) -> Iterator[RedisTestBroker]:
-    node = RedisTestBroker(LocalRedis(tmp_path))
+    node = RedisTestBroker(LocalRedis(made(tmp_path / "broker")))
     node.ready()
     yield node
     node.teardown()
@@ -28,6 +29,20 @@ def celery_backend(celery_broker: RedisTestBroker) -> RedisTestBackend:
 
 
 @pytest.fixture
+def counter_server(tmp_path: Path) -> Iterator[LocalRedis]:
+    """The counter's server, another than the broker's: each can be lost alone."""
+    server = LocalRedis(made(tmp_path / "counter"))
+    server.ready()
+    yield server
+    server.teardown()
+
+
+def made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
 def own_settings() -> dict[str, str]:
     """Variables of the environment that a test module sets for its worker and runners; overridden there."""
     return {}
@@ -35,11 +50,15 @@ def own_settings() -> dict[str, str]:
 
 @pytest.fixture
 def own_environment(
-    celery_broker: RedisTestBroker, empty_ledger: Path, tmp_path: Path, own_settings: dict[str, str]
+    celery_broker: RedisTestBroker,
+    counter_server: LocalRedis,
+    empty_ledger: Path,
+    tmp_path: Path,
+    own_settings: dict[str, str],
 ) -> dict[str, str]:
     ledger = shutil.copy(empty_ledger, tmp_path / "ledger.sqlite3")
     server = celery_broker.config()["host_url"].rpartition("/")[0]
-    return {**environment(server, ledger), **own_settings}
+    return {**environment(server, ledger), "DAYCAP_REDIS_URL": counter_server.url, **own_settings}
 
 
 @pytest.fixture
@@ -50,6 +69,12 @@ def celery_worker(
     worker.ready()
     yield worker
     worker.teardown()
+
+
+@pytest.fixture
+def locked_ledger(own_environment: dict[str, str]) -> LockedLedger:
+    """Locks the SQLite ledger as long as a `with` block runs."""
+    return LockedLedger(own_environment["DAYCAP_LEDGER_URL"].removeprefix("sqlite:///"))
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+"""Spending under way while something breaks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from daycap import BudgetUnavailable, Wallet
+
+HELD, ACTUAL = 1_000, 700
+
+
+class Spending:
+    """A thread that reserves and finalizes one call after the other. `calls` counts those whose finalize returned."""
+
+    def __init__(self, wallet: Wallet, agent: str, pause_s: float) -> None:
+        self.calls = 0
+        self.error: BaseException | None = None
+        self._wallet, self._agent, self._pause_s = wallet, agent, pause_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(self._pause_s):
+                try:
+                    hold = self._wallet.reserve(self._agent, HELD)
+                except BudgetUnavailable:
+                    continue
+                hold.finalize(ACTUAL)
+                self.calls += 1
+        except BaseException as error:
+            self.error = error
+
+
+@contextmanager
+def spending(wallet: Wallet, agent: str, pause_s: float = 0.003) -> Iterator[Spending]:
+    """Spend while the block runs."""
+    load = Spending(wallet, agent, pause_s)
+    try:
+        yield load
+    finally:
+        load.stop()

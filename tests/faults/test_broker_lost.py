@@ -1,0 +1,184 @@
+"""The broker is down, hangs, answers nothing, forgets: finalize returns at once and every event settles once."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from daycap import Wallet
+from daycap.redis_counter import counter_key
+from daycap.wire import FINALIZE_QUEUE
+from tests.faults.ledger import LockedLedger
+from tests.faults.load import ACTUAL, HELD, spending
+from tests.faults.proxy import Proxy
+from tests.spine import Spine
+
+M = 1_000_000
+
+_MOST_S = 0.25
+"""What a finalize may take on a busy machine. In itself it takes microseconds; a broker that hangs takes seconds."""
+
+
+@pytest.fixture
+def own_settings() -> dict[str, str]:
+    return {
+        "DAYCAP_LEASE_TTL_SECONDS": "3",  # Runners look at what is unsettled each second.
+        "DAYCAP_GRACE_SECONDS": "1",
+        "DAYCAP_RESEND_SECONDS": "1",
+    }
+
+
+@pytest.fixture
+def proxy(spine: Spine) -> Iterator[Proxy]:
+    """Before the broker, for a runner that is to lose it."""
+    proxy = Proxy(spine.broker.container.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def broker(spine: Spine) -> Iterator[redis.Redis]:
+    """The broker, as someone with redis-cli has it."""
+    with redis.Redis.from_url(spine.settings.broker_url) as client:
+        yield client
+
+
+def spend(wallet: Wallet, agent: str, calls: int) -> None:
+    for _ in range(calls):
+        wallet.reserve(agent, HELD).finalize(ACTUAL)
+
+
+def settled(spine: Spine, agent: str) -> tuple[int, int]:
+    """How many of the agent's events are settled, and what was charged for them. Each once, says the ledger."""
+    row = spine.day_row(agent)
+    (count,) = spine.rows("SELECT count(*) AS n, count(DISTINCT reservation_id) AS ids FROM settlements")
+    assert count["n"] == count["ids"] == row["settled_count"]
+    return row["settled_count"], row["spent_micros"]
+
+
+@pytest.mark.parametrize("fault", ["down", "hanging", "half open"])
+def test_finalize_does_not_wait_for_the_broker(spine: Spine, proxy: Proxy, fault: str) -> None:
+    agent, server = spine.add("agent-7", 5 * M), spine.broker.container
+    wallet = spine.wallet(broker_url=f"redis://127.0.0.1:{proxy.port}/0")
+    spend(wallet, agent, 1)
+    assert wallet.flush(timeout=20) == ()
+    fail, recover = {
+        "down": (server.kill, server.restart),
+        "hanging": (lambda: server.kill("SIGSTOP"), lambda: server.kill("SIGCONT")),
+        "half open": (proxy.silence, proxy.heal),
+    }[fault]
+
+    fail()
+    longest_s, calls = _finalize_until(wallet, agent, lambda: wallet.stats().send_failures >= 1)
+    recover()
+
+    assert longest_s < _MOST_S
+    assert wallet.flush(timeout=60) == ()
+    assert settled(spine, agent) == (1 + calls, (1 + calls) * ACTUAL)
+
+
+def _finalize_until(wallet: Wallet, agent: str, over: Callable[[], bool]) -> tuple[float, int]:
+    """The longest that a finalize took, and how many there were."""
+    longest_s = 0.0
+    for calls in itertools.count(1):
+        hold = wallet.reserve(agent, HELD)
+        started = time.perf_counter()
+        hold.finalize(ACTUAL)
+        longest_s = max(longest_s, time.perf_counter() - started)
+        if over():
+            return longest_s, calls
+        time.sleep(0.005)  # A pace, not a wait: 200 calls a second.
+    raise AssertionError
+
+
+def test_leases_are_renewed_while_the_broker_hangs(spine: Spine) -> None:
+    """P4: a runner that lives keeps its leases, whatever its broker does to those who ask how long the queue is."""
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+    # Given an event that the broker has and nobody settles, so that the runner asks again and again
+    spine.worker.kill()
+    spend(wallet, agent, 1)
+    spine.wait_for(lambda: wallet.stats().waiting == 0)
+    hold = wallet.reserve(agent, HELD)
+    lease = f"lease:{hold.id.rpartition('-')[0]}"
+
+    spine.broker.container.kill("SIGSTOP")
+
+    end = time.monotonic() + 2.5 * spine.settings.lease_ttl_seconds
+    while time.monotonic() < end:
+        deadline_ms = int(spine.redis.hget(counter_key(agent, hold.day), lease).split()[-1])
+        assert deadline_ms > spine.counter.now_ms()
+        time.sleep(0.1)
+
+
+# --- what the broker loses is sent again ------------------------------------------------------------------------
+
+
+def _queue(broker: redis.Redis) -> None:
+    broker.delete(FINALIZE_QUEUE)
+
+
+def _one_by_one(broker: redis.Redis) -> None:
+    while broker.lpop(FINALIZE_QUEUE) is not None:
+        pass
+
+
+def _everything(broker: redis.Redis) -> None:
+    broker.flushall()
+
+
+@pytest.mark.parametrize("lose", [_queue, _one_by_one, _everything])
+def test_messages_that_the_broker_loses_are_sent_again_and_settled_once(
+    spine: Spine, broker: redis.Redis, lose: Callable[[redis.Redis], None]
+) -> None:
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+    spend(wallet, agent, 5)
+    assert wallet.flush(timeout=20) == ()
+    spine.worker.kill()
+    spend(wallet, agent, 20)
+    spine.wait_for(lambda: wallet.stats().waiting == 0)
+
+    lose(broker)
+    spine.worker.restart()
+
+    spine.wait_for(lambda: settled(spine, agent) == (25, 25 * ACTUAL))
+    assert wallet.flush(timeout=20) == ()
+    assert wallet.stats().resent >= 20
+
+
+def test_a_message_that_is_lost_while_a_worker_has_it_is_sent_again(
+    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
+) -> None:
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+    with locked_ledger:
+        spend(wallet, agent, 1)
+        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        broker.delete("unacked", "unacked_index")
+        spine.worker.kill()
+    spine.worker.restart()
+
+    spine.wait_for(lambda: settled(spine, agent) == (1, ACTUAL))
+
+
+def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
+    spine: Spine, broker: redis.Redis
+) -> None:
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+    spine.worker.kill()
+    sent_s: list[float] = []
+
+    spend(wallet, agent, 1)
+    while len(sent_s) < 4:
+        spine.wait_for(lambda: broker.rpop(FINALIZE_QUEUE))
+        sent_s.append(time.monotonic())
+
+    waits_s = [later - earlier for earlier, later in itertools.pairwise(sent_s)]
+    resend_s, look_s = spine.settings.resend_seconds, spine.settings.lease_ttl_seconds / 3
+    for doublings, wait_s in enumerate(waits_s):
+        # Not before its time; and, a busy machine allowed for, not at the next doubling's either.
+        assert wait_s > resend_s * 2**doublings - 0.1
+        assert wait_s < resend_s * 2**doublings + look_s + 1
+    assert wallet.stats().resent == 3
