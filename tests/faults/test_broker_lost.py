@@ -13,7 +13,7 @@ from daycap import Wallet
 from daycap.redis_counter import counter_key
 from daycap.wire import FINALIZE_QUEUE
 from tests.faults.ledger import LockedLedger
-from tests.faults.load import ACTUAL, HELD, spending
+from tests.faults.load import ACTUAL, HELD
 from tests.faults.proxy import Proxy
 from tests.spine import Spine
 
