@@ -19,7 +19,7 @@ $(TOOLS)/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "daycap needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.12"; exit 2; }
 	@$(PYTHON) -m venv $(TOOLS) || { echo "python3 -m venv failed; install your system's python3-venv package"; exit 2; }
-	@$(TOOLS)/bin/pip install --quiet uv
+	@$(TOOLS)/bin/pip install --quiet --disable-pip-version-check uv
 
 setup: $(UV)     ## make the environment in .venv
 	@$(UV) sync --locked --quiet --compile-bytecode

@@ -12,9 +12,12 @@ from daycap.settings import Settings
 from daycap.urls import celery_broker
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
 
-_settings = Settings.from_env()
-if not _settings.broker_url:
-    raise InvalidSetting("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+try:
+    _settings = Settings.from_env()
+    if not _settings.broker_url:
+        raise InvalidSetting("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+except InvalidSetting as error:
+    raise SystemExit(f"daycap: {error}") from None  # What Celery makes of any other exception is a page of traceback.
 _on_redis = _settings.broker_url.startswith(("redis://", "rediss://"))
 
 # --- the broker ---------------------------------------------------------------------------------------------

@@ -83,11 +83,15 @@ class CapExceeded(AgentRefused):
         self.remaining_micros = remaining_micros
         self.day = day
         self.day_ends_in_s = day_ends_in_s
+        from daycap.money import format_usd  # noqa: PLC0415  (it raises errors of this module)
+
+        minutes = round(day_ends_in_s / 60)
         super().__init__(
             agent,
-            f"agent {agent}: {estimate_micros} micros would pass the cap of {cap_micros} for {day}: "
-            f"spent {spent_micros}, leased by others {leased_micros}, remaining {remaining_micros}; "
-            f"the day ends in {day_ends_in_s:.0f} s",
+            f"agent {agent}: {format_usd(estimate_micros)} would pass the cap of {format_usd(cap_micros)} for {day}: "
+            f"{format_usd(spent_micros)} spent, {format_usd(leased_micros)} leased by others, "
+            f"{format_usd(remaining_micros)} remaining; "
+            f"the day ends in {minutes // 60} h {minutes % 60} min",
         )
 
 

@@ -11,6 +11,8 @@ import ssl
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
+from kombu.transport import TRANSPORT_ALIASES
+
 from daycap.errors import InvalidSetting
 
 _CERT_REQS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
@@ -33,6 +35,10 @@ def check_url(variable: str, url: str) -> str:
         ) from None
     if not parts.scheme or "://" not in url:
         raise InvalidSetting(f"{variable} is not a URL: it has no ://")
+    if variable == "DAYCAP_BROKER_URL" and parts.scheme not in TRANSPORT_ALIASES:
+        raise InvalidSetting(
+            f"{variable}: there is no broker of the kind {parts.scheme}://; redis:// and amqp:// are two"
+        )
     return url
 
 

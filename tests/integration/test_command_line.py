@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_doctor_finds_all_well(spine: Spine, daycap: Daycap) -> None:
     assert {finding["state"] for finding in findings} == {"ok"}
 
 
-def test_doctor_says_what_to_do(spine: Spine) -> None:
+def test_doctor_says_what_to_do(spine: Spine, tmp_path: Path) -> None:
     spine.redis.config_set("maxmemory-policy", "allkeys-lru")
     said = run("doctor", environment=spine.environment, status=1)
     spine.redis.config_set("maxmemory-policy", "noeviction")
@@ -92,6 +93,10 @@ def test_doctor_says_what_to_do(spine: Spine) -> None:
     assert "start Redis" in said
     assert "DAYCAP_BROKER_URL" in said
     assert "Traceback" not in said
+
+    unmigrated = {**spine.environment, "DAYCAP_LEDGER_URL": f"sqlite:///{tmp_path}/empty.sqlite3"}
+    said = run("doctor", environment=unmigrated, status=1)
+    assert "alembic upgrade head" in said
 
 
 def test_a_dead_letters_life(spine: Spine, daycap: Daycap) -> None:

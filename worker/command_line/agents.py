@@ -99,6 +99,10 @@ def status(name: str | None, as_json: bool) -> None:
         for account, reading in zip(accounts, readings, strict=True)
     ]
     show(rows, as_json, lambda: _status_table(rows))
+    if not as_json and any(row["counter"] == "fenced" for row in rows):
+        click.echo(
+            "fenced: the counter lost its data; it lends again when every runner had the time to put its leases back"
+        )
 
 
 def all_accounts() -> list[dict[str, Any]]:

@@ -18,6 +18,14 @@ ANSWER_TIMEOUT_S = 15.0
 
 def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
     """The task's result. A refusal, a broker that is away and a worker that does not answer end the command."""
+    answer = answer_of(task, timeout_s, **kwargs)
+    if "error" in answer:
+        raise click.ClickException(answer["message"])
+    return answer["result"]
+
+
+def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> dict[str, Any]:
+    """All that the task says, a refusal too."""
     if not Settings.from_env().broker_url:
         raise click.ClickException("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
     from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
@@ -27,7 +35,7 @@ def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
             connection.ensure_connection(max_retries=1, timeout=5)
         # A task that nobody took in time is dropped: what the command says has failed must not happen later.
         sent = app.send_task(task, kwargs=kwargs, expires=timeout_s, retry=False, ignore_result=False)
-        answer = sent.get(timeout=timeout_s)
+        answer: dict[str, Any] = sent.get(timeout=timeout_s)
     except NoAnswer:
         raise click.ClickException(
             f"no worker answered within {timeout_s:g} s; is one running? celery -A worker worker"
@@ -38,9 +46,7 @@ def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
         raise
     except Exception as error:
         raise click.ClickException(f"the worker failed at {task}: {type(error).__name__}: {error}") from error
-    if "error" in answer:
-        raise click.ClickException(answer["message"])
-    return answer["result"]
+    return answer
 
 
 def me() -> str:

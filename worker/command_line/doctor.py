@@ -9,6 +9,7 @@ from typing import NamedTuple
 import click
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from daycap.celery_transport import waiting_messages
 from daycap.clock import day_of, wall_ms
@@ -17,6 +18,7 @@ from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
 from worker.command_line.client import ask
 from worker.command_line.output import json_option, show, table
+from worker.ledger import Ledger
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
@@ -38,8 +40,11 @@ def doctor(as_json: bool) -> None:
     """Check every part and say what to do. Ends with status 1 if something does not work."""
     settings = Settings.from_env()
     findings = [*_check_counter(settings), *_check_broker(settings)]
-    if findings[-1].state != FAIL:
-        findings += _check_worker()
+    broker_away = findings[-1].state == FAIL
+    findings += _check_ledger(settings)
+    findings += (
+        [Finding("worker", WARN, "not asked", "mend the broker first")] if broker_away else _check_worker(settings)
+    )
     show([finding._asdict() for finding in findings], as_json, lambda: _table(findings))
     sys.exit(any(finding.state == FAIL for finding in findings))
 
@@ -112,16 +117,37 @@ def _check_broker(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _check_worker() -> Iterator[Finding]:
+def _check_ledger(settings: Settings) -> Iterator[Finding]:
+    """With its own eyes, where this host knows the ledger: a worker does not start before it is migrated."""
+    if not settings.ledger_url:
+        return
+    ledger = Ledger(settings.ledger_url)
+    try:
+        ledger.check_head()
+    except DaycapError as error:
+        yield Finding("ledger", FAIL, str(error), "alembic upgrade head")
+    except SQLAlchemyError as error:
+        found = f"it does not answer: {type(error).__name__}"
+        yield Finding(
+            "ledger", FAIL, found, "start it, or set DAYCAP_LEDGER_URL to where it is; then alembic upgrade head"
+        )
+    else:
+        yield Finding("ledger", OK, "answers here, at the newest migration")
+    finally:
+        ledger.close()
+
+
+def _check_worker(settings: Settings) -> Iterator[Finding]:
     try:
         ask("daycap.check_ledger", timeout_s=5)
     except click.ClickException as error:
         away = "no worker answered" in error.message
-        advice = "celery -A worker worker" if away else "alembic upgrade head"
-        yield Finding("worker" if away else "ledger", FAIL, error.message, advice)
+        advice = "celery -A worker worker" if away else "look at the worker's log and at its ledger"
+        yield Finding("worker", FAIL, error.message, advice)
         return
     yield Finding("worker", OK, "answers")
-    yield Finding("ledger", OK, "at the newest migration")
+    if not settings.ledger_url:
+        yield Finding("ledger", OK, "at the newest migration, says the worker")
     yield _dead_letters(ask("daycap.count_dead_letters", timeout_s=5))
 
 

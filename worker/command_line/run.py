@@ -75,26 +75,44 @@ def run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> None:
     """Show the main job: start every server here, replay a day, audit it, stop all.
 
     Needs nothing installed or running. Servers listen on free ports of 127.0.0.1; ledger and logs stay in
-    .run/latest.
+    .run/latest until the next run.
     """
     sys.exit(_run(as_json, chaos, keep, **options))
 
 
 def _run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> int:
-    _stop_on_sigterm()
-    directory = Path(".run/latest").absolute()
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    _stop_on_signals()
+    directory = _new_directory()
     if chaos:
         os.environ.update(_SHORT_TIMES)
-    with ExitStack() as stack:
-        flower, victims = stack.enter_context(_everything(directory, chaos))
-        note = f"Flower {flower}"
-        status = _replay(as_json, note=note, victims=victims, directory=directory / "replay", **options)
-        if keep:
-            notes.print(f"\nstill running: Flower at [link]{flower}[/link]; Ctrl-C stops everything")
-            signal.pause()
+    try:
+        with _everything(directory, chaos) as (flower, victims):
+            note = f"Flower {flower}"
+            status = _replay(as_json, note=note, victims=victims, directory=directory / "replay", **options)
+            if keep:
+                notes.print(f"\nstill running: Flower at [link]{flower}[/link]; Ctrl-C stops everything")
+                signal.pause()
+    except KeyboardInterrupt:
+        notes.print("\nstopped everything")
+        return 130
     return status
+
+
+def _new_directory() -> Path:
+    """A directory of this run's own below .run, where `latest` leads to; those of runs that ended go."""
+    runs = Path(".run").absolute()
+    runs.mkdir(exist_ok=True)
+    for old in runs.glob("run-*"):
+        try:
+            os.kill(int(old.name.removeprefix("run-")), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(old, ignore_errors=True)
+    made = runs / f"run-{os.getpid()}"
+    made.mkdir()
+    latest = runs / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(made.name)
+    return made
 
 
 @contextmanager
@@ -204,8 +222,11 @@ def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _stop_on_sigterm() -> None:
+def _stop_on_signals() -> None:
+    """A closed terminal and a SIGTERM end everything as Ctrl-C does."""
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)

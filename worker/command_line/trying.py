@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import click
 
-from daycap.celery_transport import CeleryTransport
 from daycap.clock import wall_ms
 from daycap.money import format_usd
 from daycap.settings import Settings
 from daycap.wallet import Wallet
-from daycap.wire import FinalizeEvent
+from daycap.wire import FINALIZE_TASK, FinalizeEvent
+from worker.command_line.client import answer_of
 from worker.command_line.output import Usd, json_option, show
 
 
@@ -47,15 +48,18 @@ def reserve(agent: str, estimate_micros: int, as_json: bool) -> None:
 @click.option("--held", "held_micros", type=Usd(), required=True, help="US dollars that were held.")
 @json_option
 def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_micros: int, as_json: bool) -> None:
-    """Queue the actual cost, USD, of a hold that daycap reserve made."""
+    """Charge the actual cost, USD, of a hold that daycap reserve made, and wait until it is settled."""
     lease = reservation.rpartition("-")[0]
+    if not lease:
+        raise click.BadParameter("a reservation is what daycap reserve printed: LEASE-NUMBER", param_hint="RESERVATION")
     event = FinalizeEvent(reservation, lease, 1, agent, day, held_micros, actual_micros, wall_ms())
     FinalizeEvent.from_wire(event.to_wire())
-    settings = Settings.from_env()
-    if not settings.broker_url:
-        raise click.ClickException("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
-    transport = CeleryTransport(settings.broker_url)
-    transport.use_clock(wall_ms)
-    transport.send([event])
-    transport.close()
-    show(event.to_wire(), as_json, lambda: f"queued; daycap status {agent} shows it when it is settled")
+    counts = answer_of(FINALIZE_TASK, events=[event.to_wire()])
+    became = next((name for name in ("settled", "duplicates") if counts[name]), "dead letter")
+    said = {
+        "settled": f"settled; daycap status {agent} shows it",
+        "duplicates": "it was settled before, with the same cost: nothing is charged twice",
+        "dead letter": f"it cannot be settled, and is kept: daycap dead-letters list --agent {agent} says why",
+    }[became]
+    show({**event.to_wire(), "became": became}, as_json, lambda: said)
+    sys.exit(became == "dead letter")

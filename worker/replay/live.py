@@ -19,8 +19,8 @@ _LOOK_S = 0.25
 _LINE_S = 2.0
 _LINES_AROUND = 6
 """Of the picture: everything but titles and the agents' rows, and the terminal's last line."""
-_COLUMNS_BESIDE_BAR = 66
-_LONGEST_BAR = 40
+_COLUMNS_BESIDE_BAR = 70
+_LONGEST_BAR = 80
 
 
 def show_live(console: Console, watch: Watch, titles: list[str], look: Callable[[], bool]) -> None:
@@ -69,7 +69,15 @@ def _picture(watch: Watch, titles: list[str], width: int, height: int) -> Render
 def _agents(watch: Watch, width: int, rows: int) -> Table:
     """The busiest agents, as planned, so that no row ever jumps; then all of them in one."""
     bar_width = max(8, min(_LONGEST_BAR, width - _COLUMNS_BESIDE_BAR))
-    made = table("agent", "spent>", "cap>", "█ spent ▒ leased"[:bar_width], "calls>", "refused>", "unavailable>")
+    made = table(
+        "agent",
+        "spent>",
+        "cap>",
+        "█ spent ▒ leased" if bar_width >= 16 else "█ spent",
+        "calls>",
+        "refused>",
+        "unavailable>",
+    )
     total_spent = total_leased = total_cap = 0
     for rank, planned in enumerate(watch.plan.agents):
         spent, leased = _spent_and_leased(watch, planned)
@@ -81,8 +89,8 @@ def _agents(watch: Watch, width: int, rows: int) -> Table:
         if rank < rows:
             tally = watch.tally[planned.agent]
             made.add_row(planned.agent, *_row(spent, leased, planned.cap_micros, bar_width, tally))
-    others = len(watch.plan.agents) - rows
-    name = f"all {len(watch.plan.agents)}" if others > 0 else "all"
+    count = len(watch.plan.agents)
+    name = f"all {count}, {rows} shown" if count > rows else f"all {count}"
     made.add_row(name, *_row(total_spent, total_leased, total_cap, bar_width, watch.total), style="bold")
     return made
 
@@ -94,8 +102,8 @@ def _spent_and_leased(watch: Watch, planned: PlannedAgent) -> tuple[int, int]:
 
 def _row(spent: int, leased: int, cap: int, bar_width: int, tally: Tally) -> list[str | Text]:
     return [
-        _cents(spent),
-        _cents(cap),
+        _short(spent),
+        _short(cap),
         bar(spent, leased, cap, bar_width),
         f"{tally.calls:,}",
         Text(f"{tally.refused:,}", style="yellow" if tally.refused else "dim"),
@@ -103,6 +111,6 @@ def _row(spent: int, leased: int, cap: int, bar_width: int, tally: Tally) -> lis
     ]
 
 
-def _cents(amount_micros: int) -> str:
-    """To look at, not to count with: rounded down to cents."""
-    return f"${amount_micros // 1_000_000:,}.{amount_micros % 1_000_000 // 10_000:02d}"
+def _short(amount_micros: int) -> str:
+    """To look at, not to count with: rounded down to a hundredth of a cent."""
+    return f"${amount_micros // 1_000_000:,}.{amount_micros % 1_000_000 // 100:04d}"

@@ -73,8 +73,7 @@ def replay(
     directory = directory or Path(tempfile.mkdtemp(prefix="daycap-replay-"))
     directory.mkdir(parents=True, exist_ok=True)
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
-    source = options.trace.name if options.trace else "a synthetic day"
-    plan = _plan(options, seed)
+    source, plan = _plan(options, seed)
     title = f"replay of {source}, seed {seed}: {len(plan.agents)} agents, {len(plan.runners)} runners"
     console.print(f"{title}; files in {directory}", soft_wrap=True, highlight=False)
 
@@ -104,10 +103,17 @@ def replay(
     return result
 
 
-def _plan(options: ReplayOptions, seed: int) -> Plan:
+def _plan(options: ReplayOptions, seed: int) -> tuple[str, Plan]:
+    """Where the calls come from, in words, and who makes them."""
     count = max(1, round(options.seconds * CALLS_PER_SECOND))
-    return make_plan(
-        thinned(read_trace(options.trace), count) if options.trace else synthetic_day(seed, count),
+    if options.trace:
+        every = read_trace(options.trace)
+        calls = thinned(every, count)
+        source = f"{options.trace.name} ({len(calls):,} of {len(every):,} calls, evenly picked)"
+    else:
+        calls, source = synthetic_day(seed, count), "a synthetic day"
+    plan = make_plan(
+        calls,
         # New names for each replay: it starts with untouched caps, however often it is run in a day.
         prefix="replay-" + "".join(secrets.choice(_NAME_LETTERS) for _ in range(4)),
         agents=options.agents,
@@ -115,6 +121,7 @@ def _plan(options: ReplayOptions, seed: int) -> Plan:
         seconds=options.seconds,
         seed=seed,
     )
+    return source, plan
 
 
 def _look(watch: Watch, runners: Runners, seconds: float, chaos: Chaos | None) -> Callable[[], bool]:

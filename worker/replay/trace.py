@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ def read_trace(path: Path) -> list[Call]:
     calls = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
-        for row in rows:
+        for row in _lines_of(rows, path):
             try:
                 at = datetime.fromisoformat(row["TIMESTAMP"]).replace(tzinfo=UTC)
                 calls.append(Call(at.timestamp(), _tokens(row["ContextTokens"]), _tokens(row["GeneratedTokens"])))
@@ -51,6 +51,13 @@ def read_trace(path: Path) -> list[Call]:
     calls.sort()
     first_s = calls[0].at_s
     return [call._replace(at_s=call.at_s - first_s) for call in calls]
+
+
+def _lines_of(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInput(f"{path.name} is not a CSV file: {error}") from None
 
 
 def synthetic_day(seed: int, count: int) -> list[Call]:
