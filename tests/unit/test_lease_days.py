@@ -4,50 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from daycap.clock import DAY_MS, day_start_ms
-from daycap.counter import ACTIVE, Answer, DaySnapshot, LeaseTerms
-from daycap.lease_book import Hold, LeaseBook, Pending
-from daycap.memory_counter import MemoryCounter
-from daycap.wire import FinalizeEvent
-
-DAY, NEXT = "2026-11-24", "2026-11-25"
-MIDNIGHT_MS = day_start_ms(NEXT)
-TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)
-
-
-class Runner:
-    """One lease book and its counter, both on a clock that the test sets; nothing takes any time."""
-
-    def __init__(self) -> None:
-        self.ms = MIDNIGHT_MS - 60_000
-        self.counter = MemoryCounter(lambda: self.ms)
-        self.events: list[FinalizeEvent] = []
-        self.book = LeaseBook(
-            self.events.append, guard_ms=TERMS.guard_ms, slice_seconds=2, now_ns=lambda: self.ms * 1_000_000
-        )
-        for day in (DAY, NEXT):
-            self.counter.publish(
-                [DaySnapshot("agent", day, 1, ACTIVE, 100_000, 0)], TERMS, first_until_ms=self.ms + 10_000
-            )
-
-    def ask(self, estimate: int) -> Hold | None:
-        """One round of topping up."""
-        pending = self.book.begin_top_up("agent", estimate)
-        (reply,) = self.counter.sync([pending.request])
-        return self.book.finish_top_up(pending, reply, estimate)
-
-    def renew(self, *, answered: bool = True) -> list[Pending]:
-        pending = self.book.begin_renewal()
-        replies = self.counter.sync([each.request for each in pending])
-        if answered:
-            for each, reply in zip(pending, replies, strict=True):
-                self.book.apply(each, reply)
-        return pending
-
-    def leased(self, day: str) -> int:
-        (reading,) = self.counter.read([("agent", day)])
-        assert reading is not None
-        return reading.leased_micros
+from daycap.clock import DAY_MS
+from daycap.counter import Answer
+from tests.runner_without_io import DAY, MIDNIGHT_MS, NEXT, TERMS, Runner
 
 
 @pytest.fixture
