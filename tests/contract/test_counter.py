@@ -268,6 +268,20 @@ def test_a_lease_that_nobody_renews_is_given_up_and_its_late_totals_are_exact(co
     assert back.leased_micros == 40, "a runner that comes back puts its lease back, less what is settled"
 
 
+def test_a_ttl_that_is_made_shorter_takes_back_no_deadline(counter: Counter, today: str) -> None:
+    """P4: the runner trusts what it was told before."""
+    open_day(counter, today, cap=100)
+    sync(counter, today, A, need=60)
+    shorter = LeaseTerms(ttl_ms=1_000, guard_ms=100, grace_ms=100)
+    counter.publish([snapshot(today, seq=2)], shorter)
+    assert sync(counter, today, A, granted=60).ttl_ms == 1_000
+
+    (reply,) = counter.publish([snapshot(today, seq=2)], shorter, expire_before_ms=counter.now_ms() + 20_000)
+
+    assert reply is not None
+    assert (reply.given_up_micros, reply.leased_micros) == (0, 60)
+
+
 def test_money_is_only_granted_for_the_day_that_it_is(counter: Counter, today: str) -> None:
     now_ms = counter.now_ms()
     for other in (day_of(now_ms - DAY_MS), day_of(now_ms + DAY_MS)):

@@ -123,6 +123,7 @@ def test_no_hold_is_made_after_closing_but_live_ones_end(runner: Runner) -> None
     assert runner.book.reserve("agent", 1) is None
     hold.finalize(10)
     assert len(runner.events) == 1
+    assert runner.book.reserve("agent", 1) is None, "not even of what it freed"
 
 
 def test_events_are_kept_until_every_one_below_is_settled(runner: Runner) -> None:
