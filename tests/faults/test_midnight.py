@@ -282,13 +282,23 @@ class TestHostsWithOtherClocks:
         assert day_of(changed_at) == day
 
 
-def test_a_reading_is_of_the_counters_day_before_it_has_ever_answered(spine: Spine, clock: FakeClock) -> None:
-    agent = spine.add("agent-7", 100_000)
-    # Given a server for which it is another day than for this host
-    clock.set(day_of(day_start_ms(DAY) + 5 * DAY_MS), "12:00:00")
-    rollover(spine)
-    with closing(spine.wallet()) as wallet:
-        wallet.reserve(agent, 60_000).finalize(60_000)
-        assert wallet.flush(timeout=30) == ()
+class TestAServerWhoseDayNoHostHas:
+    """Worker and runner have this machine's clock, the server one that is days ahead."""
 
-    assert spine.wallet().remaining(agent) == (40_000, "redis")
+    @pytest.fixture
+    def worker_clock(self, tmp_path: Path) -> FakeClock:
+        return FakeClock(tmp_path / "worker-clock")
+
+    def test_opens_settles_and_is_read_on_the_servers_day(self, spine: Spine, clock: FakeClock) -> None:
+        agent = spine.add("agent-7", 100_000)
+        later = day_of(day_start_ms(DAY) + 5 * DAY_MS)
+        clock.set(later, "12:00:00")
+        rollover(spine)
+        assert set(rows(spine, agent)) == {DAY, later}
+
+        with closing(spine.wallet()) as wallet:
+            wallet.reserve(agent, 60_000).finalize(60_000)
+            assert wallet.flush(timeout=30) == ()
+
+        assert rows(spine, agent)[later]["spent_micros"] == 60_000
+        assert spine.wallet().remaining(agent) == (40_000, "redis"), "before the counter has ever answered"
