@@ -59,7 +59,10 @@ class CounterPublisher:
         """
         if self.counter is None or not snapshots:
             return []
-        first_until_ms = 0 if opened_at_ms is None else opened_at_ms + _FIRST_FOR_MS
+        first_until_ms = 0
+        if opened_at_ms is not None:
+            # Within the shortest life of a fence: no fence that was raised since can have come and gone.
+            first_until_ms = opened_at_ms + min(_FIRST_FOR_MS, self._terms.ttl_ms + self._terms.guard_ms)
         try:
             replies = self.counter.publish(
                 snapshots, self._terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms

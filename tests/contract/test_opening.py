@@ -6,7 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import LeaseTerms
+from daycap.counter import DayReading, DaySnapshot, LeaseTerms
+from daycap.ledger_reader import read_snapshots
 from daycap.memory_counter import MemoryCounter
 from worker import accounts, days, housekeeping, opening
 from worker.ledger import Ledger
@@ -54,10 +55,17 @@ def rollover(ledger: Ledger, publisher: CounterPublisher) -> int:
     return all_of(lambda place: opening.rollover(ledger, publisher, AHEAD_MS, place))["opened"]
 
 
-def make_the_row(ledger: Ledger, clock: ServerClock) -> None:
-    """As a worker that has committed and not yet published."""
+def make_the_row(ledger: Ledger) -> list[DaySnapshot]:
+    """As a worker that has committed, and has still to publish what is returned."""
     with ledger.writing() as connection:
-        assert days.insert_missing(connection, [("agent", NEXT)], clock.ms)
+        assert days.insert_missing(connection, [("agent", NEXT)], 1)
+        return read_snapshots(connection, [("agent", NEXT)])
+
+
+def reading(counter: MemoryCounter) -> DayReading:
+    (found,) = counter.read([("agent", NEXT)])
+    assert found is not None
+    return found
 
 
 def test_the_next_day_is_opened_ahead_of_midnight_for_active_agents(
@@ -93,18 +101,51 @@ def test_a_rollover_goes_in_steps_and_may_begin_anew_in_the_middle(
     assert step([NEXT, "agent-3"]) == (0, None)
 
 
-def test_a_counter_that_is_away_leaves_nothing_unopened(
+def test_others_that_overtake_the_opener_of_a_day_leave_no_fence(
+    ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter, clock: ServerClock
+) -> None:
+    accounts.add(ledger, publisher, {"agent": 100}, "test")
+    opened_at_ms = clock.ms = day_start_ms(NEXT) + 1
+    made = make_the_row(ledger)
+
+    # When others see the row before its opener has published it
+    assert opening.open_on_request(ledger, publisher, "agent", NEXT) == 0
+    all_of(lambda place: housekeeping.reconcile(ledger, publisher, place))
+    assert reading(counter).fenced, "they do not know that nobody holds a lease of it"
+
+    # Then the opener, who does, takes the fence away
+    clock.ms += 500
+    publisher.publish(made, opened_at_ms=opened_at_ms)
+    assert not reading(counter).fenced
+
+
+@pytest.mark.parametrize(("ttl_ms", "late_ms"), [(30_000, 10_001), (3_000, 4_001)])
+def test_an_opener_that_comes_too_late_takes_no_fence_away(
+    ledger: Ledger, counter: MemoryCounter, clock: ServerClock, ttl_ms: int, late_ms: int
+) -> None:
+    """By then a fence may have come and gone before, and leases may have been made and lost."""
+    publisher = CounterPublisher(counter, LeaseTerms(ttl_ms, 1_000, 0))
+    accounts.add(ledger, publisher, {"agent": 100}, "test")
+    opened_at_ms = clock.ms = day_start_ms(NEXT) + 1
+    made = make_the_row(ledger)
+    clock.ms += late_ms
+    publisher.publish(made)
+
+    publisher.publish(made, opened_at_ms=opened_at_ms)
+
+    assert reading(counter).fenced
+
+
+def test_a_day_ahead_that_its_opener_never_published_is_opened_without_a_fence(
     ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter, clock: ServerClock
 ) -> None:
     accounts.add(ledger, publisher, {"agent": 100}, "test")
     clock.ms = day_start_ms(NEXT) - AHEAD_MS
-    make_the_row(ledger, clock)
+    make_the_row(ledger)
 
     all_of(lambda place: housekeeping.reconcile(ledger, publisher, place))
 
-    (reading,) = counter.read([("agent", NEXT)])
-    assert reading is not None
-    assert not reading.fenced, "nobody can have leased of a day that has not begun"
+    assert not reading(counter).fenced, "nobody can have leased of a day that has not begun"
 
 
 def test_days_that_are_not_now_are_not_opened_on_request(
