@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from pytest_celery import CeleryTestWorker, RedisTestBroker
+from pytest_celery import CeleryTestWorker
 
 from daycap.clock import DAY_MS, day_of, day_start_ms, wall_ms
 from daycap.counter import DayReading
@@ -17,6 +17,7 @@ from daycap.redis_counter import counter_key
 from daycap.wire import CONTROL_QUEUE
 from tests import fake_clock
 from tests.fake_clock import FakeClock
+from tests.faults.conftest import made
 from tests.processes import LocalRedis, LocalWorker, run_daycap
 from tests.spine import Spine
 
@@ -40,7 +41,7 @@ def own_settings() -> dict[str, str]:
 
 @pytest.fixture
 def clock(tmp_path: Path) -> FakeClock:
-    """The server's clock, at noon."""
+    """The counter's clock, at noon."""
     clock = FakeClock(tmp_path / "clock")
     clock.set(DAY, "12:00:00")
     return clock
@@ -53,11 +54,12 @@ def worker_clock(clock: FakeClock) -> FakeClock:
 
 
 @pytest.fixture
-def celery_broker(tmp_path: Path, clock: FakeClock) -> Iterator[RedisTestBroker]:
-    node = RedisTestBroker(LocalRedis(tmp_path, clock))
-    node.ready()
-    yield node
-    node.teardown()
+def counter_server(tmp_path: Path, clock: FakeClock) -> Iterator[LocalRedis]:
+    """The counter's server, under that clock; the broker has this machine's."""
+    server = LocalRedis(made(tmp_path / "counter"), clock)
+    server.ready()
+    yield server
+    server.teardown()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ def test_money_can_be_reserved_up_to_the_days_end(runner: Runner, before_ms: int
 
 
 def test_at_midnight_the_old_lease_makes_no_hold_and_the_new_one_does(runner: Runner) -> None:
+    runner.ms = MIDNIGHT_MS - 5_000
     first = runner.ask(1_000)
     assert first is not None
     first.release()

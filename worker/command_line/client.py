@@ -38,7 +38,8 @@ def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> 
         answer: dict[str, Any] = sent.get(timeout=timeout_s)
     except NoAnswer:
         raise click.ClickException(
-            f"no worker answered within {timeout_s:g} s; is one running? celery -A worker worker"
+            f"no worker answered within {timeout_s:g} s; is one running (celery -A worker worker), "
+            "and has its host the same time as this one?"
         ) from None
     except (OperationalError, ConnectionError, OSError) as error:
         raise click.ClickException(f"the broker of DAYCAP_BROKER_URL did not answer: {error}") from error
