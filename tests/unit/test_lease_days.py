@@ -117,3 +117,29 @@ def test_a_hold_that_never_ends_is_not_renewed_when_the_counter_has_forgotten_it
     runner.ms += 1
     assert runner.renew() == []
     assert runner.book.live_holds() == 0
+
+
+def test_an_event_is_kept_when_the_counter_has_forgotten_its_day_but_nothing_is_asked_of_it(runner: Runner) -> None:
+    hold = runner.ask(1_000)
+    assert hold is not None
+    hold.finalize(700)
+
+    runner.ms = MIDNIGHT_MS + 2 * DAY_MS
+    assert runner.renew() == []
+    assert runner.book.unsettled() == runner.events
+
+
+def test_a_renewal_that_overtakes_a_lost_question_does_not_hide_what_that_was_granted(runner: Runner) -> None:
+    pending = runner.book.begin_top_up("agent", 1_000)
+    runner.ms += 1
+    runner.renew()
+    runner.counter.sync([pending.request])
+    runner.ms += 1
+    runner.book.abandon(pending)
+    assert runner.leased(DAY) == 1_000
+
+    for _ in range(4):
+        runner.ms += TERMS.ttl_ms // 3
+        runner.renew()
+
+    assert runner.leased(DAY) == 0
