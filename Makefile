@@ -10,7 +10,7 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundl
 export UV_SYSTEM_CERTS ?= true
 endif
 
-.PHONY: help setup run test lint clean
+.PHONY: help setup run test lint soak clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: setup      ## style and types
 
 test: lint       ## style, types and every test
 	@$(UV) run --no-sync pytest
+
+soak: setup      ## simulate seeds for as long as you like: make soak ARGS="--seeds 100000"
+	@$(UV) run --no-sync python -m tests.simulation $(ARGS)
 
 clean:           ## remove what was made here
 	@rm -rf .venv .run dist

@@ -103,6 +103,12 @@ class DaySnapshot(NamedTuple):
     spent_micros: int
     leases: tuple[LeaseTotals, ...] = ()
 
+    @property
+    def remaining_micros(self) -> int:
+        """What is left of the cap, as far as the ledger knows: leases that are out are not subtracted."""
+        drawn = sum(lease.drawn_micros for lease in self.leases)
+        return max(0, self.cap_micros - max(self.spent_micros, drawn))
+
 
 class PublishReply(NamedTuple):
     """What a publish found: whether it opened the counter, what is leased now, what it gave up."""
@@ -115,13 +121,18 @@ class PublishReply(NamedTuple):
 
 
 class DayReading(NamedTuple):
-    """A day as the counter knows it. `given_up_micros` is the total of the day since it was opened."""
+    """A day as the counter knows it.
+
+    `drawn_micros` is what all its leases have drawn: more than was spent if the cap was lowered while calls were
+    made, which so were not all charged. `given_up_micros` is the total of the day since it was opened.
+    """
 
     now_ms: int
     seq: int
     status: str
     cap_micros: int
     spent_micros: int
+    drawn_micros: int
     leased_micros: int
     given_up_micros: int
     fenced: bool
@@ -131,7 +142,7 @@ class DayReading(NamedTuple):
         """What could be set aside now: 0 while fenced or paused."""
         if self.fenced or self.status != ACTIVE:
             return 0
-        return max(0, self.cap_micros - self.spent_micros - self.leased_micros)
+        return max(0, self.cap_micros - max(self.spent_micros, self.drawn_micros) - self.leased_micros)
 
 
 @dataclass(frozen=True, slots=True)

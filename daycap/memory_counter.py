@@ -59,6 +59,15 @@ class _Day:
         return sum(lease.outstanding for lease in self.leases.values())
 
     @property
+    def drawn(self) -> int:
+        return sum(lease.drawn for lease in self.leases.values())
+
+    @property
+    def used(self) -> int:
+        """What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile."""
+        return max(self.spent, self.drawn)
+
+    @property
     def open(self) -> bool:
         return self.status != UNKNOWN
 
@@ -100,6 +109,7 @@ class MemoryCounter(Counter):
                     day.status,
                     day.cap,
                     day.spent,
+                    day.drawn,
                     day.leased,
                     day.given_up,
                     day.fence_until_ms > 0,
@@ -170,7 +180,7 @@ class MemoryCounter(Counter):
         elif request.need_micros > 0:
             missing = request.need_micros - (lease.granted - request.granted_micros)
             leased = day.leased
-            remaining = max(0, day.cap - day.spent - leased)
+            remaining = max(0, day.cap - day.used - leased)
             if missing > remaining:
                 answer = Answer.REFUSED
                 if leased > lease.outstanding:
@@ -194,7 +204,7 @@ class MemoryCounter(Counter):
             day.cap,
             day.spent,
             leased,
-            now_ms < day.recall_until_ms or day.spent + leased > day.cap,
+            now_ms < day.recall_until_ms or day.used + leased > day.cap,
         )
 
     def _publish(
@@ -237,7 +247,7 @@ class MemoryCounter(Counter):
                 lease.granted = lease.returned = 0
         if day.fence_until_ms > 0 and day.fence_until_ms + terms.grace_ms < expire_before_ms:
             if now_ms < day_start_ms(snapshot.day) + DAY_MS:
-                given_up += max(0, day.cap - day.spent - day.leased)
+                given_up += max(0, day.cap - day.used - day.leased)
             day.fence_until_ms = 0
         day.given_up += given_up
         return PublishReply(now_ms, opened, day.fence_until_ms > 0, day.leased, given_up)

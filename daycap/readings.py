@@ -42,7 +42,7 @@ class Readings:
         return self._read(
             agent,
             lambda day: day.remaining_micros + self._book.free_micros(agent),
-            lambda day: max(0, day.cap_micros - day.spent_micros),
+            lambda day: day.remaining_micros,
             lambda cap, spent, leased: max(0, cap - spent - leased) + self._book.free_micros(agent),
         )
 

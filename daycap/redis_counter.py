@@ -124,14 +124,14 @@ class RedisCounter(Counter):
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
         calls = [(counter_key(agent, day),) for agent, day in agent_days]
         return [
-            DayReading._make([*reply[:7], reply[7] == 1]) if len(reply) > 1 else None
+            DayReading._make([*reply[:8], reply[8] == 1]) if len(reply) > 1 else None
             for reply in self._call(READ, calls)
         ]
 
     def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
         calls = [(counter_key(agent, day), lease) for agent, day, lease in leases]
         return [
-            LeaseTotals(lease.lease, *reply[8:]) if len(reply) > 1 else None
+            LeaseTotals(lease.lease, *reply[9:]) if len(reply) > 1 else None
             for lease, reply in zip(leases, self._call(READ, calls), strict=True)
         ]
 

@@ -82,8 +82,9 @@ for i = 12, #ARGV, 4 do
   end
 end
 
-local leased, given_up = 0, 0
+local leased, drawn_in_all, given_up = 0, 0, 0
 for id, lease in pairs(leases) do
+  drawn_in_all = drawn_in_all + lease.drawn
   local outstanding = math.max(0, lease.granted - lease.returned - lease.drawn)
   if outstanding > 0 and lease.deadline_ms + grace_ms < expire_before_ms then
     given_up = given_up + outstanding
@@ -99,7 +100,7 @@ if fenced and fence_until_ms + grace_ms < expire_before_ms then
   -- Whoever lives has put its lease back by now. What still stands free may have been lent to the dead.
   -- (Of a day that is over nothing can be lent.)
   if now_ms < day_start_ms + DAY_MS then
-    given_up = given_up + math.max(0, tonumber(known.cap) - tonumber(known.spent) - leased)
+    given_up = given_up + math.max(0, tonumber(known.cap) - math.max(tonumber(known.spent), drawn_in_all) - leased)
   end
   fenced, fence_until_ms = false, 0
 end
@@ -110,7 +111,7 @@ for id in pairs(touched) do
     lease.returned, lease.drawn, lease.events, lease.last_event, lease.deadline_ms))
 end
 redis.call('HSET', key, 'run_id', run_id, 'seq', known.seq, 'status', known.status, 'cap', known.cap,
-  'spent', known.spent, 'leased', string.format('%.0f', leased), 'ttl_ms', ARGV[7],
+  'spent', known.spent, 'leased', string.format('%.0f', leased), 'drawn', string.format('%.0f', drawn_in_all), 'ttl_ms', ARGV[7],
   'given_up', string.format('%.0f', tonumber(known.given_up or '0') + given_up))
 if fenced then
   redis.call('HSET', key, 'fence_until_ms', string.format('%.0f', fence_until_ms))

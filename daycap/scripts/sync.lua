@@ -10,7 +10,7 @@
 --
 -- reply    answer, now_ms [, granted, drawn, events, last_event, ttl_ms, cap, spent, leased, recall]
 --
--- Fields of the counter: run_id seq status cap spent leased given_up ttl_ms recall_until_ms fence_until_ms, and
+-- Fields of the counter: run_id seq status cap spent drawn leased given_up ttl_ms recall_until_ms fence_until_ms, and
 -- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day.
 
 local DAY_MS = 86400000
@@ -28,17 +28,19 @@ if need > 0 and (now_ms < day_start_ms or now_ms >= day_start_ms + DAY_MS) then
 end
 
 local known = redis.call('HMGET', key, 'run_id', 'status', 'cap', 'spent', 'leased', 'ttl_ms',
-  'recall_until_ms', 'fence_until_ms', lease_field)
+  'recall_until_ms', 'fence_until_ms', 'drawn', lease_field)
 if known[1] ~= run_id then
   return { known[2] == 'unknown' and 'UNKNOWN_AGENT' or 'NOT_OPEN', now_ms }
 end
 local status, cap, spent, leased, ttl_ms = known[2], tonumber(known[3]), tonumber(known[4]), tonumber(known[5]),
   tonumber(known[6])
 local recall_until_ms, fenced = tonumber(known[7] or '0'), known[8]
+-- What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile.
+local used = math.max(spent, tonumber(known[9]))
 
 local granted, returned, drawn, events, last_event, deadline_ms = 0, 0, 0, 0, 0, 0
-if known[9] then
-  local g, r, d, e, l, t = string.match(known[9], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+if known[10] then
+  local g, r, d, e, l, t = string.match(known[10], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
   granted, returned, drawn, events, last_event = tonumber(g), tonumber(r), tonumber(d), tonumber(e), tonumber(l)
   deadline_ms = tonumber(t)
 end
@@ -58,7 +60,7 @@ elseif fenced then
 elseif need > 0 then
   -- What was granted beyond the runner's total went out in a reply that it never saw: that counts first.
   local missing = need - (granted - said_granted)
-  local remaining = math.max(0, cap - spent - leased)
+  local remaining = math.max(0, cap - used - leased)
   if missing > remaining then
     answer = 'REFUSED'
     if leased > math.max(0, granted - returned - drawn) then
@@ -81,5 +83,5 @@ redis.call('HSET', key, lease_field,
   string.format('%.0f %.0f %.0f %.0f %.0f %.0f', granted, returned, drawn, events, last_event, deadline_ms),
   'leased', string.format('%.0f', leased), 'recall_until_ms', string.format('%.0f', recall_until_ms))
 
-local recall = (now_ms < recall_until_ms or spent + leased > cap) and 1 or 0
+local recall = (now_ms < recall_until_ms or used + leased > cap) and 1 or 0
 return { answer, now_ms, granted, drawn, events, last_event, ttl_ms, cap, spent, leased, recall }

@@ -1,4 +1,5 @@
-"""Every counter keeps the same contract: the tests run on Redis' scripts and on the counter in memory."""
+"""Every counter keeps the same contract: the tests run on Redis' scripts, in a server and in
+this process, and on the counter in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from daycap.clock import DAY_MS, day_of, day_start_ms
+from daycap.clock import DAY_MS, day_of, day_start_ms, wall_ms
 from daycap.counter import (
     ACTIVE,
     PAUSED,
@@ -23,15 +24,19 @@ from daycap.counter import (
 from daycap.memory_counter import MemoryCounter
 from daycap.money import MAX_MICROS
 from daycap.redis_counter import RedisCounter, counter_key
+from tests.simulation.scripts_in_process import ScriptsInProcess
 
 TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)
 A, B = "a" * 32, "b" * 32
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "scripts in process"])
 def counter(request: pytest.FixtureRequest) -> Iterator[Counter]:
     if request.param == "memory":
         yield MemoryCounter()
+        return
+    if request.param == "scripts in process":
+        yield ScriptsInProcess(wall_ms)
         return
     counter = RedisCounter(request.getfixturevalue("redis_url"), timeout_s=2)
     yield counter
@@ -41,7 +46,7 @@ def counter(request: pytest.FixtureRequest) -> Iterator[Counter]:
 @pytest.fixture
 def forget(counter: Counter, request: pytest.FixtureRequest) -> Callable[[], None]:
     """Lose every key, as FLUSHALL does."""
-    if isinstance(counter, MemoryCounter):
+    if isinstance(counter, MemoryCounter | ScriptsInProcess):
         return counter.flush
     return lambda: redis.Redis.from_url(request.getfixturevalue("redis_url")).flushall()
 
@@ -190,6 +195,21 @@ def test_a_lowered_cap_refuses_at_once_and_recalls(counter: Counter, today: str)
     counter.publish([snapshot(today, cap=50, seq=2)], TERMS)
     reply = sync(counter, today, granted=60, need=1)
     assert (reply.answer, reply.recall) == (Answer.REFUSED, True)
+
+
+def test_what_was_drawn_under_a_lowered_cap_counts_when_it_is_raised_again(counter: Counter, today: str) -> None:
+    """P4: the money is spent, though the ledger could not charge it under the cap of that moment."""
+    open_day(counter, today, cap=100)
+    sync(counter, today, A, need=60)
+    counter.publish([snapshot(today, cap=10, seq=2)], TERMS)
+    counter.publish([snapshot(today, LeaseTotals(A, 60, 1, 1), cap=10, spent=10, seq=3)], TERMS)
+    counter.publish([snapshot(today, LeaseTotals(A, 60, 1, 1), cap=100, spent=10, seq=4)], TERMS)
+
+    (reading,) = counter.read([("agent", today)])
+    assert reading is not None
+    assert (reading.spent_micros, reading.drawn_micros, reading.remaining_micros) == (10, 60, 40)
+    assert sync(counter, today, B, need=41).answer is Answer.REFUSED
+    assert sync(counter, today, B, need=40).answer is Answer.OK
 
 
 def test_a_counter_that_lost_its_keys_is_fenced(counter: Counter, today: str, forget: Callable[[], None]) -> None:

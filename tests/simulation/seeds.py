@@ -1,0 +1,59 @@
+"""Which worlds there are, and how a seed is run in one. The same scenario and seed take the same steps, always."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.migrated import migrated_sqlite
+from tests.simulation.world import World
+from worker.ledger import Ledger
+from worker.schema import metadata
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "one runner, no faults": {"faults": 0.0, "runners": 1, "agents": 1, "steps": 200},
+    "three runners, no faults": {"faults": 0.0, "runners": 3, "agents": 2, "steps": 200},
+    "two runners, some faults": {"faults": 0.3, "runners": 2, "agents": 1, "steps": 250},
+    "three runners, many faults": {"faults": 1.0, "runners": 3, "agents": 2, "steps": 250},
+}
+
+
+class BrokenPromise(AssertionError):
+    """A seed that broke a promise, with the last of its steps."""
+
+
+class Seeds:
+    """Runs seeds on a ledger of its own, in memory where that can be had."""
+
+    def __init__(self) -> None:
+        memory = Path("/dev/shm")
+        self._directory = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+
+    def __enter__(self) -> Seeds:
+        self._ledger = Ledger(f"sqlite:///{migrated_sqlite(Path(self._directory.name) / 'ledger.sqlite3')}")
+        self._level = logging.getLogger("daycap").level
+        logging.getLogger("daycap").setLevel(logging.CRITICAL)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("daycap").setLevel(self._level)
+        self._ledger.close()
+        self._directory.cleanup()
+
+    def run(self, scenario: str, seed: int) -> World:
+        """Raises `BrokenPromise`."""
+        with self._ledger.writing() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
+        world = World(self._ledger, seed, **SCENARIOS[scenario])
+        try:
+            world.run()
+        except Exception as error:
+            last = "\n".join(world.trace[-40:])
+            raise BrokenPromise(f"{scenario}, seed {seed}: {error!r}\n{last}") from error
+        return world

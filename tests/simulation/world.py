@@ -1,0 +1,486 @@
+"""The world: runners, a counter, a queue, workers and a ledger. Every step is one choice of a seeded random generator.
+
+Real: the lease book, the top-up's steps, the Lua scripts, settle, open, expire, reconcile, caps, the ledger (SQLite).
+Not real: the network, the queue and the clock. What can be lost, doubled, late or out of order is, and runners are
+killed and stopped; the counter is flushed, restarted empty, with old data, or as a replica that lagged behind.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter as Count
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from daycap import AgentPaused, BudgetUnavailable, CapExceeded, Hold, Settings
+from daycap.clock import DAY_MS, day_of, day_start_ms
+from daycap.counter import Answer, DaySnapshot, SyncRequest
+from daycap.errors import CounterUnavailable
+from daycap.lease_book import LeaseBook, Pending
+from daycap.top_up import top_up
+from daycap.wire import FinalizeEvent
+from tests.simulation.scripts_in_process import ScriptsInProcess, Store
+from worker import accounts, housekeeping, opening, settle
+from worker.ledger import Ledger
+from worker.publish import CounterPublisher
+from worker.retention import open_days
+from worker.slices import all_of
+
+SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds=0.25)
+TERMS = SETTINGS.terms
+_MS = 1_000_000
+_RESEND_MS = 15_000
+
+
+@dataclass(slots=True)
+class Call:
+    """A hold and what its call will cost."""
+
+    hold: Hold
+    actual: int
+
+
+@dataclass(slots=True, eq=False)
+class Runner:
+    """One runner process: its lease book, its calls, when it goes on after it was stopped."""
+
+    book: LeaseBook
+    outgoing: list[FinalizeEvent] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    asking: set[str] = field(default_factory=set)
+    stopped_until_ms: int = 0
+
+
+@dataclass(slots=True)
+class Late:
+    """Something that arrives though nobody waits for it any more."""
+
+    arrive: Callable[[], object]
+
+
+class LaggingPublisher(CounterPublisher):
+    """Publishes that get lost, come twice, or late and so out of order."""
+
+    world: World
+
+    def publish(self, snapshots, *, expire_before_ms=0, opened_at_ms=None):  # type: ignore[no-untyped-def]
+        def send() -> object:
+            return super(LaggingPublisher, self).publish(
+                snapshots, expire_before_ms=expire_before_ms, opened_at_ms=opened_at_ms
+            )
+
+        chance = self.world.chance()
+        if not snapshots or chance > self.world.faults * 0.3:
+            return send()
+        if chance < self.world.faults * 0.1:
+            return []  # Lost.
+        if opened_at_ms is None or chance < self.world.faults * 0.2:
+            self.world.late.append(Late(send))
+        if opened_at_ms is None and chance < self.world.faults * 0.15:
+            return send()  # Now, and once more later.
+        return []
+
+
+class World:
+    """One simulated deployment. `faults` is how much goes wrong, 0 nothing, 1 a lot."""
+
+    def __init__(self, ledger: Ledger, seed: int, *, faults: float, runners: int, agents: int, steps: int) -> None:
+        self.rng = random.Random(seed)
+        self.chance = self.rng.random
+        self.faults = faults
+        self.steps = steps
+        self.trace: list[str] = []
+        self.ledger = ledger
+        self.now_ms = day_start_ms("2026-03-02") + DAY_MS - self.rng.choice([7_200_000, 60_000, 20_000])
+        self.counter = ScriptsInProcess(lambda: self.now_ms)
+        self.publisher = LaggingPublisher(self.counter, TERMS)
+        self.publisher.world = self
+        self.queue: list[tuple[int, list[FinalizeEvent]]] = []
+        self.openings: list[tuple[str, str]] = []
+        self.late: list[Late] = []
+        self.copies: list[Store] = [{}]
+        self.true_spent, self.excess = Count[tuple[str, str]](), Count[tuple[str, str]]()
+        self.highest_cap: dict[tuple[str, str], int] = {}
+        self.finalized: dict[str, FinalizeEvent] = {}
+        self.unheard: set[str] = set()
+        """Reservations whose runner died before a broker had their event: they may never be settled."""
+        self.agents = {f"{seed}-{number}": self.rng.choice([50, 1_000, 10_000]) for number in range(agents)}
+        accounts.add(ledger, CounterPublisher(self.counter, TERMS), dict(self.agents), "sim")
+        self.runners = [self._new_runner() for _ in range(runners)]
+        self.resting = False
+        self._known_rows: dict[tuple[str, str], DaySnapshot] | None = None
+        self._writing = (
+            self._settle,
+            self._open,
+            self._rollover,
+            self._expire,
+            self._reconcile,
+            self._change_cap,
+            self._change_status,
+        )
+        self.lone = runners == 1 and faults == 0
+
+    # --- the schedule ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take all steps, then let everything come to rest."""
+        for _ in range(self.steps):
+            self._step(self._all_steps())
+        self.settle_down()
+
+    def _all_steps(self) -> list[tuple[float, Callable[[], None]]]:
+        often, fault = self.faults * 2, self.faults
+        return [
+            (8, self._reserve),
+            (8, self._end_a_call),
+            (6, self._send),
+            (6, self._settle),
+            (3, self._renew),
+            (2, self._open),
+            (3, self._pass_time),
+            (1, self._expire),
+            (0.5, self._reconcile),
+            (0.5, self._resend),
+            (0.5, self._rollover),
+            (0.3, self._change_cap),
+            (0.3, self._change_status),
+            (often, self._arrive_late),
+            (fault * 0.5, self._lose_message),
+            (fault * 0.5, self._double_message),
+            (fault * 0.3, self._kill),
+            (fault * 0.3, self._stop),
+            (fault * 0.15, self._flush),
+            (fault * 0.1, self._restart),
+            (fault * 0.5, self._copy),
+        ]
+
+    def _step(self, steps: list[tuple[float, Callable[[], None]]]) -> None:
+        weights, actions = zip(*steps, strict=True)
+        (action,) = self.rng.choices(actions, weights)
+        self.say(action.__name__.removeprefix("_"))
+        action()
+        if action in self._writing:
+            self._known_rows = None
+        self.check()
+
+    def say(self, what: str) -> None:
+        self.trace.append(f"{(self.now_ms - day_start_ms('2026-03-02')) / 1000:.3f} s  {what}")
+
+    # --- runners ----------------------------------------------------------------------------------------------
+
+    def _new_runner(self) -> Runner:
+        outgoing: list[FinalizeEvent] = []
+        book = LeaseBook(
+            outgoing.append,
+            guard_ms=TERMS.guard_ms,
+            slice_seconds=self.rng.choice([0, 2]),
+            now_ns=self._boot_ns,
+            random=self.rng.randbytes,
+        )
+        book.hear(self.now_ms)
+        return Runner(book, outgoing)
+
+    def _boot_ns(self) -> int:
+        return self.now_ms * _MS
+
+    def _awake(self) -> Runner | None:
+        awake = [runner for runner in self.runners if runner.stopped_until_ms <= self.now_ms]
+        return self.rng.choice(awake) if awake else None
+
+    def _reserve(self) -> None:
+        runner, agent = self._awake(), self.rng.choice(list(self.agents))
+        if runner is None or agent in runner.asking:
+            return
+        cap = self.agents[agent]
+        estimate = self.rng.choice([0, 1, cap // 20, cap // 5, cap // 2, cap])
+        runner.asking.add(agent)
+        steps = top_up(runner.book, agent, estimate, end_s=0, ask_to_open=lambda *where: self.openings.append(where))
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Pending):
+                    try:
+                        reply = self._exchange(runner, [step.request])[0]
+                    except CounterUnavailable as error:
+                        step = steps.throw(error)
+                    else:
+                        step = steps.send(reply)
+                else:
+                    self._meanwhile(runner)
+                    step = next(steps)
+        except StopIteration as done:
+            self._hold(runner, done.value)
+        except CapExceeded:
+            if self.lone:
+                self._check_refusal(runner, agent, estimate)
+        except (AgentPaused, BudgetUnavailable):
+            pass
+        finally:
+            runner.asking.discard(agent)
+
+    def _hold(self, runner: Runner, hold: Hold) -> None:
+        over = self.chance() < 0.05
+        actual = hold.held_micros + self.rng.randrange(20) if over else self.rng.randrange(hold.held_micros + 1)
+        runner.calls.append(Call(hold, actual))
+
+    def _exchange(self, runner: Runner, requests: list[SyncRequest]) -> list:  # type: ignore[type-arg]
+        """One round trip to the counter, or what becomes of it."""
+        chance = self.chance()
+        if chance < self.faults * 0.1:
+            self.late.append(Late(lambda: self.counter.sync(requests)))
+            raise CounterUnavailable("lost on the way, or late")
+        replies = self.counter.sync(requests)
+        if chance < self.faults * 0.2:
+            raise CounterUnavailable("the reply was lost")
+        if chance < self.faults * 0.3:
+            self._meanwhile(runner)
+            self.now_ms += self.rng.choice([1, 500, 1_100, 31_000])
+        return replies
+
+    def _meanwhile(self, runner: Runner) -> None:
+        """While this runner waits, others go on."""
+        until_ms, runner.stopped_until_ms = runner.stopped_until_ms, 2**62
+        others = [(weight, action) for weight, action in self._all_steps() if action not in (self._kill, self._stop)]
+        for _ in range(self.rng.randrange(3)):
+            self._step(others)
+        runner.stopped_until_ms = until_ms
+
+    def _end_a_call(self) -> None:
+        runner = self._awake()
+        if runner is None or not runner.calls:
+            return
+        call = runner.calls.pop(self.rng.randrange(len(runner.calls)))
+        if self.chance() < 0.15:
+            call.hold.release()
+            return
+        where = (call.hold.agent, call.hold.day)
+        call.hold.finalize(call.actual)
+        event = runner.outgoing[-1]
+        self.finalized[event.reservation] = event
+        self.true_spent[where] += call.actual
+        self.excess[where] += event.actual_micros - event.drawn_micros
+
+    def _renew(self) -> None:
+        runner = self._awake()
+        if runner is None:
+            return
+        pending = runner.book.begin_renewal(hand_back=self.chance() < 0.05)
+        if not pending:
+            return
+        try:
+            replies = self._exchange(runner, [each.request for each in pending])
+        except CounterUnavailable:
+            return
+        for each, reply in zip(pending, replies, strict=True):
+            runner.book.apply(each, reply)
+            if reply.answer is Answer.NOT_OPEN:
+                self.openings.append((each.request.agent, each.request.day))
+
+    def _send(self) -> None:
+        runner = self._awake()
+        if runner is not None and runner.outgoing:
+            self.queue.append((self.now_ms, list(runner.outgoing)))
+            runner.outgoing.clear()
+
+    def _resend(self) -> None:
+        runner = self._awake()
+        if runner is not None:
+            runner.outgoing.extend(runner.book.stalled(_RESEND_MS * _MS))
+
+    def _kill(self) -> None:
+        """Its calls go on at the provider and cost what they cost, though nobody will ever tell."""
+        runner = self.rng.choice(self.runners)
+        if runner.stopped_until_ms == 2**62:
+            return
+        for call in runner.calls:
+            self.true_spent[call.hold.agent, call.hold.day] += min(call.actual, call.hold.held_micros)
+        sent = {event.reservation for _, events in self.queue for event in events}
+        self.unheard |= {event.reservation for event in runner.book.unsettled()} - sent
+        self.unheard |= {event.reservation for event in runner.book.unsettled()}
+        self.runners[self.runners.index(runner)] = self._new_runner()
+
+    def _stop(self) -> None:
+        runner = self._awake()
+        if runner is not None:
+            runner.stopped_until_ms = self.now_ms + self.rng.choice([500, 20_000, 60_000])
+
+    # --- queue and worker ---------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        count = self.rng.randrange(1, 4)
+        if not self.queue:
+            return
+        some = [self.queue.pop(self.rng.randrange(len(self.queue))) for _ in range(min(count, len(self.queue)))]
+        payloads = [event.to_wire() for _, events in some for event in events]
+        outcome = settle.settle(self.ledger, payloads, open_days(SETTINGS, self.now_ms))
+        assert not outcome.dead_letters, outcome.dead_letters
+        if self.chance() > self.faults * 0.1:  # Killed between its commit and its publish; then it comes again.
+            self.publisher.publish(outcome.snapshots)
+        else:
+            self.queue += some
+
+    def _lose_message(self) -> None:
+        if self.queue:
+            self.queue.pop(self.rng.randrange(len(self.queue)))
+
+    def _double_message(self) -> None:
+        if self.queue:
+            self.queue.append(self.rng.choice(self.queue))
+
+    def _open(self) -> None:
+        if self.openings:
+            opening.open_on_request(self.ledger, self.publisher, *self.openings.pop())
+
+    def _rollover(self) -> None:
+        all_of(lambda place: opening.rollover(self.ledger, self.publisher, 3_600_000, place))
+
+    def _expire(self) -> None:
+        def settled_before_ms(now_ms: int) -> int:
+            before_ms = min([sent_ms for sent_ms, _ in self.queue], default=now_ms)
+            if (
+                not self.resting and self.chance() < 0.3
+            ):  # The queue is read first; what happens until the ledger is read does no harm.
+                for _ in range(self.rng.randrange(3)):
+                    self._step([(3, self._settle), (2, self._reserve), (2, self._end_a_call), (2, self._send)])
+            return min(before_ms, now_ms)
+
+        all_of(lambda place: housekeeping.expire(self.ledger, self.publisher, settled_before_ms, place))
+
+    def _reconcile(self) -> None:
+        all_of(lambda place: housekeeping.reconcile(self.ledger, self.publisher, place))
+
+    def _change_cap(self) -> None:
+        agent = self.rng.choice(list(self.agents))
+        cap = self.rng.choice([0, self.agents[agent] // 2, self.agents[agent], self.agents[agent] * 2])
+        self._note_caps(agent)
+        accounts.set_cap(self.ledger, self.publisher, agent, cap, "sim")
+        self._known_rows = None
+        self._note_caps(agent)
+
+    def _change_status(self) -> None:
+        agent, status = self.rng.choice(list(self.agents)), self.rng.choice(["paused", "active", "active"])
+        accounts.set_status(self.ledger, self.publisher, agent, status, "sim")
+
+    # --- the counter ----------------------------------------------------------------------------------------------
+
+    def _arrive_late(self) -> None:
+        if self.late:
+            self.late.pop(self.rng.randrange(len(self.late))).arrive()
+
+    def _flush(self) -> None:
+        self.counter.flush()
+
+    def _copy(self) -> None:
+        self.copies.append(self.counter.copy())
+
+    def _restart(self) -> None:
+        self.counter.restart(self.rng.choice(self.copies))
+        self.late = []  # Connections to the server that was are gone.
+
+    def _pass_time(self) -> None:
+        self.now_ms += self.rng.choice([1, 200, 3_000, 10_000, 11_000, 20_000, 45_000])
+
+    # --- what must be true ---------------------------------------------------------------------------------------
+
+    def _rows(self) -> dict[tuple[str, str], DaySnapshot]:
+        if self._known_rows is None:
+            self._known_rows = self._read_rows()
+        return self._known_rows
+
+    def _read_rows(self) -> dict[tuple[str, str], DaySnapshot]:
+        days = [day_of(self.now_ms + offset) for offset in (-DAY_MS, 0, DAY_MS)]
+        with self.ledger.reading() as connection:
+            wanted = [(agent, day) for agent in self.agents for day in days]
+            snapshots = housekeeping.read_snapshots(connection, wanted)
+        return {(snapshot.agent, snapshot.day): snapshot for snapshot in snapshots}
+
+    def _note_caps(self, agent: str) -> None:
+        for where, snapshot in self._rows().items():
+            if where[0] == agent:
+                self.highest_cap[where] = max(self.highest_cap.get(where, 0), snapshot.cap_micros)
+
+    def check(self) -> None:
+        """P1 and P4, after each step."""
+        for where, snapshot in self._rows().items():
+            highest = self.highest_cap[where] = max(self.highest_cap.get(where, 0), snapshot.cap_micros)
+            assert snapshot.spent_micros <= highest, ("P1", where, snapshot.spent_micros, highest)
+            held = sum(
+                call.hold.held_micros
+                for runner in self.runners
+                for call in runner.calls
+                if (call.hold.agent, call.hold.day) == where
+            )
+            most = highest + self.counter.given_up.get(where, 0) + self.excess[where]
+            spent = self.true_spent[where] + held
+            assert spent <= most, ("P4", where, f"spent and held {spent}", f"most {most}")
+
+    def _check_refusal(self, runner: Runner, agent: str, estimate: int) -> None:
+        """P6: a lone runner is refused only when spent, held and the estimate would pass the cap."""
+        day = day_of(self.now_ms)
+        held = sum(call.hold.held_micros for call in runner.calls if (call.hold.agent, call.hold.day) == (agent, day))
+        cap = self._rows()[agent, day].cap_micros
+        total = self.true_spent[agent, day] + held + estimate
+        assert total > cap, ("P6", agent, f"spent, held and estimate {total}", f"cap {cap}")
+
+    def settle_down(self) -> None:
+        """Everything ends and nothing fails any more: P2, P3, P5 and P7."""
+        self.faults, self.resting = 0, True
+        while self.late:
+            self._arrive_late()
+        for runner in self.runners:
+            runner.stopped_until_ms = 0
+            while runner.calls:
+                call = runner.calls.pop()
+                call.hold.release()
+        for _ in range(12):
+            for runner in self.runners:
+                runner.outgoing.extend(runner.book.stalled(_RESEND_MS * _MS))
+                runner.book.close()
+                self.queue.append((self.now_ms, list(runner.outgoing)))
+                runner.outgoing.clear()
+                self._sync_all(runner)
+            self.queue = [message for message in self.queue if message[1]]
+            while self.queue:
+                self._settle()
+            while self.openings:
+                self._open()
+            self._expire()
+            self._reconcile()
+            self.now_ms += 20_000
+        self._known_rows = None
+        self._check_rest()
+
+    def _sync_all(self, runner: Runner) -> None:
+        pending = runner.book.begin_renewal(hand_back=True)
+        for each, reply in zip(pending, self.counter.sync([each.request for each in pending]), strict=True):
+            runner.book.apply(each, reply)
+            if reply.answer is Answer.NOT_OPEN:
+                self.openings.append((each.request.agent, each.request.day))
+
+    def _check_rest(self) -> None:
+        with self.ledger.reading() as connection:
+            found = {
+                row.reservation_id: row
+                for agent in self.agents
+                for row in connection.execute(
+                    settle.settlements.select().where(settle.settlements.c.agent_account_id == agent)
+                )
+            }
+        for reservation, event in self.finalized.items():
+            row = found.get(reservation)
+            if row is None:
+                assert reservation in self.unheard, ("P7", reservation, "was never settled")
+                continue
+            assert (row.held_micros, row.actual_micros) == (event.held_micros, event.actual_micros), ("P2", reservation)
+        assert found.keys() <= self.finalized.keys(), ("P2", "settled, but never finalized")
+        rows = self._rows()
+        for (where, snapshot), reading in zip(rows.items(), self.counter.read(list(rows)), strict=True):
+            charged = sum(
+                row.charged_micros for row in found.values() if (row.agent_account_id, row.spending_date) == where
+            )
+            assert snapshot.spent_micros == charged, ("P3", where, snapshot.spent_micros, charged)
+            if reading is not None:
+                said = (reading.seq, reading.status, reading.cap_micros, reading.spent_micros)
+                kept = (snapshot.seq, snapshot.status, snapshot.cap_micros, snapshot.spent_micros)
+                assert said == kept, ("P3", where, "counter", said, "ledger", kept)
+                assert reading.leased_micros == 0, ("P5", where, "leased", reading.leased_micros)
