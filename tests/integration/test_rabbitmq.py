@@ -218,3 +218,10 @@ def test_a_certificate_that_cannot_be_believed_is_refused(rabbit: RabbitMq, auth
         assert transport.backlog() == 0
         transport.close()
     elsewhere.stop()
+
+
+def test_no_password_is_shown_when_it_is_wrong(rabbit: RabbitMq) -> None:
+    wrong = {"DAYCAP_BROKER_URL": f"amqp://guest:hunter2@127.0.0.1:{rabbit.port}//"}
+    said = run("agent", "list", environment=wrong, status=1) + run("doctor", "--json", environment=wrong, status=1)
+    assert "ACCESS_REFUSED" in said
+    assert "hunter2" not in said

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -177,6 +180,16 @@ def test_what_a_killed_worker_had_not_acknowledged_is_taken_up(
 
 def test_nothing_was_denied_on_the_way(servers: Servers, worker: LocalWorker) -> None:
     worker.restart()
+    # As Flower does it: remote control, with the worker's users.
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "worker", "inspect", "ping"],
+        env={**os.environ, **servers.environment("worker")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "pong" in done.stdout, done.stderr
     for server in (servers.counter, servers.broker):
         with servers.admin(server) as admin:
             denied = {(entry["username"], entry["object"]) for entry in admin.acl_log()}
