@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from celery.schedules import crontab
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from daycap.errors import InvalidSetting
 from daycap.settings import Settings
@@ -47,7 +47,8 @@ elif broker_url.startswith(("amqp://", "amqps://", "pyamqp://")):
 task_serializer = result_serializer = "json"
 # Never pickle: whoever can write to the queue, or to the results, must not be able to run code.
 accept_content = result_accept_content = ["json"]
-task_queues = [Queue(FINALIZE_QUEUE), Queue(OPEN_QUEUE), Queue(CONTROL_QUEUE)]
+# Each bound to an exchange of its own name, as a runner's Celery declares it too; by default all would share one.
+task_queues = [Queue(name, Exchange(name), name) for name in (FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE)]
 task_default_queue = CONTROL_QUEUE
 task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}, OPEN_DAY_TASK: {"queue": OPEN_QUEUE}}
 

@@ -140,10 +140,15 @@ class RedisCounter(Counter):
         return int(seconds) * 1000 + int(micros) // 1000
 
     def info(self) -> dict[str, str]:
-        """The server's own account of itself: INFO and its eviction policy, for diagnosis."""
-        info, config = self._round_trip([("INFO",), ("CONFIG", "GET", "maxmemory-policy")])
-        policy = config[1] if isinstance(config, list) and len(config) > 1 else "unknown"
-        return {**_parse_info(info), "maxmemory_policy": policy}
+        """The server's own account: INFO, and its eviction policy, or `unknown` where this user may not ask."""
+        (info,) = self._round_trip([("INFO",)])
+        try:
+            (config,) = self._round_trip([("CONFIG", "GET", "maxmemory-policy")])
+        except CounterUnavailable as error:
+            if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+                raise
+            config = []
+        return {**_parse_info(info), "maxmemory_policy": config[1] if config else "unknown"}
 
     def forget(self) -> None:
         self._pool.reset()

@@ -19,6 +19,9 @@ logger = logging.getLogger("daycap.worker")
 
 _LONGEST_BACKOFF_S = 5.0
 
+_MOST_LETTERS_LOGGED = 20
+"""A message may bring hundreds of thousands; the ledger has all of them."""
+
 
 class _Backoff:
     """How long to wait after the ledger was away: longer each time in a row."""
@@ -46,7 +49,7 @@ def finalize(*args: Any, **kwargs: Any) -> dict[str, int]:
         outcome.charged_micros,
         outcome.uncovered_micros,
     )
-    for letter in outcome.dead_letters:
+    for letter in outcome.dead_letters[:_MOST_LETTERS_LOGGED]:
         logger.error("dead letter %s (%s): %s", letter.id, letter.kind, letter.reason)
     return {
         "settled": outcome.settled,

@@ -27,6 +27,14 @@ def environment(server: str, ledger: object) -> dict[str, str]:
     }
 
 
+def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    """Until another process has done something that it has no way to announce."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
 class Spine:
     """What a test asks of the running whole."""
 
@@ -85,11 +93,8 @@ class Spine:
         return row
 
     def wait_for(self, condition: Callable[[], object], timeout_s: float = 20) -> None:
-        """Until another process has done something that it has no way to announce."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end, "it did not happen in time"
-            time.sleep(0.02)
+        """See `wait_for`."""
+        wait_for(condition, timeout_s)
 
     @property
     def today(self) -> str:

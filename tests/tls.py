@@ -24,6 +24,14 @@ class Authority:
         self._ca.issue_cert(*names).configure_cert(context)
         return context
 
+    def files(self, directory: Path, name: str) -> tuple[Path, Path]:
+        """Certificate and key of a server that is called `name`, for one that reads them itself."""
+        made = self._ca.issue_cert(name)
+        certificate, key = directory / "certificate.pem", directory / "key.pem"
+        made.cert_chain_pems[0].write_to_path(str(certificate))
+        made.private_key_pem.write_to_path(str(key))
+        return certificate, key
+
 
 class TlsProxy:
     """Listens on 127.0.0.1 with TLS and passes on to a port there without."""

@@ -7,11 +7,16 @@ import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from daycap.errors import Refused
+import sqlalchemy as sa
+
+from daycap.errors import DaycapError, Refused
+from daycap.wire import FinalizeEvent
 from worker import dead_letters, metrics
 from worker.dead_letters import LONGEST_PAYLOAD, Kind, Letter
 from worker.deployment import Deployment
-from worker.retention import kept_days
+from worker.ledger import Ledger
+from worker.retention import kept_days, open_days
+from worker.schema import daily_agent_spending, settlements
 from worker.settle import settle
 
 logger = logging.getLogger("daycap.worker")
@@ -55,12 +60,14 @@ def _replay(parts: Deployment, ids: list[str], replayed_by: str) -> list[Replaye
 
 def _replay_one(parts: Deployment, letter: Letter) -> Replayed:
     """Settle, then remove: after a crash in between, the next replay finds a duplicate and removes the letter."""
+    now_ms = parts.publisher.authoritative_ms()
     try:
         payload = payload_of(letter)
+        _check_day(parts.ledger, payload, open_days(parts.settings, now_ms).oldest)
     except Refused as error:
         return Replayed(letter.id, "refused", str(error), 0)
     # An operator may charge a day whose books are closed, as long as its settlements are there to tell a duplicate.
-    outcome = settle(parts.ledger, [payload], kept_days(parts.settings, parts.publisher.authoritative_ms()))
+    outcome = settle(parts.ledger, [payload], kept_days(parts.settings, now_ms))
     parts.publisher.publish(outcome.snapshots)
     metrics.count(outcome)
     if not outcome.dead_letters:
@@ -86,3 +93,19 @@ def payload_of(letter: Letter) -> object:
     if isinstance(payload, dict) and payload.keys() == {"args", "kwargs"}:
         raise Refused("it is a whole message that was none of events; whoever sent it may send it again")
     return payload
+
+
+def _check_day(ledger: Ledger, payload: object, oldest_open: str) -> None:
+    """Raise `Refused` if settlements of a closed day were pruned: a retention made longer does not bring them back."""
+    try:
+        event = FinalizeEvent.from_wire(payload)
+    except DaycapError:
+        return  # It cannot be charged; settle says why.
+    if event.day >= oldest_open:
+        return
+    days, columns = daily_agent_spending.c, settlements.c
+    booked = sa.select(days.settled_count).where(days.agent_account_id == event.agent, days.spending_date == event.day)
+    kept = sa.select(sa.func.count()).where(columns.spending_date == event.day, columns.agent_account_id == event.agent)
+    with ledger.reading() as connection:
+        if (connection.scalar(booked) or 0) != connection.scalar(kept):
+            raise Refused(f"settlements of {event.day} were pruned: nobody can tell whether it was settled")

@@ -106,7 +106,11 @@ def store(connection: sa.Connection, letters: Iterable[DeadLetter], now_ms: int)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["dead_letter_id"],
-            set_={"last_seen_at": statement.excluded.last_seen_at, "times": dead_letters.c.times + 1},
+            set_={
+                "reason": statement.excluded.reason,
+                "last_seen_at": statement.excluded.last_seen_at,
+                "times": dead_letters.c.times + 1,
+            },
         ),
         sorted(rows, key=lambda row: str(row["dead_letter_id"])),
     )

@@ -165,6 +165,26 @@ def test_a_conflict_is_never_charged_not_even_when_its_settlement_is_gone(parts:
         assert connection.execute(sa.select(sa.func.count()).select_from(settlements)).scalar_one() == 0
 
 
+def test_an_event_of_a_closed_day_is_charged_unless_it_may_have_been_before(parts: Deployment) -> None:
+    before = spent(parts)
+    long_closed = day_of(wall_ms() - 9 * DAY_MS)
+    first, second = (event("agent-7", long_closed, number=number, lease="d" * 32) for number in (1, 2))
+    letters = [kept(parts, letter) for letter in settled(parts, first, second).dead_letters]
+    assert {letter.kind for letter in letters} == {Kind.DAY_CLOSED}
+
+    assert replay(parts, letters[0]).became == "settled"
+    assert spent(parts) == before + 31_200
+
+    # Given a retention that was short once, and is made longer: what was pruned does not come back
+    with parts.ledger.writing() as connection:
+        connection.execute(sa.delete(settlements).where(settlements.c.spending_date == long_closed))
+    done = replay(parts, letters[1])
+    assert (done.became, "pruned" in done.reason) == ("refused", True)
+    with parts.ledger.reading() as connection:
+        kept_now = connection.scalars(sa.select(settlements.c.spending_date)).all()
+    assert long_closed not in kept_now
+
+
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [

@@ -211,7 +211,7 @@ def test_one_bad_event_does_not_stop_the_rest_of_its_message(spine: Spine) -> No
         "not a number": json.dumps(event(agent, spine.today, actual=float("nan"))),
         "infinity": json.dumps(event(agent, spine.today, held=float("-inf"))),
         "more than a float can say": json.dumps(event(agent, spine.today)).replace("31200", "1e999"),
-        "nested": json.dumps(event(agent, spine.today, actual=nested(300))),
+        "nested": json.dumps(event(agent, spine.today, actual=nested(600))),
         "a type of kombu's": json.dumps({"__type__": "decimal", "__value__": "no decimal"}),
         "a type that nobody knows": json.dumps(event(agent, spine.today, at_ms={"__type__": "x", "__value__": 1})),
         "a newline": json.dumps(event(f"{agent}\n", spine.today)),
@@ -234,6 +234,20 @@ def test_one_bad_event_does_not_stop_the_rest_of_its_message(spine: Spine) -> No
     letters = spine.rows("SELECT kind, payload FROM dead_letters")
     assert {letter["kind"] for letter in letters} == {"malformed"}
     assert len(letters) == len(bad)
+    broker.close()
+
+
+def test_events_that_are_nested_more_and_more_are_all_kept(spine: Spine) -> None:
+    # Somewhere on the way the worker can read what Celery, deeper in the stack, no longer can.
+    spine.add("agent-7", 5_000_000)
+    broker = redis.Redis.from_url(spine.settings.broker_url)
+    depths = range(20, 1_100, 20)
+
+    for depth in depths:
+        body = f'[[], {{"events": [{"[" * depth}{"]" * depth}]}}, {{}}]'
+        broker.lpush(FINALIZE_QUEUE, json.dumps(envelope(encoded=body)))
+
+    spine.wait_for(lambda: spine.rows("SELECT count(*) AS n FROM dead_letters")[0]["n"] == len(depths))
     broker.close()
 
 

@@ -1,0 +1,87 @@
+"""A real RabbitMQ on 127.0.0.1, where its program is on PATH: plain and with TLS, ended with the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from worker.local_server import free_port
+
+_READY_S = 60
+
+
+def rabbitmq_program() -> str | None:
+    """Where rabbitmq-server is; None if it is not here."""
+    found = shutil.which("rabbitmq-server", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        return None
+    # Debian's command changes its user and can only run one server: what it wraps is beside it.
+    wrapped = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    return str(wrapped) if wrapped.exists() else found
+
+
+class RabbitMq:
+    """One broker of the test's own, with the ports `port` and, for TLS, `tls_port`."""
+
+    def __init__(self, directory: Path, program: str, ca: Path, certificate: Path, key: Path) -> None:
+        self.port, self.tls_port, self._epmd_port, dist_port = (free_port() for _ in range(4))
+        config = directory / "rabbitmq.conf"
+        config.write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {ca}\nssl_options.certfile = {certificate}\nssl_options.keyfile = {key}\n"
+            "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n"
+        )
+        enabled = directory / "enabled_plugins"
+        enabled.write_text("[].\n")
+        self._log = directory / "output.log"
+        self._program = program
+        self._environment = {
+            **os.environ,
+            "HOME": str(directory),
+            "RABBITMQ_NODENAME": f"daycap{self.port}@localhost",
+            "RABBITMQ_CONFIG_FILE": str(config.with_suffix("")),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(enabled),
+            "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+            "RABBITMQ_PID_FILE": str(directory / "pid"),
+            "RABBITMQ_DIST_PORT": str(dist_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RabbitMq:
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [self._program], env=self._environment, stdout=output, stderr=output, start_new_session=True
+            )
+        end = time.monotonic() + _READY_S
+        while not _listens(self.tls_port):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"RabbitMQ did not start:\n{self._log.read_text()[-3000:]}")
+            time.sleep(0.1)
+        return self
+
+    def signal(self, number: int) -> None:
+        """To the broker and all its processes."""
+        os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        """End the broker, and the name service of Erlang's that it started."""
+        self.process.terminate()
+        self.process.wait(30)
+        subprocess.run(["epmd", "-kill"], env=self._environment, capture_output=True, check=False)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
