@@ -111,11 +111,17 @@ class DaySnapshot(NamedTuple):
 
 
 class PublishReply(NamedTuple):
-    """What a publish found: whether it opened the counter, what is leased now, what it gave up."""
+    """What a publish found: whether it opened the counter, what is leased now, what it gave up.
+
+    `seq` stands in the counter now; `repaired` says that something was not as this snapshot, or as the counter
+    itself, had left it.
+    """
 
     now_ms: int
+    seq: int
     opened: bool
     fenced: bool
+    repaired: bool
     leased_micros: int
     given_up_micros: int
 

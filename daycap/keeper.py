@@ -20,8 +20,8 @@ logger = logging.getLogger("daycap")
 _OPEN_AGAIN_S = 1.0
 """How long to wait before asking again for a day to be opened."""
 
-_FIRST_TTL_S = 1.5
-"""Until the counter has told the leases' ttl: look again soon."""
+_LOOK_S = 0.5
+"""How often to look whether a renewal is due: a lease may have come whose ttl is shorter than those before."""
 
 
 class Keeper:
@@ -91,25 +91,31 @@ class Keeper:
             self._asked_to_open[agent, day] = now
             self._publisher.open_day(agent, day)
 
-    def renew(self, *, hand_back: bool = False) -> None:
-        """One sync of every lease in use; a second one of those that were asked for their free money."""
+    def renew(self, *, hand_back: bool = False) -> bool:
+        """One sync of every lease in use; a second one of those that were asked for their free money.
+
+        Returns whether all of them were renewed.
+        """
+        renewed = True
         with self._renewing:
             only: list[Lease] | None = None
             while only is None or only:
                 pending = self._book.begin_renewal(only, hand_back=hand_back)
                 if not pending:
-                    return
+                    break
                 try:
                     replies = self._counter.sync([each.request for each in pending])
                 except CounterUnavailable as error:
                     logger.warning("leases were not renewed: %s", error)
-                    return
+                    return False
                 first, only = only is None, []
                 for each, reply in zip(pending, replies, strict=True):
                     if self._book.apply(each, reply) and first:
                         only.append(each.lease)
                     if reply.answer is Answer.NOT_OPEN:
                         self.ask_to_open(each.request.agent, each.request.day)
+                        renewed = False
+        return renewed
 
     def follow_adopted(self) -> None:
         """Adopt what dead processes left in the outbox, and follow it until it is settled."""
@@ -126,20 +132,30 @@ class Keeper:
                     adopted.close()
 
     def _run(self) -> None:
-        while not self._stop.wait((self._book.ttl_ms / 1000 or _FIRST_TTL_S) / 3):
+        begun_s, part = time.monotonic(), 3
+        while not self._stop.is_set():
+            ttl_s = self._book.ttl_ms / 1000
+            left_s = begun_s + ttl_s / part - time.monotonic() if ttl_s else _LOOK_S
+            if self._stop.wait(max(0.0, min(left_s, _LOOK_S))):
+                return
+            if left_s > _LOOK_S:
+                continue
+            # From one beginning to the next, however long it takes; sooner where leases were not renewed.
+            begun_s = time.monotonic()
             try:
-                self._tick()
+                part = 3 if self._tick() else 12
             except Exception:
                 logger.exception("keeping leases and events failed; trying again")
 
-    def _tick(self) -> None:
-        self.renew()
+    def _tick(self) -> bool:
+        renewed = self.renew()
         self._resend_what_stalled()
         self.follow_adopted()
         if self._outbox is not None:
             self._outbox.retry()
         oldest = time.monotonic() - _OPEN_AGAIN_S
         self._asked_to_open = {where: at for where, at in self._asked_to_open.copy().items() if at > oldest}
+        return renewed
 
     def _resend_what_stalled(self) -> None:
         if self._publisher.trouble is not None or not self._book.unsettled():

@@ -58,6 +58,7 @@ class Lease:
         "resends",
         "returned",
         "spent",
+        "ttl_ms",
         "unsettled",
         "used",
         "window_ns",
@@ -76,7 +77,7 @@ class Lease:
         self.used = 0
         self.window_ns = now_ns
         self.rate = 0.0
-        self.cap = self.spent = self.leased = 0
+        self.cap = self.spent = self.leased = self.ttl_ms = 0
         self.owed_ns = 0
         self.recalled = self.foreign = False
 
@@ -203,6 +204,7 @@ class LeaseBook:
         self._clock_offset_ms: int | None = None
         self._closed = False
         self.ttl_ms = 0
+        """The shortest ttl of a lease in use, as far as the counter has told; 0 for none."""
 
     # --- the hot path -----------------------------------------------------------------------------------
 
@@ -291,8 +293,7 @@ class LeaseBook:
         """
         self.apply(pending, reply)
         lease = pending.lease
-        now_ns = self._now_ns()
-        late = now_ns - pending.sent_ns > self._guard_ns
+        late = self._now_ns() - pending.sent_ns > self._guard_ns
         with self._lock:
             free_before = lease.free
             lease.free += pending.earmarked
@@ -302,11 +303,14 @@ class LeaseBook:
                 raise UnknownAgent(lease.agent)
             if not reply.answer.taken:
                 return None
-            if lease.free >= estimate and now_ns < lease.deadline_ns:
+            if lease.free >= estimate:
                 lease.free -= estimate
-                lease.used += estimate
-                lease.last_hold += 1
-                return Hold(self, lease, lease.last_hold, estimate)
+                # As in `reserve`: the clock is read after the money was taken.
+                if self._now_ns() < lease.deadline_ns:
+                    lease.used += estimate
+                    lease.last_hold += 1
+                    return Hold(self, lease, lease.last_hold, estimate)
+                lease.free += estimate
             if late or free_before > 0 or lease.returned != pending.request.returned_micros:
                 return None  # The answer was to other totals than those of now.
             if reply.answer is Answer.FENCED:
@@ -364,6 +368,8 @@ class LeaseBook:
                 _hand_back(lease, back, now_ns)
                 request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
                 pending.append(Pending(lease, request, now_ns))
+            if only is None:
+                self.ttl_ms = min((each.lease.ttl_ms for each in pending if each.lease.ttl_ms), default=0)
             return pending
 
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
@@ -378,7 +384,8 @@ class LeaseBook:
                 if lease.granted == 0:
                     lease.owed_ns = 0
                 return False
-            self.ttl_ms = reply.ttl_ms
+            lease.ttl_ms = reply.ttl_ms
+            self.ttl_ms = min(self.ttl_ms or reply.ttl_ms, reply.ttl_ms)
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
             if reply.granted_micros > lease.granted:
                 lease.free += reply.granted_micros - lease.granted
@@ -389,9 +396,11 @@ class LeaseBook:
             # The guard is for what the counter does at its deadline. At the day's end it does nothing: a hold that
             # was made just before it may be sent just after.
             deadline_ns = pending.sent_ns + min(reply.ttl_ms * _MS - self._guard_ns, day_left_ms * _MS)
-            # A paused agent makes no new hold, not even from money that a finalize frees later.
+            # Where the agent is paused, or more is out than its cap, memory alone makes no new hold: not even from
+            # money that a finalize frees later.
             paused = reply.answer is Answer.PAUSED
-            lease.deadline_ns = 0 if paused or self._closed else max(lease.deadline_ns, deadline_ns)
+            ask = paused or self._closed or reply.spent_micros + reply.leased_micros > reply.cap_micros
+            lease.deadline_ns = 0 if ask else max(lease.deadline_ns, deadline_ns)
             lease.recalled = reply.recall
             self._drop_settled(lease, reply, now_ns)
             outstanding = reply.granted_micros - pending.request.returned_micros - reply.drawn_micros

@@ -228,17 +228,22 @@ class MemoryCounter(Counter):
             self._days[where] = day
         elif now_ms < first_until_ms:
             day.fence_until_ms = 0
+        same = not opened and snapshot.seq == day.seq
+        repaired = (not opened and day.ttl_ms != terms.ttl_ms) or (
+            same and (day.status, day.cap, day.spent) != (snapshot.status, snapshot.cap_micros, snapshot.spent_micros)
+        )
         day.ttl_ms = terms.ttl_ms
-
         if snapshot.seq >= day.seq:
             day.seq, day.status = snapshot.seq, snapshot.status
             day.cap, day.spent = snapshot.cap_micros, snapshot.spent_micros
 
         for totals in snapshot.leases:
             lease = day.leases.setdefault(totals.lease, _Lease())
+            before = (lease.drawn, lease.events, lease.last_event)
             lease.drawn = max(lease.drawn, totals.drawn_micros)
             lease.events = max(lease.events, totals.events)
             lease.last_event = max(lease.last_event, totals.last_event)
+            repaired |= same and before != (lease.drawn, lease.events, lease.last_event)
 
         given_up = 0
         for lease in day.leases.values():
@@ -250,4 +255,4 @@ class MemoryCounter(Counter):
                 given_up += max(0, day.cap - day.used - day.leased)
             day.fence_until_ms = 0
         day.given_up += given_up
-        return PublishReply(now_ms, opened, day.fence_until_ms > 0, day.leased, given_up)
+        return PublishReply(now_ms, day.seq, opened, day.fence_until_ms > 0, repaired, day.leased, given_up)

@@ -117,8 +117,10 @@ class RedisCounter(Counter):
             for snapshot in snapshots
         ]
         return [
-            None if answer == Answer.UNKNOWN_AGENT else PublishReply(now_ms, opened == 1, fenced == 1, leased, given_up)
-            for answer, now_ms, opened, fenced, leased, given_up in self._call(PUBLISH, calls)
+            None
+            if answer == Answer.UNKNOWN_AGENT
+            else PublishReply(now_ms, seq, opened == 1, fenced == 1, repaired == 1, leased, given_up)
+            for answer, now_ms, seq, opened, fenced, repaired, leased, given_up in self._call(PUBLISH, calls)
         ]
 
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from pytest_celery import CeleryWorkerContainer, RedisContainer
+from pytest_celery import CeleryTestWorker, CeleryWorkerContainer, RedisContainer, RedisTestBroker
 
 from tests.fake_clock import FakeClock
 from worker.local_server import free_port, server_binary
@@ -168,6 +168,29 @@ class LocalWorker(LocalProcess, CeleryWorkerContainer):
     @classmethod
     def worker_name(cls) -> str:
         return "celery"
+
+
+class LocalBeat(LocalProcess):
+    """Beat as the Procfile starts it."""
+
+    ready_prompt = "beat: Starting..."
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        super().__init__([sys.executable, "-m", "celery", *procfile("beat")[1:]], directory, environment)
+
+
+class SharedBroker(RedisTestBroker):
+    """A broker that outlives the test."""
+
+    def teardown(self) -> None:
+        pass
+
+
+class SharedWorker(CeleryTestWorker):
+    """A worker that outlives the test."""
+
+    def teardown(self) -> None:
+        pass
 
 
 def run_daycap(*words: str, environment: Mapping[str, str], status: int = 0) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from celery import Celery
@@ -16,6 +16,9 @@ from daycap import Settings, Wallet
 from daycap.clock import day_of
 from daycap.redis_counter import RedisCounter
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from worker.schema import metadata
+
+T = TypeVar("T")
 
 
 def environment(server: str, ledger: object) -> dict[str, str]:
@@ -27,12 +30,28 @@ def environment(server: str, ledger: object) -> dict[str, str]:
     }
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
-    """Until another process has done something that it has no way to announce."""
+def wait_for(condition: Callable[[], T], timeout_s: float = 20) -> T:
+    """Until another process has done something that it has no way to announce. Returns what `condition` said."""
     end = time.monotonic() + timeout_s
-    while not condition():
+    while not (said := condition()):
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
+    return said
+
+
+def make_empty(env: dict[str, str]) -> None:
+    """As on the first day; but the broker keeps the queues' bindings, which the worker made when it started."""
+    with redis.Redis.from_url(env["DAYCAP_REDIS_URL"]) as counter:
+        counter.flushdb()
+    with redis.Redis.from_url(env["DAYCAP_BROKER_URL"]) as broker:
+        leftovers = [key for key in broker.scan_iter() if not key.startswith(b"_kombu.binding.")]
+        if leftovers:
+            broker.delete(*leftovers)
+    connection = sqlite3.connect(env["DAYCAP_LEDGER_URL"].removeprefix("sqlite:///"))
+    with connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(f"DELETE FROM {table.name}")
+    connection.close()
 
 
 class Spine:
@@ -92,9 +111,9 @@ class Spine:
         )
         return row
 
-    def wait_for(self, condition: Callable[[], object], timeout_s: float = 20) -> None:
+    def wait_for(self, condition: Callable[[], T], timeout_s: float = 20) -> T:
         """See `wait_for`."""
-        wait_for(condition, timeout_s)
+        return wait_for(condition, timeout_s)
 
     @property
     def today(self) -> str:

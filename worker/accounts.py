@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from daycap.clock import day_of
-from daycap.counter import ACTIVE, PAUSED
+from daycap.clock import DAY_MS, day_of
+from daycap.counter import ACTIVE, KEPT_DAYS, PAUSED
 from daycap.errors import InvalidInput, Refused, UnknownAgent
 from daycap.ledger_reader import read_snapshots
 from daycap.money import micros
@@ -83,7 +83,6 @@ def set_status(ledger: Ledger, publisher: CounterPublisher, agent: str, status: 
 def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict[str, Any], changed_by: str) -> Account:
     agent = agent_id(agent)
     now_ms = publisher.authoritative_ms()  # Also of the record: an audit asks which changes were made on a day.
-    today = day_of(now_ms)
     accounts, days = agent_accounts.c, daily_agent_spending.c
     with ledger.writing() as connection:
         mine = accounts.agent_account_id == agent
@@ -96,12 +95,13 @@ def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict
         connection.execute(sa.insert(cap_changes), [change])
         # The rows' seq rises with every change, so that no older publish can undo it in the counter.
         changed = {"seq": days.seq + 1, "updated_at": now_ms}
+        first = day_of(now_ms - KEPT_DAYS * DAY_MS)  # A status is one of every day that the counter has.
         if "daily_cap_micros" in values:
-            changed["cap_micros"] = cap
+            changed["cap_micros"], first = cap, day_of(now_ms)
         touched = list(
             connection.scalars(
                 sa.update(daily_agent_spending)
-                .where(days.agent_account_id == agent, days.spending_date >= today)
+                .where(days.agent_account_id == agent, days.spending_date >= first)
                 .values(**changed)
                 .returning(days.spending_date)
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import sqlalchemy as sa
@@ -19,6 +20,9 @@ from worker.slices import Place, Slice
 logger = logging.getLogger("daycap.worker")
 
 _AT_ONCE = 500
+
+_PUBLISH_S = 0.1
+"""How long a publish that another worker has under way may take: until then a counter that is behind is no drift."""
 
 
 def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Callable[[int], int], place: Place) -> Slice:
@@ -50,7 +54,8 @@ def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Calla
 def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slice:
     """A step of comparing the counter with the ledger, and publishing what differs.
 
-    Counts `days` looked at and those with `drift`. Looks at every day whose counter may be there.
+    Counts `days` looked at and those with `drift`. Looks at every day whose counter may be there. The publish itself
+    compares: in one script, so that nothing moves in between.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
@@ -59,24 +64,38 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
     some = _days_with_a_row(ledger, on, place)
     if not some:
         return Slice({"days": 0, "drift": 0}, None)
-    readings = publisher.read(some)
+    seqs = _seqs(publisher, some)
     snapshots = _snapshots(ledger, some)
-    differing = [
-        (snapshot, reading)
-        for snapshot, reading in zip(snapshots, readings, strict=True)
-        if reading is None or _differs(snapshot, reading)
-    ]
-    # What was settled between the two looks is not drift: look again at what differs, the counter last.
-    settled = _snapshots(ledger, [(s.agent, s.day) for s, _ in differing])
-    again = publisher.read([(s.agent, s.day) for s in settled])
-    wrong = [s for s, r in zip(settled, again, strict=True) if r is None or (_differs(s, r) and r.seq <= s.seq)]
-    ahead = [(s.agent, s.day, r.seq) for s, r in zip(settled, again, strict=True) if r and r.seq > s.seq]
-    wrong += _overtake(ledger, ahead)
-    publisher.publish(wrong)
-    if wrong:
-        metrics.DRIFT.inc(len(wrong))
-        logger.warning("reconcile: %d of %d days differed from the ledger, published anew", len(wrong), len(some))
-    return Slice({"days": len(some), "drift": len(wrong)}, days.place_after(some))
+    behind = [s for s in snapshots if seqs[s.agent, s.day] < s.seq]
+    drift = _publish_lost(ledger, publisher, behind)
+    level = [s for s in snapshots if seqs[s.agent, s.day] >= s.seq]
+    replies = publisher.publish(level)
+    drift += sum(reply is not None and (reply.repaired or reply.opened) for reply in replies)
+    ahead = [(s.agent, s.day, r.seq) for s, r in zip(level, replies, strict=False) if r is not None and r.seq > s.seq]
+    overtaken = _overtake(ledger, ahead)
+    publisher.publish(overtaken)
+    drift += len(overtaken)
+    if drift:
+        metrics.DRIFT.inc(drift)
+        logger.warning("reconcile: %d of %d days differed from the ledger, published anew", drift, len(some))
+    return Slice({"days": len(some), "drift": drift}, days.place_after(some))
+
+
+def _publish_lost(ledger: Ledger, publisher: CounterPublisher, behind: list[DaySnapshot]) -> int:
+    """Publish the days whose counter stays behind these snapshots. Returns how many there were."""
+    if not behind:
+        return 0
+    time.sleep(_PUBLISH_S)
+    seqs = _seqs(publisher, [(s.agent, s.day) for s in behind])
+    lost = [(s.agent, s.day) for s in behind if seqs[s.agent, s.day] < s.seq]
+    publisher.publish(_snapshots(ledger, lost))
+    return len(lost)
+
+
+def _seqs(publisher: CounterPublisher, agent_days: list[days.AgentDay]) -> dict[days.AgentDay, int]:
+    """What the counter has of the ledger, by seq; -1 where it is not open."""
+    readings = publisher.read(agent_days)
+    return {where: -1 if reading is None else reading.seq for where, reading in zip(agent_days, readings, strict=True)}
 
 
 def _days_with_a_row(ledger: Ledger, on: list[str], place: Place) -> list[days.AgentDay]:
@@ -102,15 +121,6 @@ def _snapshots(ledger: Ledger, agent_days: list[days.AgentDay]) -> list[DaySnaps
 
 def _may_expire(reading: DayReading | None) -> bool:
     return reading is not None and (reading.leased_micros > 0 or reading.fenced)
-
-
-def _differs(snapshot: DaySnapshot, reading: DayReading) -> bool:
-    return (snapshot.seq, snapshot.status, snapshot.cap_micros, snapshot.spent_micros) != (
-        reading.seq,
-        reading.status,
-        reading.cap_micros,
-        reading.spent_micros,
-    )
 
 
 def _overtake(ledger: Ledger, ahead: list[tuple[str, str, int]]) -> list[DaySnapshot]:

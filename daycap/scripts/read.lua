@@ -5,23 +5,30 @@
 -- ARGV[2]  lease: the lease's id, if one is asked for
 --
 -- reply    now_ms [, seq, status, cap, spent, drawn, leased, given_up, fenced [, drawn, events, last_event]], the
---          last three of the lease; now_ms alone where it is not open
+--          last three of the lease; now_ms alone where it is not open, or cannot be read
 --
 -- The fields of the counter are described in sync.lua.
+
+local function whole(text)
+  return text and #text <= 17 and string.match(text, '^%d+$') and tonumber(text)
+end
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
-local known = redis.call('HMGET', KEYS[1], 'run_id', 'seq', 'status', 'cap', 'spent', 'drawn', 'leased',
-  'given_up', 'fence_until_ms')
+local known = redis.pcall('HMGET', KEYS[1], 'run_id', 'seq', 'status', 'cap', 'spent', 'drawn', 'leased', 'given_up',
+  'fence_until_ms', 'lease:' .. (ARGV[2] or ''))
 if known[1] ~= ARGV[1] then
   return { now_ms }
 end
-local reply = { now_ms, tonumber(known[2]), known[3], tonumber(known[4]), tonumber(known[5]), tonumber(known[6]),
-  tonumber(known[7]), tonumber(known[8]), known[9] and 1 or 0 }
+local seq, status, cap, spent, drawn_in_all, leased, given_up = whole(known[2]), known[3], whole(known[4]),
+  whole(known[5]), whole(known[6]), whole(known[7]), whole(known[8])
+local drawn, events, last_event = string.match(known[10] or '0 0 0 0 0 0', '^%d+ %d+ (%d+) (%d+) (%d+) %d+$')
+if not (seq and status and cap and spent and drawn_in_all and leased and given_up and drawn) then
+  return { now_ms }
+end
+local reply = { now_ms, seq, status, cap, spent, drawn_in_all, leased, given_up, known[9] and 1 or 0 }
 if ARGV[2] then
-  local lease = redis.call('HGET', KEYS[1], 'lease:' .. ARGV[2]) or '0 0 0 0 0 0'
-  local drawn, events, last_event = string.match(lease, '^%d+ %d+ (%d+) (%d+) (%d+) %d+$')
   reply[10], reply[11], reply[12] = tonumber(drawn), tonumber(events), tonumber(last_event)
 end
 return reply

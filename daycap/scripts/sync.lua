@@ -11,9 +11,14 @@
 -- reply    answer, now_ms [, granted, drawn, events, last_event, ttl_ms, cap, spent, leased, recall]
 --
 -- Fields of the counter: run_id seq status cap spent drawn leased given_up ttl_ms recall_until_ms fence_until_ms, and
--- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day.
+-- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day. A counter that
+-- cannot be read, because someone else wrote to it, is as good as lost: it is not open.
 
 local DAY_MS = 86400000
+
+local function whole(text)
+  return text and #text <= 17 and string.match(text, '^%d+$') and tonumber(text)
+end
 
 local key, run_id, day_start_ms, lease_field = KEYS[1], ARGV[1], tonumber(ARGV[2]), 'lease:' .. ARGV[3]
 local said_granted, said_returned = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -27,23 +32,21 @@ if need > 0 and (now_ms < day_start_ms or now_ms >= day_start_ms + DAY_MS) then
   return { 'WRONG_DAY', now_ms }
 end
 
-local known = redis.call('HMGET', key, 'run_id', 'status', 'cap', 'spent', 'leased', 'ttl_ms',
+local known = redis.pcall('HMGET', key, 'run_id', 'status', 'cap', 'spent', 'leased', 'ttl_ms',
   'recall_until_ms', 'fence_until_ms', 'drawn', lease_field)
 if known[1] ~= run_id then
   return { known[2] == 'unknown' and 'UNKNOWN_AGENT' or 'NOT_OPEN', now_ms }
 end
-local status, cap, spent, leased, ttl_ms = known[2], tonumber(known[3]), tonumber(known[4]), tonumber(known[5]),
-  tonumber(known[6])
-local recall_until_ms, fenced = tonumber(known[7] or '0'), known[8]
--- What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile.
-local used = math.max(spent, tonumber(known[9]))
-
-local granted, returned, drawn, events, last_event, deadline_ms = 0, 0, 0, 0, 0, 0
-if known[10] then
-  local g, r, d, e, l, t = string.match(known[10], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-  granted, returned, drawn, events, last_event = tonumber(g), tonumber(r), tonumber(d), tonumber(e), tonumber(l)
-  deadline_ms = tonumber(t)
+local status, cap, spent, leased, ttl_ms = known[2], whole(known[3]), whole(known[4]), whole(known[5]), whole(known[6])
+local recall_until_ms, fenced, drawn_in_all = whole(known[7] or '0'), known[8], whole(known[9])
+local g, r, d, e, l, t = string.match(known[10] or '0 0 0 0 0 0', '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+if not (status and cap and spent and leased and ttl_ms and recall_until_ms and drawn_in_all and g) then
+  return { 'NOT_OPEN', now_ms }
 end
+local granted, returned, drawn, events, last_event, deadline_ms = tonumber(g), tonumber(r), tonumber(d), tonumber(e),
+  tonumber(l), tonumber(t)
+-- What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile.
+local used = math.max(spent, drawn_in_all)
 -- A ttl that was made shorter does not take back what the runner was told before.
 deadline_ms = math.max(deadline_ms, now_ms + ttl_ms)
 local outstanding_before = math.max(0, granted - returned - drawn)
@@ -53,7 +56,7 @@ returned = math.max(returned, said_returned)
 leased = leased - outstanding_before + math.max(0, granted - returned - drawn)
 
 local answer = 'OK'
-if status == 'paused' then
+if status ~= 'active' then
   answer = 'PAUSED'
 elseif fenced then
   answer = 'FENCED'

@@ -8,20 +8,20 @@ from contextlib import suppress
 
 
 class _Link:
-    """One connection through the proxy. Once silent it stays so: bytes are taken and dropped, both ways."""
+    """One connection through the proxy. What is in `dropped`, requests or replies, is taken and goes nowhere."""
 
-    def __init__(self, client: socket.socket, server: socket.socket, silent: bool) -> None:
-        self.silent = silent
+    def __init__(self, client: socket.socket, server: socket.socket, dropped: frozenset[str]) -> None:
+        self.dropped = dropped
         self._ends = client, server
-        for source, target in ((client, server), (server, client)):
-            threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+        for source, target, what in ((client, server, "requests"), (server, client, "replies")):
+            threading.Thread(target=self._pump, args=(source, target, what), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, what: str) -> None:
         with suppress(OSError):
             while some := source.recv(65_536):
-                if not self.silent:
+                if what not in self.dropped:
                     target.sendall(some)
-            if not self.silent:
+            if what not in self.dropped:
                 target.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._silent = False
+        self._dropped: frozenset[str] = frozenset()
         self._links: list[_Link] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -45,19 +45,35 @@ class Proxy:
 
     def silence(self) -> None:
         """Every connection that there is, or that is made from now on, gets no answer any more."""
-        self._silent = True
-        for link in self._links:
-            link.silent = True
+        self._drop("requests", "replies")
+
+    def swallow_replies(self) -> None:
+        """What is asked is still done, but nobody hears of it."""
+        self._drop("replies")
 
     def heal(self) -> None:
         """New connections are passed on again. The old ones stay dead, as they do in life."""
-        self._silent = False
+        self._dropped = frozenset()
+
+    def redirect(self, target: int) -> None:
+        """New connections go to another server; those that there were are cut."""
+        self._target = target
+        self._cut()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
+        self._cut()
+
+    def _drop(self, *what: str) -> None:
+        self._dropped = frozenset(what)
         for link in self._links:
+            link.dropped = self._dropped
+
+    def _cut(self) -> None:
+        links, self._links = self._links, []
+        for link in links:
             link.close()
 
     def _accept(self) -> None:
@@ -69,4 +85,4 @@ class Proxy:
                 except ConnectionRefusedError:
                     client.close()
                     continue
-                self._links.append(_Link(client, server, self._silent))
+                self._links.append(_Link(client, server, self._dropped))

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 from celery import Celery
-from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBackend, RedisTestBroker
+from pytest_celery import CeleryTestSetup, RedisTestBackend
 
-from tests.processes import LocalRedis, LocalWorker
-from tests.spine import Spine, environment
-from worker.schema import metadata
-
-
-class SharedBroker(RedisTestBroker):
-    """A broker that outlives the test."""
-
-    def teardown(self) -> None:
-        pass
-
-
-class SharedWorker(CeleryTestWorker):
-    """A worker that outlives the test."""
-
-    def teardown(self) -> None:
-        pass
+from tests.processes import LocalRedis, LocalWorker, SharedBroker, SharedWorker
+from tests.spine import Spine, environment, make_empty
 
 
 @pytest.fixture(scope="session")
@@ -71,23 +54,8 @@ def celery_backend(shared_redis: LocalRedis) -> RedisTestBackend:
 def celery_worker(
     shared_worker: LocalWorker, shared_environment: dict[str, str], celery_setup_app: Celery
 ) -> SharedWorker:
-    _empty(shared_environment)
+    make_empty(shared_environment)
     return SharedWorker(shared_worker, app=celery_setup_app)
-
-
-def _empty(env: dict[str, str]) -> None:
-    """As on the first day; but the broker keeps the queues' bindings, which the worker made when it started."""
-    with redis.Redis.from_url(env["DAYCAP_REDIS_URL"]) as counter:
-        counter.flushdb()
-    with redis.Redis.from_url(env["DAYCAP_BROKER_URL"]) as broker:
-        leftovers = [key for key in broker.scan_iter() if not key.startswith(b"_kombu.binding.")]
-        if leftovers:
-            broker.delete(*leftovers)
-    connection = sqlite3.connect(env["DAYCAP_LEDGER_URL"].removeprefix("sqlite:///"))
-    with connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(f"DELETE FROM {table.name}")
-    connection.close()
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ class ScriptsInProcess(RedisCounter):
         if function is None:
             source = f"return function(KEYS, ARGV, redis) {script.source}\nend"
             function = self._functions[script.sha1] = self._lua.execute(source)
-        redis = self._lua.table_from({"call": self._redis_call})
+        redis = self._lua.table_from({"call": self._redis_call, "pcall": self._redis_call})
         replies = []
         for key, *rest in calls:
             words = [f"life-{self.life}", *(str(word) for word in rest)]
@@ -81,6 +81,10 @@ class ScriptsInProcess(RedisCounter):
         if command in ("PEXPIRE", "PEXPIREAT"):
             self._expiry[key] = int(float(rest[0])) + (self._now_ms() if command == "PEXPIRE" else 0)
             return 1
+        if command == "PTTL":
+            return self._expiry[key] - self._now_ms() if key in self._expiry else -1
+        if command == "DEL":
+            return 1 if self._store.pop(key, None) is not None else 0
         fields = self._store.get(key, {})
         if command == "HGET":
             return fields.get(rest[0], False)
