@@ -110,6 +110,8 @@ def _new_directory() -> Path:
     made = runs / f"run-{os.getpid()}"
     made.mkdir()
     latest = runs / "latest"
+    if latest.is_dir() and not latest.is_symlink():
+        shutil.rmtree(latest)
     latest.unlink(missing_ok=True)
     latest.symlink_to(made.name)
     return made

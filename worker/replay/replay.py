@@ -75,7 +75,7 @@ def replay(
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     source, plan = _plan(options, seed)
     title = f"replay of {source}, seed {seed}: {len(plan.agents)} agents, {len(plan.runners)} runners"
-    console.print(f"{title}; files in {directory}", soft_wrap=True, highlight=False)
+    console.print(f"files in {directory}" if console.is_terminal else title, soft_wrap=True, highlight=False)
 
     add_agents({agent.agent: agent.cap_micros for agent in plan.agents})
     counter = RedisCounter(settings.redis_url, timeout_s=2)
