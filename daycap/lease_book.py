@@ -291,12 +291,13 @@ class LeaseBook:
 
         Raises `CapExceeded`, `AgentPaused`, `UnknownAgent` or, for a fence, `BudgetUnavailable`.
         """
-        self.apply(pending, reply)
         lease = pending.lease
-        late = self._now_ns() - pending.sent_ns > self._guard_ns
         with self._lock:
             free_before = lease.free
             lease.free += pending.earmarked
+        self.apply(pending, reply)
+        late = self._now_ns() - pending.sent_ns > self._guard_ns
+        with self._lock:
             if reply.answer is Answer.PAUSED:
                 raise AgentPaused(lease.agent)
             if reply.answer is Answer.UNKNOWN_AGENT:
@@ -386,6 +387,9 @@ class LeaseBook:
                 return False
             lease.ttl_ms = reply.ttl_ms
             self.ttl_ms = min(self.ttl_ms or reply.ttl_ms, reply.ttl_ms)
+            if now_ns >= lease.deadline_ns:
+                # Of a dead lease what is free may be given up by now, and lent to others: no answer revives it.
+                _hand_back(lease, lease.free, now_ns)
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
             if reply.granted_micros > lease.granted:
                 lease.free += reply.granted_micros - lease.granted

@@ -94,8 +94,9 @@ if opened then
   if now_ms + ttl_ms >= day_start_ms and (known.run_id or now_ms >= first_until_ms) then
     fence_until_ms = now_ms + ttl_ms + guard_ms
   end
+  -- What an old copy had lent may have been given up and lent to others since: whoever lives puts its lease back.
   for id, lease in pairs(leases) do
-    lease.deadline_ms = math.max(lease.deadline_ms, now_ms + ttl_ms)
+    lease.granted, lease.returned = 0, 0
     touched[id] = true
   end
 elseif now_ms < first_until_ms then

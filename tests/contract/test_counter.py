@@ -234,6 +234,25 @@ def test_a_counter_that_lost_its_keys_is_fenced(counter: Counter, today: str, fo
     assert sync(counter, today, B, need=1).answer is Answer.OK
 
 
+def test_what_an_old_copy_had_lent_is_nobodys(redis_url: str) -> None:
+    """P4: a reply was lost, the lease given up and lent to another; then a replica of before takes over."""
+    counter = RedisCounter(redis_url, timeout_s=2)
+    today = day_of(counter.now_ms())
+    open_day(counter, today, cap=100)
+    sync(counter, today, A, need=60)
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset(counter_key("agent", today), "run_id", "another life of a server")
+
+    (reply,) = counter.publish([snapshot(today, LeaseTotals(B, 25, 1, 1), spent=25)], TERMS)
+
+    assert reply is not None
+    assert (reply.opened, reply.fenced, reply.leased_micros) == (True, True, 0)
+    unseen = sync(counter, today, A, granted=0, need=60)
+    assert (unseen.answer, unseen.granted_micros) == (Answer.FENCED, 0)
+    assert sync(counter, today, A, granted=60, need=0).leased_micros == 60, "who lives puts its lease back"
+    counter.close()
+
+
 def test_first_counts_only_for_a_while(counter: Counter, today: str) -> None:
     """A first publish that was held up may come after leases were given and lost: it must fence."""
     (reply,) = counter.publish([snapshot(today)], TERMS, first_until_ms=counter.now_ms() - 1)

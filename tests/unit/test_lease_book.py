@@ -6,7 +6,7 @@ import pytest
 
 from daycap import CapExceeded, HoldEnded, InvalidAmount
 from daycap.clock import DAY_MS
-from daycap.counter import Answer
+from daycap.counter import ACTIVE, Answer, DaySnapshot
 from tests.runner_without_io import CAP, DAY, TERMS, Runner
 
 RESEND_NS = 15_000_000_000
@@ -195,6 +195,44 @@ def test_an_answer_older_than_the_guard_is_thrown_away(runner: Runner) -> None:
     assert runner.book.finish_top_up(pending, reply, 1_000) is None
 
     assert runner.book.free_micros("agent") == 0
+
+
+def test_money_that_came_free_of_a_dead_lease_is_not_revived_by_an_answer(runner: Runner) -> None:
+    """It was given up, and lent to another, while the question was under way."""
+    other = Runner(runner)
+    hold = runner.ask(CAP)
+    assert hold is not None
+    runner.ms += TERMS.ttl_ms + TERMS.grace_ms + 1
+    pending = runner.book.begin_top_up("agent", CAP)
+    hold.finalize(0)
+    snapshot = DaySnapshot("agent", DAY, 1, ACTIVE, CAP, 0)
+    (expired,) = runner.counter.publish([snapshot], TERMS, expire_before_ms=runner.ms)
+    assert expired is not None
+    assert expired.given_up_micros == CAP
+    assert other.ask(CAP) is not None
+
+    (reply,) = runner.counter.sync([pending.request])
+
+    assert runner.book.finish_top_up(pending, reply, CAP) is None
+    with pytest.raises(CapExceeded):
+        runner.ask(CAP)
+    assert runner.book.free_micros("agent") == 0
+
+
+def test_money_that_was_earmarked_for_a_question_does_not_outlive_its_lease(runner: Runner) -> None:
+    hold = runner.ask(1_000)
+    assert hold is not None
+    hold.release()
+    assert runner.book.free_micros("agent") >= 1_000
+    pending = runner.book.begin_top_up("agent", 50_000)
+    assert pending.earmarked >= 1_000
+    runner.ms += TERMS.ttl_ms
+
+    (reply,) = runner.counter.sync([pending.request])
+    late = pending._replace(sent_ns=runner.ms * 1_000_000)  # As if the question had been asked just now.
+
+    runner.book.finish_top_up(late, reply, 50_000)
+    assert pending.lease.returned == pending.earmarked, "it is handed back, not held"
 
 
 def test_a_lone_runner_is_refused_only_at_the_true_cap(runner: Runner) -> None:
