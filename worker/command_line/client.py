@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import getpass
 import socket
+import time
 from typing import Any
 
 import click
 from celery.exceptions import TimeoutError as NoAnswer
+from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from daycap.errors import DaycapError
@@ -35,7 +37,7 @@ def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> 
             connection.ensure_connection(max_retries=1, timeout=5)
         # A task that nobody took in time is dropped: what the command says has failed must not happen later.
         sent = app.send_task(task, kwargs=kwargs, expires=timeout_s, retry=False, ignore_result=False)
-        answer: dict[str, Any] = sent.get(timeout=timeout_s)
+        answer: dict[str, Any] = _wait(sent, timeout_s)
     except NoAnswer:
         raise click.ClickException(
             f"no worker answered within {timeout_s:g} s; is one running (celery -A worker worker), "
@@ -48,6 +50,18 @@ def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> 
     except Exception as error:
         raise click.ClickException(f"the worker failed at {task}: {type(error).__name__}: {error}") from error
     return answer
+
+
+def _wait(sent: AsyncResult[Any], timeout_s: float) -> Any:
+    """Ask for the result again and again: to be told of it needs a subscription, which a broker's restart ends."""
+    end = time.monotonic() + timeout_s
+    pause_s = 0.005
+    while not sent.ready():
+        if time.monotonic() > end:
+            raise NoAnswer
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.1)
+    return sent.get(timeout=1)
 
 
 def me() -> str:

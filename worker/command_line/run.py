@@ -16,10 +16,10 @@ import click
 from honcho.environ import parse_procfile
 from rich.console import Console
 
-from daycap.celery_transport import waiting_messages
+from daycap.celery_transport import CeleryTransport
 from daycap.errors import Unavailable
 from daycap.settings import Settings
-from worker.command_line.client import ask, me
+from worker.command_line.client import answer_of, ask, me
 from worker.ledger import Ledger
 from worker.local_server import LocalProcess, LocalServer, free_port
 
@@ -193,7 +193,6 @@ def _replay(
     for name in ("redis_url", "broker_url", "ledger_url"):
         if not getattr(settings, name):
             raise click.ClickException(f"replay needs DAYCAP_{name.upper()}; daycap run brings its own servers")
-    from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
     from worker.replay.replay import ReplayOptions  # noqa: PLC0415
     from worker.replay.replay import replay as replay_calls  # noqa: PLC0415
 
@@ -204,8 +203,8 @@ def _replay(
             settings=settings,
             ledger=ledger.engine,
             add_agents=lambda caps: ask("daycap.add_agents", caps=caps, changed_by=me()),
-            backlog=lambda: waiting_messages(app),
-            reconcile=lambda: app.send_task("daycap.reconcile", ignore_result=False).get(timeout=_START_S),
+            backlog=CeleryTransport(settings.broker_url).backlog,
+            reconcile=lambda: answer_of("daycap.reconcile", timeout_s=_START_S),
             chaos=victims,
             directory=directory,
             note=note,
