@@ -1,0 +1,101 @@
+"""`python -m tests.mutation [--file F]... [--every N]`: which mutants of the code no quick test notices.
+
+Each mutant is made in a copy of the tree and tried by the tests of its file that are quick, then by some seeds of the
+simulation, until one fails or time is up. `docs/mutants.md` explains those that no test can or need notice.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from tests.mutation.mutants import Mutant, mutants
+from tests.mutation.trial import ROOT, Trial, prepare
+
+_BOOK = ["tests/unit/test_lease_book.py", "tests/unit/test_lease_days.py"]
+_COUNTER = ["tests/contract/test_counter_to_the_millisecond.py", "tests/contract/test_counter.py"]
+_OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
+
+TESTS: dict[str, tuple[list[str], int]] = {
+    "daycap/lease_book.py": (_BOOK, 1),
+    "daycap/top_up.py": (_BOOK, 1),
+    "daycap/memory_counter.py": ([*_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"], 0),
+    "daycap/outbox.py": (["tests/unit/test_outbox.py"], 0),
+    "daycap/publisher.py": (["tests/unit"], 0),
+    "daycap/scripts/sync.lua": ([*_COUNTER, "-k", "process or Scripts"], 0),
+    "daycap/scripts/publish.lua": ([*_COUNTER, "-k", "process or Scripts or expiry"], 0),
+    "daycap/scripts/read.lua": ([*_COUNTER, "-k", "process or Scripts"], 0),
+    "daycap/redis_counter.py": ([*_COUNTER, "-k", "test_counter.py and (redis or expiry)"], 0),
+    "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
+    "worker/opening.py": (_OPENING, 1),
+    "worker/housekeeping.py": (_OPENING, 1),
+}
+"""The mutated files: which tests try their mutants, and how many seeds of each scenario after these."""
+
+_EXPLAINED = ROOT / "docs" / "mutants.md"
+
+
+@click.command()
+@click.option("--file", "files", multiple=True, type=click.Choice(list(TESTS)), help="Only this one, or these.")
+@click.option("--every", default=1, show_default=True, help="Only each so manieth mutant.")
+@click.option("--processes", default=min(2, os.cpu_count() or 1), show_default=True)
+def main(files: tuple[str, ...], every: int, processes: int) -> None:
+    """Print the mutants that survived; fail if one of them is not explained."""
+    explained = _EXPLAINED.read_text() if _EXPLAINED.exists() else ""
+    unexplained = 0
+    with tempfile.TemporaryDirectory(prefix="daycap-mutants-") as directory:
+        trees = [prepare(Path(directory) / str(number)) for number in range(processes)]
+        for file in files or TESTS:
+            source = (ROOT / file).read_bytes()
+            wanted = mutants(file, source)[::every]
+            survivors = _try(wanted, source, trees)
+            known = [mutant for mutant in survivors if f"- {mutant.title(source)}\n" in explained]
+            for mutant in survivors:
+                if mutant not in known:
+                    click.echo("\n".join([f"\nsurvived: - {mutant.title(source)}", *mutant.diff(source)]))
+            unexplained += len(survivors) - len(known)
+            click.echo(
+                f"{file}: {len(wanted)} mutants, {len(wanted) - len(survivors)} killed, {len(known)} explained, "
+                f"{len(survivors) - len(known)} survived"
+            )
+    sys.exit(unexplained > 0)
+
+
+def _try(wanted: list[Mutant], source: bytes, trees: list[Path]) -> list[Mutant]:
+    """The mutants that survive, one trial in each tree at a time."""
+    file = wanted[0].file
+    began = time.monotonic()
+    tests, seeds = TESTS[file]
+    for tree in trees:
+        if not (trial := Trial(tree, file, source, tests, seeds, timeout_s=300)).result():
+            sys.exit(f"the tests of {file} fail without a mutant:\n{trial.output[-3000:]}")
+    timeout_s = 10 + 4 * (time.monotonic() - began)
+    waiting, survivors, free = list(reversed(wanted)), [], list(trees)
+    running: dict[Mutant, Trial] = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                mutant = waiting.pop()
+                running[mutant] = Trial(free.pop(), file, mutant.of(source), tests, seeds, timeout_s)
+            for mutant in [mutant for mutant, trial in running.items() if trial.ended]:
+                trial = running.pop(mutant)
+                free.append(trial.tree)
+                if trial.result():
+                    survivors.append(mutant)
+                done = len(wanted) - len(waiting) - len(running)
+                print(f"\r{file}: {done}/{len(wanted)}, {len(survivors)} survived ", end="", file=sys.stderr, flush=True)
+            time.sleep(0.01)
+    finally:
+        for trial in running.values():
+            trial.kill()
+    print(file=sys.stderr)
+    return sorted(survivors)
+
+
+if __name__ == "__main__":
+    main()
