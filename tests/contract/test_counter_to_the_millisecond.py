@@ -41,7 +41,9 @@ class Day:
 
     def publish(self, *leases: LeaseTotals, terms: LeaseTerms = TERMS, day: str = DAY, **said: Any) -> PublishReply:
         times = {name: said.pop(name) for name in ("expire_before_ms", "first_until_ms") if name in said}
-        snapshot = DaySnapshot("agent", day, **{"seq": 1, "status": ACTIVE, "cap_micros": 100, "spent_micros": 0, **said})
+        snapshot = DaySnapshot(
+            "agent", day, **{"seq": 1, "status": ACTIVE, "cap_micros": 100, "spent_micros": 0, **said}
+        )
         (reply,) = self.counter.publish([snapshot._replace(leases=leases)], terms, **times)
         assert reply is not None
         return reply

@@ -17,19 +17,20 @@ import click
 from tests.mutation.mutants import Mutant, mutants
 from tests.mutation.trial import ROOT, Trial, prepare
 
-_BOOK = ["tests/unit/test_lease_book.py", "tests/unit/test_lease_days.py"]
+_BOOK = [f"tests/unit/test_lease_{part}.py" for part in ("book_to_the_micro", "book", "days")]
 _COUNTER = ["tests/contract/test_counter_to_the_millisecond.py", "tests/contract/test_counter.py"]
+_DAMAGED = "tests/contract/test_damaged_counter.py"
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
-    "daycap/lease_book.py": (_BOOK, 1),
+    "daycap/lease_book.py": (_BOOK, 0),
     "daycap/top_up.py": (_BOOK, 1),
     "daycap/memory_counter.py": ([*_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"], 0),
     "daycap/outbox.py": (["tests/unit/test_outbox.py"], 0),
     "daycap/publisher.py": (["tests/unit"], 0),
-    "daycap/scripts/sync.lua": ([*_COUNTER, "-k", "process or Scripts"], 0),
-    "daycap/scripts/publish.lua": ([*_COUNTER, "-k", "process or Scripts or expiry"], 0),
-    "daycap/scripts/read.lua": ([*_COUNTER, "-k", "process or Scripts"], 0),
+    "daycap/scripts/sync.lua": ([*_COUNTER, _DAMAGED, "-k", "process or Scripts or damaged"], 0),
+    "daycap/scripts/publish.lua": ([*_COUNTER, _DAMAGED, "-k", "process or Scripts or expiry or damaged"], 0),
+    "daycap/scripts/read.lua": ([*_COUNTER, _DAMAGED, "-k", "process or Scripts or damaged"], 0),
     "daycap/redis_counter.py": ([*_COUNTER, "-k", "test_counter.py and (redis or expiry)"], 0),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
@@ -88,7 +89,9 @@ def _try(wanted: list[Mutant], source: bytes, trees: list[Path]) -> list[Mutant]
                 if trial.result():
                     survivors.append(mutant)
                 done = len(wanted) - len(waiting) - len(running)
-                print(f"\r{file}: {done}/{len(wanted)}, {len(survivors)} survived ", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r{file}: {done}/{len(wanted)}, {len(survivors)} survived ", end="", file=sys.stderr, flush=True
+                )
             time.sleep(0.01)
     finally:
         for trial in running.values():

@@ -49,7 +49,7 @@ class Mutant(NamedTuple):
     def diff(self, source: bytes) -> list[str]:
         """The lines that differ, with a line number before them."""
         before, after = source.decode().splitlines(), self.of(source).decode().splitlines()
-        return [line for line in unified_diff(before, after, self.file, self.file, n=0, lineterm="")][2:]
+        return list(unified_diff(before, after, self.file, self.file, n=0, lineterm=""))[2:]
 
     def title(self, source: bytes) -> str:
         """As `docs/mutants.md` names it: without a line number, which any change above would move."""

@@ -95,7 +95,9 @@ def _run(tree: Path, tests: list[str], seeds: int) -> None:
         sys.path.insert(0, str(tree))
         sys.dont_write_bytecode = True
         os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(tree), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
-        status = int(pytest.main(["-x", "-q", "--assert=plain", "-p", "pytest_timeout", f"--basetemp={tree / 'tmp'}", *tests]))
+        status = int(
+            pytest.main(["-x", "-q", "--assert=plain", "-p", "pytest_timeout", f"--basetemp={tree / 'tmp'}", *tests])
+        )
         if status == 0 and seeds:
             from tests.simulation.seeds import SCENARIOS, Seeds
 

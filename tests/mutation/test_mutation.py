@@ -1,0 +1,59 @@
+"""The runner of mutants itself: it makes what it says, and sees what a test notices and what none does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.mutation.mutants import mutants
+from tests.mutation.trial import ROOT
+
+
+def changes(file: str, source: str) -> set[str]:
+    content = source.encode()
+    return {mutant.of(content).decode() for mutant in mutants(file, content)}
+
+
+def test_python_is_changed_one_thing_at_a_time_and_texts_are_left_alone() -> None:
+    source = 'def f(a: "int | None"):\n    "Says."\n    logger.info("a %d", 1)\n    return a < 1 or not min(a, b) + b\n'
+    before, _ = source.rsplit("    ", 1)
+    assert changes("some.py", source) == {
+        before + "    " + new + "\n"
+        for new in (
+            "return None",
+            "return (a < 1 and (not min(a, b) + b))",
+            "return a <= 1 or not min(a, b) + b",
+            "return a < 2 or not min(a, b) + b",
+            "return a < 1 or min(a, b) + b",
+            "return a < 1 or not min(a, b) - b",
+            "return a < 1 or not max(a, b) + b",
+        )
+    }
+
+
+def test_lua_is_changed_one_thing_at_a_time_and_comments_are_left_alone() -> None:
+    source = "-- a > 1 and b\nlocal a = math.max(b - 1, 0)\nif not a then\n  x = b\nend\n"
+    assert changes("some.lua", source) == {
+        source.replace(old, new)
+        for old, new in (
+            ("math.max", "math.min"),
+            ("b - 1", "b + 1"),
+            ("b - 1", "b - 2"),
+            (", 0)", ", 1)"),
+            ("not a", "a"),
+            ("x = b", ""),
+        )
+    }
+
+
+@pytest.mark.timeout(300)
+def test_most_mutants_of_a_small_file_are_killed_and_the_others_are_named() -> None:
+    """A process of its own: the runner forks, and has loaded nothing of the project before."""
+    command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/scripts/read.lua", "--every", "15"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    *_, summary = done.stdout.splitlines()
+    assert summary.startswith("daycap/scripts/read.lua: 2 mutants, "), done.stdout + done.stderr
+    assert ", 0 killed" not in summary
+    assert (", 0 survived" in summary) == (done.returncode == 0)

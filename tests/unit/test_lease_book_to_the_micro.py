@@ -1,0 +1,297 @@
+"""The lease book's sums and limits, to the micro and the millisecond, and what it says to those who ask."""
+
+from __future__ import annotations
+
+import pytest
+
+from daycap import BudgetUnavailable, CapExceeded, HoldEnded, InvalidAmount
+from daycap.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
+from daycap.errors import AgentPaused, UnknownAgent
+from daycap.lease_book import Hold
+from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner
+
+LIVES_MS = TERMS.ttl_ms - TERMS.guard_ms
+
+
+@pytest.fixture
+def runner() -> Runner:
+    return Runner()
+
+
+def held(runner: Runner, estimate: int) -> Hold:
+    hold = runner.ask(estimate)
+    assert hold is not None
+    return hold
+
+
+def free(runner: Runner) -> int:
+    return runner.book.free_micros("agent")
+
+
+def publish(runner: Runner, status: str = ACTIVE, cap: int = CAP, spent: int = 0, seq: int = 9) -> None:
+    runner.counter.publish([DaySnapshot("agent", DAY, seq, status, cap, spent)], TERMS)
+
+
+def test_memory_serves_what_is_free_and_not_a_micro_more(runner: Runner) -> None:
+    """P4: the path without I/O."""
+    held(runner, 1_000).release()
+
+    one = runner.book.reserve("agent", 600)
+    assert one is not None
+    assert free(runner) == 400
+    assert runner.book.reserve("agent", 401) is None
+    two = runner.book.reserve("agent", 400)
+    assert two is not None
+    assert (free(runner), runner.book.live_holds()) == (0, 2)
+    assert one.id[:-1] == two.id[:-1]
+    assert (one.id[-2:], two.id[-2:]) == ("-2", "-3")
+    assert runner.book.reserve("agent", 1) is None
+
+
+def test_past_the_local_deadline_memory_serves_nothing_and_keeps_its_sums(runner: Runner) -> None:
+    """P4: ttl less the guard after it was asked."""
+    held(runner, 1_000).release()
+    runner.ms += LIVES_MS - 1
+    assert free(runner) == 1_000
+    hold = runner.book.reserve("agent", 300)
+    assert hold is not None
+    hold.release()
+
+    runner.ms += 1
+    assert free(runner) == 0
+    assert runner.book.reserve("agent", 300) is None
+    assert runner.book.live_holds() == 0
+    assert runner.book.begin_renewal()[0].request.returned_micros == 1_000
+
+
+def test_at_its_deadline_a_lease_hands_back_what_is_free_before_it_asks(runner: Runner) -> None:
+    held(runner, 1_000).release()
+    runner.ms += LIVES_MS
+    request = runner.book.begin_top_up("agent", 400).request
+    assert (request.returned_micros, request.need_micros) == (1_000, 400)
+
+
+def test_an_overage_past_the_deadline_takes_nothing_that_is_handed_back(runner: Runner) -> None:
+    hold, other = held(runner, 1_000), held(runner, 1_000)
+    other.release()
+    runner.ms += LIVES_MS
+
+    hold.finalize(1_500)
+
+    assert (runner.events[-1].held_micros, hold.held_micros) == (1_000, 1_000)
+
+
+def test_an_overage_is_covered_as_far_as_there_is_free_money(runner: Runner) -> None:
+    hold, other = held(runner, 1_000), held(runner, 200)
+    other.release()
+    covered = 1_000 + free(runner)
+
+    hold.finalize(covered + 5)
+
+    assert (runner.events[-1].held_micros, runner.events[-1].actual_micros) == (covered, covered + 5)
+    assert (hold.held_micros, free(runner)) == (covered, 0)
+
+
+def test_a_hold_says_what_it_is(runner: Runner) -> None:
+    with held(runner, 1_000) as hold:
+        hold.actual = 7
+        assert (hold.actual, hold.ended, hold.agent, hold.day) == (7, False, "agent", DAY)
+        assert repr(hold) == f"<Hold {hold.id} agent=agent day={DAY} held_micros=1000 live>"
+
+    assert hold.ended
+    assert repr(hold).endswith("ended>")
+    assert (runner.events[-1].reservation, runner.events[-1].actual_micros) == (hold.id, 7)
+
+
+def test_a_cost_that_is_no_amount_leaves_the_hold_as_it_was(runner: Runner) -> None:
+    hold = held(runner, 1_000)
+    with pytest.raises(InvalidAmount):
+        hold.finalize(-1)
+    assert (hold.ended, runner.events, runner.book.live_holds()) == (False, [], 1)
+    hold.release()
+    with pytest.raises(HoldEnded):
+        hold.release()
+    assert free(runner) == 1_000
+
+
+def test_a_refusal_says_what_it_is_made_of(runner: Runner) -> None:
+    """Own money that is free counts as remaining, that of others as leased."""
+    other = Runner(runner)
+    held(other, 30_000)
+    drawn = held(runner, 10_000)
+    drawn.finalize(4_000)
+    held(runner, 1_000)
+    runner.settle(runner.events[0])
+    runner.ms = MIDNIGHT_MS - 1_800_000
+    other.renew()
+    runner.renew()
+
+    with pytest.raises(CapExceeded) as refused:
+        runner.ask(90_000)
+
+    said = refused.value
+    assert (said.agent, said.estimate_micros, said.cap_micros, said.spent_micros) == ("agent", 90_000, CAP, 4_000)
+    assert (said.leased_micros, said.remaining_micros) == (30_000, CAP - 4_000 - 30_000 - 1_000)
+    assert (said.day, said.day_ends_in_s) == (DAY, 1_800)
+
+
+def test_each_no_of_the_counter_has_its_error(runner: Runner) -> None:
+    held(runner, 1_000).release()
+    publish(runner, PAUSED)
+    with pytest.raises(AgentPaused):
+        runner.ask(2_000)
+    assert runner.book.reserve("agent", 1) is None, "memory serves no paused agent"
+    runner.counter.flush()
+    publish(runner)
+    with pytest.raises(BudgetUnavailable, match="lost its data"):
+        runner.ask(2_000)
+    runner.counter.flush()
+    publish(runner, UNKNOWN)
+    with pytest.raises(UnknownAgent):
+        runner.ask(2_000)
+
+
+def test_an_unanswered_question_puts_back_what_it_took(runner: Runner) -> None:
+    held(runner, 1_000).release()
+    pending = runner.book.begin_top_up("agent", 5_000)
+    assert (free(runner), pending.request.need_micros) == (0, 4_000)
+    runner.book.abandon(pending)
+    assert free(runner) == 1_000
+
+
+def test_an_answer_as_old_as_the_guard_still_counts(runner: Runner) -> None:
+    pending = runner.book.begin_top_up("agent", 1_000)
+    (reply,) = runner.counter.sync([pending.request])
+    runner.ms += TERMS.guard_ms
+    assert runner.book.finish_top_up(pending, reply, 1_000) is not None
+
+
+def test_an_answer_to_totals_that_are_no_more_is_no_refusal(runner: Runner) -> None:
+    """P6: money came free in this process while the counter was asked."""
+    hold = held(runner, 60_000)
+    pending = runner.book.begin_top_up("agent", 50_000)
+    (reply,) = runner.counter.sync([pending.request])
+    assert reply.answer is Answer.REFUSED
+    hold.finalize(59_999)
+    assert free(runner) == 1
+
+    assert runner.book.finish_top_up(pending, reply, 50_000) is None
+    with pytest.raises(CapExceeded):
+        runner.ask(50_000)
+
+
+def test_a_late_refusal_is_asked_anew(runner: Runner) -> None:
+    held(runner, 60_000)
+    pending = runner.book.begin_top_up("agent", 50_000)
+    (reply,) = runner.counter.sync([pending.request])
+    runner.ms += TERMS.guard_ms + 1
+    assert runner.book.finish_top_up(pending, reply, 50_000) is None
+
+
+def test_a_forked_child_begins_with_nothing_and_ends_no_hold_of_its_parent(runner: Runner) -> None:
+    hold = held(runner, 1_000)
+    runner.book.forget()
+    for end in (lambda: hold.finalize(1), hold.release):
+        with pytest.raises(HoldEnded, match="forked"):
+            end()
+    assert (runner.book.live_holds(), runner.book.unsettled(), runner.book.begin_renewal()) == (0, [], [])
+
+
+def test_closing_stops_what_memory_would_serve_at_once(runner: Runner) -> None:
+    held(runner, 1_000).release()
+    runner.book.close()
+    assert (runner.book.reserve("agent", 1), free(runner)) == (None, 0)
+
+
+@pytest.mark.parametrize(("micros", "calls_back"), [(0, False), (1, True), (1_000, True)])
+def test_a_recall_is_followed_at_once_where_there_is_free_money(runner: Runner, micros: int, calls_back: bool) -> None:
+    held(runner, 1_000).finalize(1_000 - micros)
+    publish(runner, cap=500)
+    (pending,) = runner.book.begin_renewal()
+    (reply,) = runner.counter.sync([pending.request])
+    assert reply.recall
+    assert runner.book.apply(pending, reply) is calls_back
+
+
+def test_a_pause_calls_back_what_is_free_and_a_plain_answer_does_not(runner: Runner) -> None:
+    held(runner, 1_000).release()
+    for status, calls_back in ((ACTIVE, False), (PAUSED, True)):
+        publish(runner, status)
+        (pending,) = runner.book.begin_renewal()
+        (reply,) = runner.counter.sync([pending.request])
+        assert runner.book.apply(pending, reply) is calls_back
+
+
+def test_a_late_answer_or_none_at_all_calls_nothing_back(runner: Runner) -> None:
+    held(runner, 1_000).release()
+    publish(runner, cap=500)
+    (pending,) = runner.book.begin_renewal()
+    (reply,) = runner.counter.sync([pending.request])
+    runner.counter.flush()
+    (not_open,) = runner.counter.sync([pending.request])
+    assert runner.book.apply(pending, not_open) is False
+    runner.ms += TERMS.guard_ms + 1
+    assert runner.book.apply(pending, reply) is False
+
+
+def test_more_out_than_the_cap_is_asked_about_each_time(runner: Runner) -> None:
+    """A lowered cap: memory alone makes no hold any more. At the cap to the micro it still does."""
+    held(runner, 1_000)
+    held(runner, 1_000).release()
+    out = runner.leased(DAY)
+    for cap, serves in ((out, True), (out - 1, False)):
+        publish(runner, cap=cap, seq=CAP - cap)
+        (pending,) = runner.book.begin_renewal()
+        runner.book.apply(pending, *runner.counter.sync([pending.request]))
+        assert (free(runner) > 0) is serves
+
+
+def test_the_pace_of_renewals_follows_the_shortest_ttl_in_use(runner: Runner) -> None:
+    assert runner.book.ttl_ms == 0
+    hold = held(runner, 1_000)
+    assert runner.book.ttl_ms == TERMS.ttl_ms
+    for ttl_ms in (9_000, 20_000):
+        terms = LeaseTerms(ttl_ms, TERMS.guard_ms, TERMS.grace_ms)
+        runner.counter.publish([DaySnapshot("agent", DAY, 2, ACTIVE, CAP, 0)], terms)
+        runner.renew()
+        assert runner.book.ttl_ms == 9_000, "the longer one is known when all were asked once more"
+    runner.renew()
+    assert runner.book.ttl_ms == 20_000
+    hold.release()
+    for _ in range(4):
+        runner.ms += 10_000
+        runner.renew()
+    assert runner.book.ttl_ms == 0
+
+
+def test_what_is_known_of_an_agent_is_what_the_counter_said_last(runner: Runner) -> None:
+    assert runner.book.last_known("agent") is None
+    other = Runner(runner)
+    held(other, 5_000)
+    held(runner, 1_000)
+    lease = runner.book.last_known("agent")
+    assert lease is not None
+    assert (lease.cap, lease.spent, lease.leased, lease.ttl_ms) == (CAP, 0, 6_000, TERMS.ttl_ms)
+
+
+def test_a_busy_lease_asks_for_two_seconds_of_its_use_and_hands_back_the_rest(runner: Runner) -> None:
+    held(runner, 1_000).finalize(1_000)
+    runner.ms += 1_000  # 1,000 micros a second.
+    pending = runner.book.begin_top_up("agent", 500)
+    assert (pending.request.need_micros, pending.request.want_micros) == (500, 2_500)
+    (reply,) = runner.counter.sync([pending.request])
+    hold = runner.book.finish_top_up(pending, reply, 500)
+    assert hold is not None
+    assert free(runner) == 2_000
+    hold.release()
+
+    runner.ms += 1_000  # Now 1,500 in two seconds.
+    (renewal,) = runner.book.begin_renewal()
+    assert renewal.request.returned_micros == 2_500 - 1_500
+    runner.book.apply(renewal, *runner.counter.sync([renewal.request]))
+    runner.ms += 99
+    assert runner.book.begin_renewal()[0].request.returned_micros == 1_000, "too short to measure"
+    runner.ms += 1_000
+    assert runner.book.begin_renewal()[0].request.returned_micros == 1_000, "what it used before counts once more"
+    runner.ms += 1_000
+    assert runner.book.begin_renewal()[0].request.returned_micros == 2_500
