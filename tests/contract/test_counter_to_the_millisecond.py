@@ -321,3 +321,22 @@ def test_an_agent_that_was_unknown_and_is_opened_lasts_as_long_as_any_other(day:
     assert day.sync(need=1).answer is Answer.OK
     reply = day.publish()
     assert (reply.opened, reply.repaired) == (False, False)
+
+
+def test_the_time_is_exact_to_the_millisecond(day: Day) -> None:
+    day.ms += 999
+    assert day.publish().now_ms == day.ms
+    reading = day.read()
+    assert reading is not None
+    assert (reading.now_ms, reading.fenced) == (day.ms, True)
+    assert day.sync(need=1).now_ms == day.ms
+
+
+def test_what_others_have_is_what_is_leased_less_ones_own_outstanding(day: Day) -> None:
+    day.open(cap_micros=100)
+    day.sync(A, need=60)
+    day.sync(A, granted=60, returned=10)
+    day.publish(LeaseTotals(A, 10, 1, 1), spent_micros=10, seq=2)
+    assert day.sync(A, granted=60, returned=10, need=5).leased_micros == 45
+    day.sync(B, need=1)
+    assert day.sync(A, granted=65, returned=10, need=50).recall

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,52 @@ def test_an_event_that_the_ledger_refuses_is_set_aside_alone(
     assert (outcome.settled, [letter.kind for letter in outcome.dead_letters]) == (2, ["failed"])
     assert [row.reservation_id for row in rows(ledger, settlements)] == [f"{A}-1", f"{A}-3"]
     assert day(ledger).spent_micros == 20
+
+
+def test_a_batch_that_was_settled_one_by_one_is_reported_as_one(
+    ledger: Ledger, agent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = settle._write
+
+    def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], now_ms: int) -> None:
+        write(connection, [(e, -1 if e.event == 2 else charge) for e, charge in charged], now_ms)
+
+    monkeypatch.setattr(settle, "_write", refuses_number_2)
+    first = event(1, actual=70, held=70)
+
+    outcome = settled(ledger, first, first, event(2), event(3, actual=50, held=50))
+
+    assert (outcome.settled, outcome.duplicates) == (2, 1)
+    assert (outcome.charged_micros, outcome.uncovered_micros) == (100, 20)
+    totals = LeaseTotals(A, 120, 2, 3)
+    assert outcome.snapshots == [DaySnapshot("agent", TODAY, outcome.snapshots[0].seq, "active", 100, 100, (totals,))]
+    assert [(letter.kind, letter.times) for letter in rows(ledger, dead_letters)] == [("failed", 1)]
+
+
+@pytest.mark.parametrize("busy_at", [1, 2])
+def test_what_only_time_can_help_is_raised_and_nothing_is_set_aside(
+    ledger: Ledger, agent: str, monkeypatch: pytest.MonkeyPatch, busy_at: int
+) -> None:
+    """P7: the queue delivers it again, whether the batch meets it or an event that is tried alone."""
+    calls = iter(range(1, 3))
+
+    def fails(connection: sa.Connection, charged: object, now_ms: int) -> None:
+        if next(calls) < busy_at:
+            raise ValueError("this batch it refuses")
+        raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database is locked"))
+
+    monkeypatch.setattr(settle, "_write", fails)
+
+    with pytest.raises(sa.exc.OperationalError):
+        settled(ledger, event(1))
+    assert (rows(ledger, settlements), rows(ledger, dead_letters)) == ([], [])
+
+
+def test_the_first_and_the_last_open_day_are_open(ledger: Ledger, agent: str) -> None:
+    yesterday = day_of(wall_ms() - DAY_MS)
+    open_ones = open_days(Settings(), wall_ms())._replace(oldest=yesterday, newest=TODAY)
+    outcome = settle.settle(ledger, [event(1), event(1, lease=B, day=yesterday)], open_ones)
+    assert (outcome.settled, outcome.dead_letters) == (2, [])
 
 
 def test_many_workers_at_once_charge_each_event_once_and_keep_the_cap(ledger: Ledger, agent: str) -> None:

@@ -24,7 +24,7 @@ _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/lease_book.py": (_BOOK, 0),
-    "daycap/top_up.py": (_BOOK, 1),
+    "daycap/top_up.py": (["tests/unit/test_top_up.py"], 1),
     "daycap/memory_counter.py": ([*_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"], 0),
     "daycap/outbox.py": (["tests/unit/test_outbox.py"], 0),
     "daycap/publisher.py": (["tests/unit"], 0),
