@@ -137,24 +137,17 @@ def test_an_expiry_that_someone_changed_is_repaired(
     assert client.pexpiretime(key) == right_ms
 
 
-def test_another_life_of_the_server_gives_every_lease_a_ttl_to_come_back(
+def test_another_life_of_the_server_lends_nothing_of_what_an_old_copy_had_lent(
     counter: RedisCounter, client: redis.Redis, key: str
 ) -> None:
-    """P4: the data are those of before; what they say of deadlines was said by another clock."""
-    client.hset(key, mapping={"run_id": "another life", f"lease:{LEASE}": "60 20 10 1 1 1"})
+    """P4: whoever lives puts its lease back; what was drawn still counts."""
+    client.hset(key, mapping={"run_id": "another life", f"lease:{LEASE}": "60 20 12 3 4 1", "drawn": 12, "leased": 28})
     assert not lends(counter)
     assert not is_read(counter)
-    now_ms = counter.now_ms()
 
     reply = publish(counter)
 
-    assert (reply.opened, reply.fenced, reply.leased_micros) == (True, True, 30)
-    deadline_ms = int(client.hget(key, f"lease:{LEASE}").split()[-1])
-    assert now_ms + TERMS.ttl_ms <= deadline_ms <= now_ms + TERMS.ttl_ms + 60_000
-
-
-def test_a_deadline_that_is_later_stays_in_another_life(counter: RedisCounter, client: redis.Redis, key: str) -> None:
-    later_ms = counter.now_ms() + 3_600_000
-    client.hset(key, mapping={"run_id": "another life", f"lease:{LEASE}": f"60 20 10 1 1 {later_ms}"})
-    publish(counter)
-    assert int(client.hget(key, f"lease:{LEASE}").split()[-1]) == later_ms
+    assert (reply.opened, reply.fenced, reply.repaired, reply.leased_micros) == (True, True, False, 0)
+    assert client.hget(key, f"lease:{LEASE}") == "0 0 12 3 4 1"
+    assert sync(counter) is Answer.FENCED
+    assert publish(counter).leased_micros == 28
