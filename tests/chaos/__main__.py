@@ -6,6 +6,7 @@ import argparse
 import json
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from tests.chaos.report import picture, plot, summary
 def main() -> int:
     """1 if a promise was broken; the directory with all logs, journals and the ledger is kept then."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console()
     console.print(f"seed {options.seed}")
     directory = Path(tempfile.mkdtemp(prefix="daycap-chaos-"))

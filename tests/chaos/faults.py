@@ -11,7 +11,7 @@ from typing import NamedTuple
 import redis
 
 from daycap.wire import FINALIZE_QUEUE
-from tests.chaos.deployment import ChaosRunner, Deployment
+from tests.chaos.deployment import WORKERS, ChaosRunner, Deployment
 from tests.faults.ledger import LockedLedger
 from tests.spine import wait_for
 from worker.local_server import LocalServer
@@ -269,9 +269,13 @@ def disk_full(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def clocks_off(scene: Scene) -> Iterator[None]:
-    """The wall clock of one process, by up to ten minutes."""
-    clock = scene.rng.choice(scene.deployment.clocks)
-    clock.set_off(scene.rng.uniform(-600, 600))
+    """The wall clock of one process, by up to ten minutes; a worker's only back.
+
+    What a worker takes while its clock is ahead, and never acknowledges, comes back that much later.
+    """
+    number = scene.rng.randrange(len(scene.deployment.clocks))
+    clock = scene.deployment.clocks[number]
+    clock.set_off(scene.rng.uniform(-600, 0 if number < WORKERS else 600))
     yield
     clock.set_off(0)
 
