@@ -93,7 +93,7 @@ class Campaign:
                 stack.enter_context(fault(scene))
                 pause()
         healed_s = time.monotonic()
-        self._lend_again(probe)
+        lends = self._wait(lambda: self._lends(probe), 0.02)
         lends_again_s = time.monotonic() - healed_s
         pause()
         unsettled = self._rest()
@@ -101,6 +101,8 @@ class Campaign:
         all_settled_s = time.monotonic() - healed_s
         violations = [_fault("P7", f"{hold} is not known to be settled") for hold in unsettled]
         violations += [_fault("", f"{name} ended by itself") for name in deployment.restart_dead()]
+        if not lends:
+            violations.append(_fault("P6", f"nothing was lent within {QUIET_S} s of healing"))
         if not settled:
             violations.append(_fault("P7", "messages still wait in the queue"))
         if not self._wait(lambda: self._quiet([*agents, probe], day)):
@@ -113,27 +115,24 @@ class Campaign:
             *(lends_again_s, all_settled_s, given_up, violations + found),
         )
 
-    def _lend_again(self, agent: str) -> None:
-        """Until the counter gives new money to whoever has none."""
-        end_s = time.monotonic() + QUIET_S
-        while time.monotonic() < end_s:
-            with suppress(BudgetUnavailable):
-                self._wallet.reserve(agent, 1).release()
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"nothing was lent within {QUIET_S} s of healing")
+    def _lends(self, agent: str) -> bool:
+        """Whether the counter gives new money to whoever has none."""
+        with suppress(BudgetUnavailable):
+            self._wallet.reserve(agent, 1).release()
+            return True
+        return False
 
     def _rest(self) -> list[str]:
         for runner in self.deployment.runners:
             runner.work_for([])
         return [hold for runner in self.deployment.runners for hold in runner.rested()]
 
-    def _wait(self, condition: Callable[[], bool]) -> bool:
+    def _wait(self, condition: Callable[[], bool], look_s: float = 0.1) -> bool:
         end_s = time.monotonic() + QUIET_S
         while not condition():
             if time.monotonic() >= end_s:
                 return False
-            time.sleep(0.1)
+            time.sleep(look_s)
         return True
 
     def _queue_empty(self) -> bool:

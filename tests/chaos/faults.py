@@ -140,8 +140,9 @@ def counter_failed_over(scene: Scene) -> Iterator[None]:
     deployment = scene.deployment
     old = deployment.counter_server
     directory = deployment.directory / f"counter-{scene.agents[0]}"
-    replica = LocalServer("--replicaof", "127.0.0.1", str(old.port), directory=directory).start()
+    replica = LocalServer(directory=directory).start()
     with redis.Redis.from_url(replica.url()) as client:
+        client.replicaof("127.0.0.1", old.port)
         wait_for(lambda: client.info("replication")["master_link_status"] == "up")
         client.replicaof("NO", "ONE")
     scene.pause()
