@@ -20,6 +20,7 @@ from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
 from tests.chaos.deployment import Deployment
 from tests.chaos.faults import Scene, deal, name_of, possible
 from worker.audit import Difference
+from worker.command_line.client import answer_of
 from worker.ledger import Ledger
 from worker.replay.journal import End, Entry
 from worker.replay.journal_audit import compare, read_recorded
@@ -187,7 +188,7 @@ class Campaign:
 
     def _ask(self, task: str, **kwargs: Any) -> Any:
         """The worker's answer."""
-        answer = self._app.send_task(task, kwargs=kwargs, queue=CONTROL_QUEUE, ignore_result=False).get(timeout=30)
+        answer = answer_of(task, timeout_s=30, **kwargs)
         assert "error" not in answer, answer
         return answer.get("result", answer)
 
