@@ -10,7 +10,7 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundl
 export UV_SYSTEM_CERTS ?= true
 endif
 
-.PHONY: help setup run test lint soak mutants clean
+.PHONY: help setup run test lint soak chaos mutants clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -40,6 +40,9 @@ soak: setup      ## simulate seeds for as long as you like: make soak ARGS="--se
 
 mutants: setup   ## break the code in small ways, see what tests notice: make mutants ARGS="--file daycap/lease_book.py"
 	@$(UV) run --no-sync python -m tests.mutation $(ARGS)
+
+chaos: setup     ## a fault campaign over real processes: make chaos ARGS="--rounds 200 --plot chaos.png"
+	@$(UV) run --locked --quiet --group chaos python -m tests.chaos $(ARGS)
 
 clean:           ## remove what was made here
 	@rm -rf .venv .run dist

@@ -18,6 +18,7 @@ try:
         raise InvalidSetting("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
 except InvalidSetting as error:
     raise SystemExit(f"daycap: {error}") from None  # What Celery makes of any other exception is a page of traceback.
+_lease_life_s = _settings.lease_ttl_seconds + _settings.grace_seconds
 _on_redis = _settings.broker_url.startswith(("redis://", "rediss://"))
 
 # --- the broker ---------------------------------------------------------------------------------------------
@@ -31,8 +32,10 @@ broker_connection_max_retries = None  # ... and never gives up: a supervisor has
 if _on_redis:
     broker_transport = "worker.broker:RedisTransport"  # Stock workers end at a malformed message, or at a restart.
     broker_transport_options = {
-        "visibility_timeout": 300,  # Longer than a batch and what is prefetched with it can ever take.
-        "unacked_restore_interval": 1,  # Messages of a killed worker come back in seconds, not in minutes.
+        # What a killed worker had taken comes back after as long as its runners' leases live: until then expire and
+        # fences wait for it. A batch that takes longer is delivered twice, which settle bears.
+        "visibility_timeout": max(5, round(_lease_life_s)),
+        "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
         "socket_timeout": 10,  # A half-open connection is noticed; without it a worker hangs for ever.
         "socket_connect_timeout": 5,
@@ -75,7 +78,6 @@ worker_proc_alive_timeout = 30
 
 timezone = "UTC"
 beat_scheduler = "celery.beat:Scheduler"  # In memory: a file of past runs is of no use to tasks that catch up.
-_lease_life_s = _settings.lease_ttl_seconds + _settings.grace_seconds
 _every_s = {"rollover": 600.0, "expire": min(60.0, max(1.0, _lease_life_s / 4)), "reconcile": 300.0}
 beat_schedule = {
     name: {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 
 
@@ -12,6 +13,7 @@ class _Link:
 
     def __init__(self, client: socket.socket, server: socket.socket, dropped: frozenset[str]) -> None:
         self.dropped = dropped
+        self.delay_s = 0.0
         self._ends = client, server
         for source, target, what in ((client, server, "requests"), (server, client, "replies")):
             threading.Thread(target=self._pump, args=(source, target, what), daemon=True).start()
@@ -19,6 +21,7 @@ class _Link:
     def _pump(self, source: socket.socket, target: socket.socket, what: str) -> None:
         with suppress(OSError):
             while some := source.recv(65_536):
+                time.sleep(self.delay_s)
                 if what not in self.dropped:
                     target.sendall(some)
             if what not in self.dropped:
@@ -37,6 +40,7 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self._target = target
         self._dropped: frozenset[str] = frozenset()
+        self._delay_s = 0.0
         self._links: list[_Link] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -51,27 +55,35 @@ class Proxy:
         """What is asked is still done, but nobody hears of it."""
         self._drop("replies")
 
+    def delay(self, seconds: float) -> None:
+        """Everything takes that much longer, each way."""
+        self._delay_s = seconds
+        for link in self._links:
+            link.delay_s = seconds
+
     def heal(self) -> None:
-        """New connections are passed on again. The old ones stay dead, as they do in life."""
+        """New connections are passed on again, at once. Those that were silent stay dead, as they do in life."""
+        self.delay(0)
         self._dropped = frozenset()
 
     def redirect(self, target: int) -> None:
         """New connections go to another server; those that there were are cut."""
         self._target = target
-        self._cut()
+        self.cut()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
-        self._cut()
+        self.cut()
 
     def _drop(self, *what: str) -> None:
         self._dropped = frozenset(what)
         for link in self._links:
             link.dropped = self._dropped
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """End every connection that there is."""
         links, self._links = self._links, []
         for link in links:
             link.close()
@@ -85,4 +97,6 @@ class Proxy:
                 except ConnectionRefusedError:
                     client.close()
                     continue
-                self._links.append(_Link(client, server, self._dropped))
+                link = _Link(client, server, self._dropped)
+                link.delay_s = self._delay_s
+                self._links.append(link)

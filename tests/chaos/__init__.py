@@ -1,0 +1,1 @@
+"""A fault campaign over real processes: `make chaos`."""

@@ -1,0 +1,188 @@
+"""What the campaign breaks: every process of a deployment, each link of it through a proxy, and its supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from daycap.counter import DayReading
+from daycap.redis_counter import RedisCounter, counter_key
+from tests.fake_clock import AVAILABLE, FakeClock
+from tests.faults.proxy import Proxy
+from tests.migrated import migrated_sqlite
+from tests.processes import ROOT, LocalBeat, LocalWorker
+from worker.local_server import LocalServer
+from worker.replay.journal import Entry, JournalReader
+
+RUNNERS, WORKERS = 3, 2
+DISK_MEGABYTES = 24
+
+SHORT_TIMES = {
+    "DAYCAP_LEASE_TTL_SECONDS": "1",
+    "DAYCAP_GRACE_SECONDS": "0.4",
+    "DAYCAP_RESEND_SECONDS": "1",
+    "DAYCAP_REDIS_TIMEOUT_SECONDS": "0.08",
+    "DAYCAP_OPEN_TIMEOUT_SECONDS": "1",
+}
+
+
+class ChaosRunner:
+    """One runner's process, started anew after each kill, with the files that all its lives write to."""
+
+    def __init__(self, number: int, directory: Path, environment: dict[str, str], clock: FakeClock | None) -> None:
+        self._files = [directory / f"runner-{number}.{name}" for name in ("journal", "intents")]
+        self._log = directory / f"runner-{number}.log"
+        self._environment = {**os.environ, **environment, **(clock.environment if clock else {})}
+        self._number, self._lives = number, 0
+        self.clock = clock
+        self._readers = [JournalReader(file) for file in self._files]
+        self.start()
+
+    def start(self) -> None:
+        self._lives += 1
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.runner", *map(str, self._files), f"{self._number}.{self._lives}"],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def work_for(self, agents: list[str]) -> None:
+        """For none: rest; `rested` waits for it."""
+        self.process.stdin.write(json.dumps(agents) + "\n")
+        self.process.stdin.flush()
+
+    def rested(self) -> list[str]:
+        """The reservations that were not settled when it had waited for long enough."""
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else ["the runner ended by itself"]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def entries(self) -> tuple[list[Entry], list[Entry]]:
+        """What came since the last time: calls that ended, and those that were about to be finalized."""
+        journal, intents = (reader.read() for reader in self._readers)
+        return journal, intents
+
+
+class Deployment:
+    """Two servers behind proxies, workers, beat, runners and a ledger, in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.counter_server = LocalServer(directory=directory / "counter").start()
+        self.broker = LocalServer(directory=directory / "broker").start()
+        self.counter_link = Proxy(self.counter_server.port)
+        self.runners_link, self.workers_link = Proxy(self.broker.port), Proxy(self.broker.port)
+        self.disk = directory / "ledger"
+        self.disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", str(self.disk)]
+        self.own_disk = os.geteuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0
+        self.ledger = migrated_sqlite(self.disk / "ledger.sqlite3")
+        self.environment = {
+            "DAYCAP_REDIS_URL": f"redis://127.0.0.1:{self.counter_link.port}/0",
+            "DAYCAP_LEDGER_URL": f"sqlite:///{self.ledger}",
+            "DAYCAP_BROKER_URL": f"redis://127.0.0.1:{self.workers_link.port}/0",
+            **SHORT_TIMES,
+        }
+        self.clocks = [FakeClock(directory / f"clock-{n}") for n in range(WORKERS + RUNNERS)] if AVAILABLE else []
+        clocks = [*self.clocks] or [None] * (WORKERS + RUNNERS)
+        logs = [directory / f"worker-{number}" for number in range(WORKERS)]
+        for log in logs:
+            log.mkdir()
+        names = [f"--hostname=chaos{number}@%h" for number in range(WORKERS)]
+        self.workers = [
+            _Worker(log, self.environment, clock, name)
+            for log, clock, name in zip(logs, clocks[:WORKERS], names, strict=True)
+        ]
+        for worker in self.workers:
+            worker.ready()
+        self.beat = LocalBeat(directory, self.environment)
+        of_runners = {
+            **self.environment,
+            "DAYCAP_BROKER_URL": f"redis://127.0.0.1:{self.runners_link.port}/0",
+            "DAYCAP_OUTBOX": str(directory / "outbox"),
+        }
+        self.runners = [
+            ChaosRunner(number, directory, of_runners, clock) for number, clock in enumerate(clocks[WORKERS:])
+        ]
+        for runner in self.runners:
+            runner.work_for([])
+        for runner in self.runners:
+            runner.rested()  # All have started.
+        self.given_up_before: dict[str, int] = {}
+        """What earlier lives of the counter gave up, by agent."""
+
+    # --- the counter ------------------------------------------------------------------------------------------
+
+    def counter(self) -> RedisCounter:
+        """A connection of the campaign's own, around the proxy."""
+        return RedisCounter(self.counter_server.url(), timeout_s=5)
+
+    def given_up(self, agents: list[str], day: str) -> dict[str, int]:
+        """By the counter that is there now, whoever opened it."""
+        with redis.Redis.from_url(self.counter_server.url(), decode_responses=True) as client:
+            fields = [client.hget(counter_key(agent, day), "given_up") for agent in agents]
+        return {agent: int(field or 0) for agent, field in zip(agents, fields, strict=True)}
+
+    def in_all(self, reading: DayReading, agent: str) -> DayReading:
+        """The reading with what was given up over all lives of the counter."""
+        return reading._replace(given_up_micros=reading.given_up_micros + self.given_up_before.get(agent, 0))
+
+    def note_lives(self, before: dict[str, int], after: dict[str, int]) -> None:
+        """The counter had given up `before`, and starts anew with `after`."""
+        for agent, micros in before.items():
+            self.given_up_before[agent] = self.given_up_before.get(agent, 0) + micros - after.get(agent, 0)
+
+    # --- the supervisor -----------------------------------------------------------------------------------------
+
+    def restart_dead(self) -> list[str]:
+        """Start again what has ended, as a supervisor does. Returns what it was."""
+        dead: list[Any] = [each for each in (*self.workers, self.beat) if each.status != "running"]
+        for each in dead:
+            each.start()
+        return [type(each).__name__ for each in dead]
+
+    def close(self) -> None:
+        for runner in self.runners:
+            runner.kill()
+        for process in (self.beat, *self.workers):
+            process.kill("SIGKILL") if process.status == "running" else None
+        for link in (self.counter_link, self.runners_link, self.workers_link):
+            link.close()
+        self.counter_server.kill()
+        self.broker.kill()
+        if self.own_disk:
+            subprocess.run(["umount", "-l", str(self.disk)], check=True)
+
+
+class _Worker(LocalWorker):
+    """One of several on a host: each has a name."""
+
+    def __init__(self, directory: Path, environment: dict[str, str], clock: FakeClock | None, name: str) -> None:
+        self._name = name
+        super().__init__(directory, environment, clock)
+
+    def start(self) -> None:
+        if self._name not in self._command:
+            self._command = [*self._command, self._name]
+        super().start()

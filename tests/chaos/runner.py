@@ -1,0 +1,84 @@
+"""A runner of the campaign: reserves and finalizes without pause for the agents that it is given, and says so in files.
+
+`python -m tests.chaos.runner JOURNAL INTENTS SEED`. Each line of its input is a list of agents to work for; an empty
+one lets it rest, and is answered with what was not settled. What it is about to finalize it writes to INTENTS before,
+and to JOURNAL after: a runner killed in between leaves a cost of which nobody can say whether it was taken.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+from daycap import BudgetUnavailable, CapExceeded, Wallet
+from worker.replay.journal import End, Entry, JournalWriter
+
+FLUSH_S = 40
+_THREADS = 2
+_MOST_MICROS = 3_000
+
+
+class _Work:
+    """Calls for `agents`, by several threads, until it is told to stop."""
+
+    def __init__(
+        self, wallet: Wallet, agents: list[str], files: tuple[JournalWriter, JournalWriter], seed: str
+    ) -> None:
+        self._wallet, self._agents = wallet, agents
+        self._journal, self._intents = files
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(random.Random(f"{seed} {number}"),)) for number in range(_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, rng: random.Random) -> None:
+        while not self._stop.wait(rng.uniform(0.001, 0.008)):
+            agent, estimate = rng.choice(self._agents), rng.randint(1, _MOST_MICROS)
+            try:
+                hold = self._wallet.reserve(agent, estimate)
+            except CapExceeded:
+                self._journal.write(Entry(End.REFUSED, agent, estimate))
+                continue
+            except BudgetUnavailable:
+                self._journal.write(Entry(End.UNAVAILABLE, agent, estimate, 1))
+                continue
+            time.sleep(rng.choice((0, 0, 0.002, 0.02)))
+            if rng.random() < 0.1:
+                hold.release()
+                self._journal.write(Entry(End.RELEASED, agent, estimate, 0, hold.id, hold.day))
+                continue
+            actual = rng.randint(0, estimate) if rng.random() < 0.95 else estimate + rng.randint(1, 500)
+            self._intents.write(Entry(End.FINALIZED, agent, estimate, 0, hold.id, hold.day, actual))
+            hold.finalize(actual)
+            self._journal.write(Entry(End.FINALIZED, agent, hold.held_micros, 0, hold.id, hold.day, actual))
+
+
+def main(journal: str, intents: str, seed: str) -> None:
+    """Obey until the input ends; then end at once, as if killed."""
+    files = JournalWriter(Path(journal)), JournalWriter(Path(intents))
+    wallet = Wallet.from_env()
+    work: _Work | None = None
+    for line in sys.stdin:
+        if work is not None:
+            work.stop()
+        agents = json.loads(line)
+        if agents:
+            work = _Work(wallet, agents, files, seed)
+        else:
+            work = None
+            print(json.dumps(wallet.flush(FLUSH_S)), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
