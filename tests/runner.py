@@ -190,16 +190,17 @@ class _Verbs:
     def close(self) -> tuple[str, ...]:
         return self._wallet.close(timeout=30)
 
-    def stop_when(self, function: str, moment: str) -> None:
-        """SIGSTOP to itself when that function of the lease book next takes, or leaves, its lock."""
+    def stop_when(self, function: str, moment: str, time: int) -> None:
+        """SIGSTOP to itself when that function of the lease book takes, or leaves, its lock for the n-th time."""
         book = self._wallet._book
-        book._lock = _StoppingLock(book._lock, function, moment)
+        book._lock = _StoppingLock(book._lock, (function, moment), time)
 
 
 class _StoppingLock:
-    def __init__(self, lock: threading.Lock, function: str, moment: str) -> None:
+    def __init__(self, lock: threading.Lock, at: tuple[str, str], time: int) -> None:
         self._lock = lock
-        self._at: tuple[str, str] | None = (function, moment)
+        self._at = at
+        self._left = time
 
     def __enter__(self) -> None:
         self._stop_at(sys._getframe(1).f_code.co_name, "takes")
@@ -211,8 +212,9 @@ class _StoppingLock:
 
     def _stop_at(self, function: str, moment: str) -> None:
         if self._at == (function, moment):
-            self._at = None
-            os.kill(os.getpid(), signal.SIGSTOP)
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def main() -> None:

@@ -131,17 +131,17 @@ def test_a_runner_that_stood_still_makes_no_new_hold_from_its_old_lease(spine: L
 
 
 @pytest.mark.parametrize(
-    ("estimate", "function", "moment"),
-    [(60, "reserve", "leaves"), (120, "finish_top_up", "takes")],
+    ("estimate", "stop"),
+    [(60, ("reserve", "leaves", 1)), (120, ("finish_top_up", "takes", 2))],
     ids=["from memory", "with an answer of the counter"],
 )
 def test_a_runner_that_stood_still_in_the_middle_of_reserve_makes_no_hold_either(
-    spine: LeaseSpine, estimate: int, function: str, moment: str
+    spine: LeaseSpine, estimate: int, stop: tuple[str, str, int]
 ) -> None:
     """The clock is read after the money was taken, so that a pause in between cannot make a late hold."""
     agent, a = spine.add("agent-7", 160), spine.runner(slice_seconds=WARM)
     held, other = a.reserve(agent, 40), a.reserve(agent, 60)
-    a.ask("stop_when", function, moment)
+    a.ask("stop_when", *stop)
     a.release(other)
     a.tell("reserve", agent, estimate)
     a.wait_until_stopped()
