@@ -249,6 +249,7 @@ class Deployment:
         payloads = [event.to_wire() for _, events in messages for event in events]
         before = self.rows()
         outcome = settle.settle(self.ledger, payloads, open_days(SETTINGS, self.world.ms))
+        assert not outcome.dead_letters, ("P2", outcome.dead_letters)
         for day, row in self.rows().items():
             spent = before[day].spent_micros if day in before else 0
             assert row.spent_micros <= max(spent, row.cap_micros), ("P1", day, row)
