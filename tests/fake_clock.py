@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,12 +39,20 @@ class FakeClock:
     def set_off(self, seconds: float) -> None:
         """It goes as this machine's does, so many seconds ahead of it."""
         self._seconds = seconds
-        new = self._file.with_suffix(".new")
-        new.write_text(f"{seconds:+.6f}")
-        new.replace(self._file)
+        self._write(f"{seconds:+.6f}")
+
+    def stop_at(self, ms: int) -> None:
+        """It stands still at this moment, milliseconds since the epoch, until it is set anew."""
+        moment = datetime.fromtimestamp(ms / 1000, UTC)
+        self._write(f"{moment:%Y-%m-%d %H:%M:%S}.{ms % 1000:03d}")
 
     def beside(self, seconds: float, file: Path, zone: str) -> FakeClock:
         """Another clock, so many seconds ahead of this one, in another time zone."""
         clock = FakeClock(file, zone)
         clock.set_off(self._seconds + seconds)
         return clock
+
+    def _write(self, said: str) -> None:
+        new = self._file.with_suffix(".new")
+        new.write_text(said)
+        new.replace(self._file)

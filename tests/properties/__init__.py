@@ -1,0 +1,1 @@
+"""Properties of the real wallet, found by Hypothesis."""
