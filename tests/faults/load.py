@@ -11,6 +11,12 @@ from daycap import BudgetUnavailable, Wallet
 HELD, ACTUAL = 1_000, 700
 
 
+def spend(wallet: Wallet, agent: str, calls: int) -> None:
+    """Reserve and finalize so often."""
+    for _ in range(calls):
+        wallet.reserve(agent, HELD).finalize(ACTUAL)
+
+
 class Spending:
     """A thread that reserves and finalizes one call after the other. `calls` counts those whose finalize returned."""
 
@@ -42,7 +48,7 @@ class Spending:
 
 
 @contextmanager
-def spending(wallet: Wallet, agent: str, pause_s: float = 0.003) -> Iterator[Spending]:
+def spending(wallet: Wallet, agent: str, pause_s: float = 0.02) -> Iterator[Spending]:
     """Spend while the block runs."""
     load = Spending(wallet, agent, pause_s)
     try:
