@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -108,7 +109,7 @@ class Spine:
         )
         return row
 
-    def settled(self, agent: str) -> tuple[int, int]:
+    def settled_once(self, agent: str) -> tuple[int, int]:
         """How many of the agent's events of today are settled and what was charged; each once, says the ledger."""
         (found,) = self.rows(
             "SELECT settled_count, spent_micros, count(reservation_id) AS n, count(DISTINCT reservation_id) AS ids,"

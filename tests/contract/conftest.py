@@ -11,6 +11,7 @@ from tests.migrated import migrate
 from tests.postgresql import LocalPostgreSQL
 from worker.ledger import Ledger
 
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database without tables."""

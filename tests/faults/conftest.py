@@ -88,3 +88,12 @@ def spine(celery_setup: CeleryTestSetup, own_environment: dict[str, str]) -> Ite
     spine = Spine(celery_setup, own_environment)
     yield spine
     spine.close()
+
+
+@pytest.fixture
+def second_worker(spine: Spine, tmp_path: Path) -> Iterator[LocalWorker]:
+    """Another worker on the same broker and ledger."""
+    worker = LocalWorker(made(tmp_path / "second"), spine.environment, "--hostname=second@%h")
+    worker.ready()
+    yield worker
+    worker.teardown()

@@ -65,7 +65,7 @@ def test_finalize_does_not_wait_for_the_broker(spine: Spine, proxy: Proxy, fault
 
     assert longest_s < _MOST_S
     assert wallet.flush(timeout=60) == ()
-    assert spine.settled(agent) == (1 + calls, (1 + calls) * ACTUAL)
+    assert spine.settled_once(agent) == (1 + calls, (1 + calls) * ACTUAL)
 
 
 def _finalize_until(wallet: Wallet, agent: str, over: Callable[[], bool]) -> tuple[float, int]:
@@ -131,14 +131,14 @@ def test_messages_that_the_broker_loses_are_sent_again_and_settled_once(
     lose(broker)
     spine.worker.restart()
 
-    spine.wait_for(lambda: spine.settled(agent) == (25, 25 * ACTUAL))
+    spine.wait_for(lambda: spine.settled_once(agent) == (25, 25 * ACTUAL))
     assert wallet.flush(timeout=20) == ()
     assert wallet.stats().resent >= 20
     # And under a worker that runs
     lose(broker)
     spend(wallet, agent, 5)
     assert wallet.flush(timeout=20) == ()
-    assert spine.settled(agent) == (30, 30 * ACTUAL)
+    assert spine.settled_once(agent) == (30, 30 * ACTUAL)
 
 
 def test_a_message_that_is_lost_while_a_worker_has_it_is_sent_again(
@@ -152,7 +152,7 @@ def test_a_message_that_is_lost_while_a_worker_has_it_is_sent_again(
         spine.worker.kill()
     spine.worker.restart()
 
-    spine.wait_for(lambda: spine.settled(agent) == (1, ACTUAL))
+    spine.wait_for(lambda: spine.settled_once(agent) == (1, ACTUAL))
 
 
 def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
@@ -194,7 +194,7 @@ def test_a_broker_that_restarts_under_load_costs_no_event_and_ends_no_worker(
             spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)
 
     assert wallet.flush(timeout=30) == ()
-    assert spine.settled(agent) == (load.calls, load.calls * ACTUAL)
+    assert spine.settled_once(agent) == (load.calls, load.calls * ACTUAL)
     assert spine.worker.container.status == "running"
 
 
@@ -213,7 +213,7 @@ def test_what_was_taken_before_the_broker_restarted_can_be_acknowledged_after_it
     assert wallet.flush(timeout=30) == ()
     spend(wallet, agent, 20)
     assert wallet.flush(timeout=30) == ()
-    assert spine.settled(agent) == (21, 21 * ACTUAL)
+    assert spine.settled_once(agent) == (21, 21 * ACTUAL)
     assert spine.worker.container.status == "running"
 
 

@@ -47,4 +47,4 @@ def test_a_worker_whose_broker_goes_silent_finds_it_again(
     proxy.heal()
 
     assert wallet.flush(timeout=40) == ()
-    assert spine.settled(agent) == (20 + busy, (20 + busy) * ACTUAL)
+    assert spine.settled_once(agent) == (20 + busy, (20 + busy) * ACTUAL)

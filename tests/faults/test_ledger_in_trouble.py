@@ -110,7 +110,7 @@ def test_events_wait_until_the_ledger_takes_them(spine: Spine, ledger_directory:
         assert wallet.stats().unsettled == 20
 
     assert wallet.flush(timeout=20) == ()
-    assert spine.settled(agent) == (20, 20 * ACTUAL)
+    assert spine.settled_once(agent) == (20, 20 * ACTUAL)
     assert wallet.stats().resent == 0
     run_daycap("doctor", environment=spine.environment)
 
@@ -149,4 +149,4 @@ def test_a_worker_does_not_start_on_a_damaged_ledger_and_says_so(spine: Spine, l
     worker.restart()
 
     assert wallet.flush(timeout=20) == ()
-    assert spine.settled(agent) == (1, ACTUAL)
+    assert spine.settled_once(agent) == (1, ACTUAL)

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +42,13 @@ with Wallet.from_env() as wallet:
 print(finalized)
 """
 
+_RESERVE_AND_DIE = """
+import os, signal
+from daycap import Wallet
+Wallet.from_env().reserve("agent-7", 70_000)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, empty_ledger: Path, tmp_path: Path) -> str:
@@ -67,27 +73,22 @@ def own_settings(ledger_url: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def second_worker(spine: Spine, tmp_path: Path) -> Iterator[LocalWorker]:
-    worker = LocalWorker(made(tmp_path / "second"), spine.environment, "--hostname=second@%h")
-    worker.ready()
-    yield worker
-    worker.teardown()
-
-
 def test_two_workers_charge_each_event_once_and_never_past_the_cap(spine: Spine, second_worker: LocalWorker) -> None:
     """P1, P2, P3: four runner processes spend one small cap to its end, each third call within what it held."""
     agent = spine.add("agent-7", 600_000)
 
     runners = [
         subprocess.Popen(
-            [sys.executable, "-c", _SPEND_ALL], cwd=ROOT, env={**os.environ, **spine.environment}, stdout=subprocess.PIPE
+            [sys.executable, "-c", _SPEND_ALL],
+            cwd=ROOT,
+            env={**os.environ, **spine.environment},
+            stdout=subprocess.PIPE,
         )
         for _ in range(4)
     ]
     finalized = sum(int(runner.communicate(timeout=90)[0]) for runner in runners)
 
-    count, spent = spine.settled(agent)
+    count, spent = spine.settled_once(agent)
     assert count == finalized
     assert spent <= 600_000
     # Both had their share of it, and nobody an event twice
@@ -108,14 +109,16 @@ def test_a_postgresql_that_is_killed_under_load_costs_no_event(spine: Spine, pos
         assert answer["error"] == "LedgerUnavailable"
 
     assert wallet.flush(timeout=30) == ()
-    assert spine.settled(agent) == (load.calls, load.calls * ACTUAL)
+    assert spine.settled_once(agent) == (load.calls, load.calls * ACTUAL)
     assert worker.status == "running"
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_two_beats_give_up_what_a_dead_runner_left_once(spine: Spine, tmp_path: Path) -> None:
     agent = spine.add("agent-7", 5 * M)
-    killed = "import os; from daycap import Wallet; Wallet.from_env().reserve('agent-7', 70_000); os.kill(os.getpid(), 9)"
+    killed = (
+        "import os; from daycap import Wallet; Wallet.from_env().reserve('agent-7', 70_000); os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", killed], cwd=ROOT, env={**os.environ, **spine.environment}, check=False)
     wallet = spine.wallet(slice_seconds=0)
     hold = wallet.reserve(agent, HELD)

@@ -11,10 +11,9 @@ import pytest
 import redis
 
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE
-from tests.faults.conftest import made
 from tests.faults.ledger import LockedLedger
 from tests.faults.load import ACTUAL, HELD, spend, spending
-from tests.processes import LocalRedis, LocalWorker
+from tests.processes import LocalRedis
 from tests.spine import Spine
 
 M = 1_000_000
@@ -25,7 +24,8 @@ HELD_BACK_S = 30
 
 @pytest.fixture
 def own_settings() -> dict[str, str]:
-    return {"DAYCAP_RESEND_SECONDS": "60"}  # Nothing here is mended by the runner, but where a test says so.
+    # Runners learn each second what is settled, and mend nothing themselves, but where a test says so.
+    return {"DAYCAP_LEASE_TTL_SECONDS": "3", "DAYCAP_RESEND_SECONDS": "60"}
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_worker_killed_and_started_again_settles_what_waited(spine: Spine) -> No
     spine.worker.restart()
 
     assert wallet.flush(timeout=30) == ()
-    assert spine.settled(agent) == (50, 50 * ACTUAL)
+    assert spine.settled_once(agent) == (50, 50 * ACTUAL)
 
 
 # --- killed at each step of settle --------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_what_a_worker_had_when_it_was_killed_goes_to_the_next_in_half_a_minute(
 
     let_time_pass(broker, HELD_BACK_S)
 
-    spine.wait_for(lambda: spine.settled(agent) == (1, ACTUAL))
+    spine.wait_for(lambda: spine.settled_once(agent) == (1, ACTUAL))
     spine.wait_for(lambda: broker.hlen("unacked") == 0)
     assert wallet.flush(timeout=20) == ()
     assert wallet.stats().resent == 0
@@ -93,37 +93,27 @@ def test_killed_between_commit_and_acknowledgement_nothing_is_settled_again(
     spine.wait_for(lambda: "duplicates 1" in spine.worker.container.logs())
     assert wallet.flush(timeout=20) == ()
     assert today == spine.today
-    assert spine.settled(agent) == (1, ACTUAL)
+    assert spine.settled_once(agent) == (1, ACTUAL)
 
 
 def test_a_worker_that_was_stopped_and_goes_on_settles_nothing_again(
-    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger, second_worker: LocalWorker
+    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger, request: pytest.FixtureRequest
 ) -> None:
     """P2: its message went to another worker meanwhile."""
     agent, wallet, first = spine.add("agent-7", 5 * M), spine.wallet(), spine.worker.container
-    second_worker.kill("SIGSTOP")
     with locked_ledger:
         spend(wallet, agent, 1)
         spine.wait_for(lambda: broker.hlen("unacked") == 1)
         first.kill("SIGSTOP")
-    second_worker.kill("SIGCONT")
+    request.getfixturevalue("second_worker")
 
     let_time_pass(broker, HELD_BACK_S)
-    spine.wait_for(lambda: spine.settled(agent) == (1, ACTUAL))
+    spine.wait_for(lambda: spine.settled_once(agent) == (1, ACTUAL))
     first.kill("SIGCONT")
 
     spine.wait_for(lambda: "duplicates 1" in first.logs())
-    assert spine.settled(agent) == (1, ACTUAL)
+    assert spine.settled_once(agent) == (1, ACTUAL)
     assert wallet.flush(timeout=20) == ()
-
-
-@pytest.fixture
-def second_worker(spine: Spine, tmp_path: object) -> Iterator[LocalWorker]:
-    """Started when the first one is idle, so that the first may be the one that takes a message."""
-    worker = LocalWorker(made(tmp_path / "second"), spine.environment, "--hostname=second@%h")
-    worker.ready()
-    yield worker
-    worker.teardown()
 
 
 @pytest.mark.parametrize("own_settings", [{"DAYCAP_RESEND_SECONDS": "1", "DAYCAP_LEASE_TTL_SECONDS": "3"}])
@@ -136,7 +126,7 @@ def test_killed_at_any_moment_under_load_each_event_is_settled_once(spine: Spine
             spine.worker.kill()
             spine.worker.restart()
 
-    spine.wait_for(lambda: spine.settled(agent) == (load.calls, load.calls * ACTUAL), timeout_s=60)
+    spine.wait_for(lambda: spine.settled_once(agent) == (load.calls, load.calls * ACTUAL), timeout_s=60)
     assert wallet.flush(timeout=30) == ()
     assert spine.ask("daycap.audit")["differences"] == []
 
@@ -182,7 +172,7 @@ def test_sigterm_under_load_ends_the_worker_and_leaves_nothing_half_done(spine: 
             spine.worker.restart()
 
     assert wallet.flush(timeout=30) == ()
-    assert spine.settled(agent) == (load.calls, load.calls * ACTUAL)
+    assert spine.settled_once(agent) == (load.calls, load.calls * ACTUAL)
     assert wallet.stats().resent == 0
     assert "duplicates 1" not in spine.worker.container.logs()
 
@@ -198,7 +188,7 @@ def test_sigterm_lets_the_batch_that_is_being_settled_be_settled(
 
     assert end(spine) == 0
 
-    assert spine.settled(agent) == (1, ACTUAL)
+    assert spine.settled_once(agent) == (1, ACTUAL)
     assert (broker.hlen("unacked"), broker.llen(FINALIZE_QUEUE)) == (0, 0)
 
 
