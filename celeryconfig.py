@@ -23,6 +23,8 @@ _on_redis = _settings.broker_url.startswith(("redis://", "rediss://"))
 
 # --- the broker ---------------------------------------------------------------------------------------------
 
+_broker_timeout_s = 3
+
 _broker = celery_broker(_settings.broker_url)
 broker_url = _broker["broker_url"]
 broker_use_ssl = _broker.get("broker_use_ssl", False)
@@ -32,15 +34,19 @@ broker_connection_max_retries = None  # ... and never gives up: a supervisor has
 if _on_redis:
     broker_transport = "worker.broker:RedisTransport"  # Stock workers end at a malformed message, or at a restart.
     broker_transport_options = {
-        # What a killed worker had taken comes back after as long as its runners' leases live: until then expire and
-        # fences wait for it. A batch that takes longer is delivered twice, which settle bears.
-        "visibility_timeout": max(5, round(_lease_life_s)),
+        # What a killed worker had comes back after this, and until then expire and fences wait for it: not longer than
+        # its runners' leases live. A worker has one message at a time, and hardly ever for as long: a batch, the wait
+        # for a busy ledger and the backoff. If it does, the message is delivered twice, which settle bears.
+        "visibility_timeout": min(30, max(5, round(_lease_life_s))),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
-        "socket_timeout": 10,  # A half-open connection is noticed; without it a worker hangs for ever.
-        "socket_connect_timeout": 5,
+        "unacked_mutex_expire": 10,  # A worker that is killed while it brings messages back holds up the others.
+        # A half-open connection is noticed in about ten seconds; without these a worker hangs for ever.
+        "socket_timeout": _broker_timeout_s,
+        "socket_connect_timeout": _broker_timeout_s,
         "socket_keepalive": True,
-        "health_check_interval": 10,
+        "health_check_interval": _broker_timeout_s,
+        "polling_interval": 1,
     }
 elif broker_url.startswith(("amqp://", "amqps://", "pyamqp://")):
     broker_transport = "worker.broker:AmqpTransport"
@@ -59,6 +65,7 @@ task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}, OPEN_DAY_TASK: {"queue"
 
 result_backend = broker_url if _on_redis else "rpc://"
 redis_backend_use_ssl = broker_use_ssl
+redis_socket_timeout = redis_socket_connect_timeout = _broker_timeout_s  # Else 120 s on a half-open connection.
 result_expires = timedelta(minutes=10)  # Nobody waits longer.
 task_ignore_result = True  # Finalize has no one who waits; the tasks of administration say otherwise.
 

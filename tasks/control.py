@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from daycap.errors import DaycapError, LedgerUnavailable
+from daycap.errors import DaycapError, Unavailable
 from daycap.wire import OPEN_DAY_TASK
 from tasks.arguments import checked
 from worker import accounts, audit, dead_letter_replay, dead_letters, opening
 from worker.celery import app
 from worker.deployment import deployment
-from worker.ledger import passes
+from worker.ledger import passes, unavailable
 
 JSON = dict[str, Any]
 
@@ -21,11 +22,30 @@ def answer(work: Callable[[], Any]) -> JSON:
     try:
         return {"result": work()}
     except DaycapError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return _refusal(error)
     except Exception as error:
         if not passes(error):
             raise
-        return {"error": LedgerUnavailable.__name__, "message": f"the ledger: {str(error).partition(chr(10))[0]}"}
+        return _refusal(unavailable(error))
+
+
+def _refusal(error: DaycapError) -> JSON:
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
+    """`work`, but not for a message that was delivered before: it may have been done then.
+
+    A cap that an old message sets again would undo the one that was set after it.
+    """
+
+    @functools.wraps(work)
+    def run(*args: Any, **kwargs: Any) -> JSON:
+        if app.current_task.request.delivery_info.get("redelivered"):
+            return _refusal(Unavailable("worker or broker were lost meanwhile; see if it was done, then ask again"))
+        return work(*args, **kwargs)
+
+    return run
 
 
 @app.task(name=OPEN_DAY_TASK)
@@ -37,6 +57,7 @@ def open_day(agent: str, day: str) -> JSON:
 
 
 @app.task(name="daycap.add_agents", ignore_result=False)
+@once
 @checked
 def add_agents(caps: dict[str, int], changed_by: str) -> JSON:
     """Add agents with their daily caps in micros."""
@@ -45,6 +66,7 @@ def add_agents(caps: dict[str, int], changed_by: str) -> JSON:
 
 
 @app.task(name="daycap.set_cap", ignore_result=False)
+@once
 @checked
 def set_cap(agent: str, cap_micros: int, changed_by: str) -> JSON:
     """Change an agent's daily cap, from today on."""
@@ -53,6 +75,7 @@ def set_cap(agent: str, cap_micros: int, changed_by: str) -> JSON:
 
 
 @app.task(name="daycap.set_status", ignore_result=False)
+@once
 @checked
 def set_status(agent: str, status: str, changed_by: str) -> JSON:
     """Pause or resume an agent."""
@@ -122,5 +145,5 @@ def drop_dead_letters(prefixes: list[str], dropped_by: str) -> JSON:
 @app.task(name="daycap.check_ledger", ignore_result=False)
 @checked
 def check_ledger() -> JSON:
-    """Whether the ledger answers and is at the newest migration."""
-    return answer(deployment().ledger.check_head)
+    """Whether the ledger answers, is at the newest migration and can be written."""
+    return answer(deployment().ledger.check)

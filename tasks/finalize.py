@@ -17,7 +17,8 @@ from worker.settle import Outcome, keep, settle
 
 logger = logging.getLogger("daycap.worker")
 
-_LONGEST_BACKOFF_S = 5.0
+_LONGEST_BACKOFF_S = 2.0
+"""The worker does nothing else meanwhile: whoever asks it what is wrong must not wait long."""
 
 _MOST_LETTERS_LOGGED = 20
 """A message may bring hundreds of thousands; the ledger has all of them."""
@@ -76,6 +77,7 @@ def _give_back(error: Exception) -> Reject:
     _Backoff.failures += 1
     metrics.LEDGER_FAILURES.inc()
     wait_s = min(0.1 * 2 ** (_Backoff.failures - 1), _LONGEST_BACKOFF_S)
+    deployment().ledger.close()  # A connection may be stuck with what was: a file read-only, a server that has moved.
     logger.error("not settled, trying again in %.1f s: %s: %.300s", wait_s, type(error).__name__, error)
     time.sleep(wait_s)
     return Reject("not settled", requeue=True)

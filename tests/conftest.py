@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import redis
 
 from tests.migrated import migrated_sqlite
+from tests.postgresql import LocalPostgreSQL
 from worker.local_server import LocalServer
 
 
@@ -26,6 +29,17 @@ def redis_url(redis_server: LocalServer) -> str:
     with redis.Redis.from_url(redis_server.url()) as client:
         client.flushall()
     return redis_server.url()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPostgreSQL]:
+    """One PostgreSQL server for the whole session."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # It warns without one.
+    # Not below pytest's directory: root's server runs as another user, whom the next session's pytest shuts out there.
+    with tempfile.TemporaryDirectory(prefix="daycap-postgresql-", ignore_cleanup_errors=True) as directory:
+        server = LocalPostgreSQL(Path(directory))
+        yield server
+        server.close()
 
 
 @pytest.fixture(scope="session")

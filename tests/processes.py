@@ -159,11 +159,13 @@ class LocalRedis(LocalProcess, RedisContainer):
 
 
 class LocalWorker(LocalProcess, CeleryWorkerContainer):
-    """A worker as the Procfile starts it, in the environment that it is given."""
+    """A worker as the Procfile starts it, in the environment and with the options that it is given."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], clock: FakeClock | None = None) -> None:
+    def __init__(
+        self, directory: Path, environment: Mapping[str, str], *options: str, clock: FakeClock | None = None
+    ) -> None:
         environment = {**environment, **(clock.environment if clock else {})}
-        super().__init__([sys.executable, "-m", "celery", *procfile("worker")[1:]], directory, environment)
+        super().__init__([sys.executable, "-m", "celery", *procfile("worker")[1:], *options], directory, environment)
 
     @classmethod
     def worker_name(cls) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import redis
+import sqlalchemy as sa
 from celery import Celery
 from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBroker
 
@@ -65,6 +66,7 @@ class Spine:
         self.settings = Settings.from_env(environment)
         self.counter = RedisCounter(self.settings.redis_url, timeout_s=2)
         self.redis = redis.Redis.from_url(self.settings.redis_url, decode_responses=True)
+        self._ledger = sa.create_engine(self.settings.ledger_url, poolclass=sa.NullPool)
         self._wallets: list[Wallet] = []
 
     def wallet(self, **changes: Any) -> Wallet:
@@ -91,25 +93,35 @@ class Spine:
 
     def rows(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
         """Rows of the ledger, read around daycap."""
-        path = self.settings.ledger_url.removeprefix("sqlite:///")
-        connection = sqlite3.connect(path)
-        connection.row_factory = sqlite3.Row
-        try:
-            return [dict(row) for row in connection.execute(statement, parameters)]
-        finally:
-            connection.close()
+        with self._ledger.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                statement = statement.replace("?", "%s")
+            return [dict(row._mapping) for row in connection.exec_driver_sql(statement, parameters)]
 
     def execute(self, statement: str) -> None:
         """Change the ledger behind daycap's back."""
-        with sqlite3.connect(self.settings.ledger_url.removeprefix("sqlite:///")) as connection:
-            connection.execute(statement)
-        connection.close()
+        with self._ledger.begin() as connection:
+            connection.exec_driver_sql(statement)
 
     def day_row(self, agent: str) -> dict[str, Any]:
         (row,) = self.rows(
             "SELECT * FROM daily_agent_spending WHERE agent_account_id = ? AND spending_date = ?", agent, self.today
         )
         return row
+
+    def settled_once(self, agent: str) -> tuple[int, int]:
+        """How many of the agent's events of today are settled and what was charged; each once, says the ledger."""
+        (found,) = self.rows(
+            "SELECT settled_count, spent_micros, count(reservation_id) AS n, count(DISTINCT reservation_id) AS ids,"
+            " coalesce(sum(charged_micros), 0) AS charged_micros FROM daily_agent_spending"
+            " LEFT JOIN settlements USING (agent_account_id, spending_date)"
+            " WHERE agent_account_id = ? AND spending_date = ? GROUP BY settled_count, spent_micros",
+            agent,
+            self.today,
+        )
+        assert (found["n"], found["charged_micros"]) == (found["settled_count"], found["spent_micros"])
+        assert found["ids"] == found["n"]
+        return found["settled_count"], found["spent_micros"]
 
     def wait_for(self, condition: Callable[[], T], timeout_s: float = 20) -> T:
         """See `wait_for`."""

@@ -83,13 +83,16 @@ def well_formed(queue: bytes | str, item: bytes | str) -> bytes | str:
         if properties.get("body_encoding") == "base64":
             body = base64.b64decode(body, validate=True).decode("utf-8")
         encoded = (envelope.get("content-type"), envelope.get("content-encoding"))
-        reply_to = properties.get("reply_to")
+        reply_to, delivery = properties.get("reply_to"), properties.get("delivery_info")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return _envelope(name, unreadable(text))
-    return _envelope(name, made_anew(name, headers, encoded, reply_to, body, lambda: text))
+    message = made_anew(name, headers, encoded, reply_to, body, lambda: text)
+    return _envelope(name, message, isinstance(delivery, dict) and delivery.get("redelivered") is True)
 
 
-def _envelope(queue: str, message: Message) -> bytes:
+def _envelope(queue: str, message: Message, redelivered: bool = False) -> bytes:
+    # What is not a message goes back, if it must, to the queue of events.
+    routing_key = FINALIZE_QUEUE if message.for_finalize else queue
     return json.dumps(
         {
             "body": base64.b64encode(message.body.encode()).decode("ascii"),
@@ -100,8 +103,7 @@ def _envelope(queue: str, message: Message) -> bytes:
                 "correlation_id": message.headers["id"],
                 "reply_to": message.reply_to,
                 "delivery_mode": 2,
-                # What is not a message goes back, if it must, to the queue of events.
-                "delivery_info": {"exchange": "", "routing_key": FINALIZE_QUEUE if message.for_finalize else queue},
+                "delivery_info": {"exchange": "", "routing_key": routing_key, "redelivered": redelivered},
                 "priority": 0,
                 "body_encoding": "base64",
                 "delivery_tag": str(uuid.uuid4()),

@@ -11,6 +11,7 @@ from celery.signals import celeryd_init, worker_ready
 from daycap.errors import DaycapError
 from worker import metrics
 from worker.deployment import deployment
+from worker.ledger import passes, unavailable
 
 logger = logging.getLogger("daycap.worker")
 
@@ -25,6 +26,10 @@ def check_before_work(**_: Any) -> None:
         deployment().ledger.check_head()
     except DaycapError as error:
         raise SystemExit(f"daycap worker: {error}") from error
+    except Exception as error:
+        if not passes(error):
+            raise
+        raise SystemExit(f"daycap worker: {unavailable(error)}") from error
     port = deployment().settings.metrics_port
     if port:
         metrics.serve(port, deployment().ledger)

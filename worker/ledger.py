@@ -15,10 +15,22 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 
 from daycap.errors import InvalidSetting, LedgerUnavailable
+from worker.schema import dead_letters
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BUSY_TIMEOUT_S = 5
 _READING = {"daycap_reading": True}
+
+_POSTGRESQL = {
+    "application_name": "daycap",
+    "connect_timeout": _BUSY_TIMEOUT_S,
+    # A server that is lost without a word is noticed; else a worker would wait for it for hours.
+    "tcp_user_timeout": _BUSY_TIMEOUT_S * 2000,
+    "keepalives_idle": _BUSY_TIMEOUT_S,
+    "keepalives_interval": _BUSY_TIMEOUT_S,
+    "keepalives_count": 2,
+}
+"""libpq's parameters, each unless the URL sets it."""
 
 
 class Ledger:
@@ -50,9 +62,20 @@ class Ledger:
         """Raise `LedgerUnavailable` unless the tables are those of the newest migration."""
         with self.reading() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
+        if found is None:
+            raise LedgerUnavailable("the ledger is empty; if it is a new one and should be, run: alembic upgrade head")
         head = ScriptDirectory.from_config(alembic_config()).get_current_head()
         if found != head:
             raise LedgerUnavailable(f"the ledger is at migration {found}, not {head}; run: alembic upgrade head")
+
+    def check(self) -> None:
+        """The same, and write to the disk. Raises the database's error if it is busy, full or read-only."""
+        self.check_head()
+        # A row that comes and goes in one transaction: an UPDATE to the same value would write nothing.
+        row = {"dead_letter_id": "check", "kind": "check", "reason": "", "payload": "", "times": 1}
+        with self.writing() as connection:
+            connection.execute(sa.insert(dead_letters), [{**row, "first_seen_at": 0, "last_seen_at": 0}])
+            connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id == "check"))
 
     def close(self) -> None:
         """Let go of connections."""
@@ -76,17 +99,25 @@ def passes(error: BaseException) -> bool:
     )
 
 
+def unavailable(error: BaseException) -> LedgerUnavailable:
+    """The database's error in words, without the statement and its parameters."""
+    reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    return LedgerUnavailable(f"the ledger did not do it: {reason}")
+
+
 def _engine(url: str) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
         raise InvalidSetting("DAYCAP_LEDGER_URL is not a URL that SQLAlchemy reads") from error
     if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(
+        engine = sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
-            connect_args={"connect_timeout": _BUSY_TIMEOUT_S, "application_name": "daycap"},
+            connect_args={name: value for name, value in _POSTGRESQL.items() if name not in parsed.query},
             pool_pre_ping=True,
         )
+        sa.event.listen(engine, "connect", _prepare_postgresql)
+        return engine
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise InvalidSetting("DAYCAP_LEDGER_URL must be sqlite:///path/to/file or postgresql://...")
     engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S})
@@ -95,14 +126,36 @@ def _engine(url: str) -> sa.Engine:
     return engine
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    record.info["file"] = _file(connection)
     connection.isolation_level = None  # The driver begins no transactions of its own; _begin_sqlite does.
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # A commit is on the disk, not only with the kernel.
     connection.execute("PRAGMA foreign_keys = ON")
 
 
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    connection.autocommit = True  # Within a transaction the setting would end with it.
+    connection.execute(f"SET lock_timeout = '{_BUSY_TIMEOUT_S}s'")
+    connection.autocommit = False
+
+
+def _file(connection: sqlite3.Connection) -> tuple[int, int] | None:
+    """Which file is at the connection's path now; None if there is none."""
+    (path,) = (row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _begin_sqlite(connection: sa.Connection) -> None:
+    driver: Any = connection.connection
+    if _file(driver.dbapi_connection) != driver.info["file"]:
+        # What would be committed now is in a file that nobody will ever see.
+        connection.invalidate()
+        raise OSError("its file was replaced or removed while it was open")
     # IMMEDIATE takes the write lock at once: what is read in a transaction stays true until it commits.
     reading = connection.get_execution_options().get("daycap_reading", False)
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

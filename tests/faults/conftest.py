@@ -62,10 +62,16 @@ def own_environment(
 
 
 @pytest.fixture
+def worker_options() -> list[str]:
+    """Options of `celery worker` beyond the Procfile's; overridden by tests."""
+    return []
+
+
+@pytest.fixture
 def celery_worker(
-    own_environment: dict[str, str], tmp_path: Path, celery_setup_app: Celery
+    own_environment: dict[str, str], worker_options: list[str], tmp_path: Path, celery_setup_app: Celery
 ) -> Iterator[CeleryTestWorker]:
-    worker = CeleryTestWorker(LocalWorker(tmp_path, own_environment), app=celery_setup_app)
+    worker = CeleryTestWorker(LocalWorker(tmp_path, own_environment, *worker_options), app=celery_setup_app)
     worker.ready()
     yield worker
     worker.teardown()
@@ -82,3 +88,12 @@ def spine(celery_setup: CeleryTestSetup, own_environment: dict[str, str]) -> Ite
     spine = Spine(celery_setup, own_environment)
     yield spine
     spine.close()
+
+
+@pytest.fixture
+def second_worker(spine: Spine, tmp_path: Path) -> Iterator[LocalWorker]:
+    """Another worker on the same broker and ledger."""
+    worker = LocalWorker(made(tmp_path / "second"), spine.environment, "--hostname=second@%h")
+    worker.ready()
+    yield worker
+    worker.teardown()

@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from daycap import BudgetUnavailable, Wallet
 
 HELD, ACTUAL = 1_000, 700
+_MOST_UNSETTLED = 100
+
+
+def spend(wallet: Wallet, agent: str, calls: int) -> None:
+    """Reserve and finalize so often."""
+    for _ in range(calls):
+        wallet.reserve(agent, HELD).finalize(ACTUAL)
 
 
 class Spending:
@@ -31,6 +38,8 @@ class Spending:
     def _run(self) -> None:
         try:
             while not self._stop.wait(self._pause_s):
+                if self._wallet.stats().unsettled >= _MOST_UNSETTLED:
+                    continue  # The machine is busy, or something is broken: more of the same would show nothing new.
                 try:
                     hold = self._wallet.reserve(self._agent, HELD)
                 except BudgetUnavailable:
@@ -42,7 +51,7 @@ class Spending:
 
 
 @contextmanager
-def spending(wallet: Wallet, agent: str, pause_s: float = 0.003) -> Iterator[Spending]:
+def spending(wallet: Wallet, agent: str, pause_s: float = 0.02) -> Iterator[Spending]:
     """Spend while the block runs."""
     load = Spending(wallet, agent, pause_s)
     try:

@@ -13,7 +13,7 @@ from daycap import Wallet
 from daycap.redis_counter import counter_key
 from daycap.wire import FINALIZE_QUEUE
 from tests.faults.ledger import LockedLedger
-from tests.faults.load import ACTUAL, HELD
+from tests.faults.load import ACTUAL, HELD, spend, spending
 from tests.faults.proxy import Proxy
 from tests.spine import Spine
 
@@ -47,19 +47,6 @@ def broker(spine: Spine) -> Iterator[redis.Redis]:
         yield client
 
 
-def spend(wallet: Wallet, agent: str, calls: int) -> None:
-    for _ in range(calls):
-        wallet.reserve(agent, HELD).finalize(ACTUAL)
-
-
-def settled(spine: Spine, agent: str) -> tuple[int, int]:
-    """How many of the agent's events are settled, and what was charged for them. Each once, says the ledger."""
-    row = spine.day_row(agent)
-    (count,) = spine.rows("SELECT count(*) AS n, count(DISTINCT reservation_id) AS ids FROM settlements")
-    assert count["n"] == count["ids"] == row["settled_count"]
-    return row["settled_count"], row["spent_micros"]
-
-
 @pytest.mark.parametrize("fault", ["down", "hanging", "half open"])
 def test_finalize_does_not_wait_for_the_broker(spine: Spine, proxy: Proxy, fault: str) -> None:
     agent, server = spine.add("agent-7", 5 * M), spine.broker.container
@@ -78,7 +65,7 @@ def test_finalize_does_not_wait_for_the_broker(spine: Spine, proxy: Proxy, fault
 
     assert longest_s < _MOST_S
     assert wallet.flush(timeout=60) == ()
-    assert settled(spine, agent) == (1 + calls, (1 + calls) * ACTUAL)
+    assert spine.settled_once(agent) == (1 + calls, (1 + calls) * ACTUAL)
 
 
 def _finalize_until(wallet: Wallet, agent: str, over: Callable[[], bool]) -> tuple[float, int]:
@@ -144,9 +131,14 @@ def test_messages_that_the_broker_loses_are_sent_again_and_settled_once(
     lose(broker)
     spine.worker.restart()
 
-    spine.wait_for(lambda: settled(spine, agent) == (25, 25 * ACTUAL))
+    spine.wait_for(lambda: spine.settled_once(agent) == (25, 25 * ACTUAL))
     assert wallet.flush(timeout=20) == ()
     assert wallet.stats().resent >= 20
+    # And under a worker that runs
+    lose(broker)
+    spend(wallet, agent, 5)
+    assert wallet.flush(timeout=20) == ()
+    assert spine.settled_once(agent) == (30, 30 * ACTUAL)
 
 
 def test_a_message_that_is_lost_while_a_worker_has_it_is_sent_again(
@@ -160,7 +152,7 @@ def test_a_message_that_is_lost_while_a_worker_has_it_is_sent_again(
         spine.worker.kill()
     spine.worker.restart()
 
-    spine.wait_for(lambda: settled(spine, agent) == (1, ACTUAL))
+    spine.wait_for(lambda: spine.settled_once(agent) == (1, ACTUAL))
 
 
 def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
@@ -182,3 +174,59 @@ def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
         assert wait_s > resend_s * 2**doublings - 0.1
         assert wait_s < resend_s * 2**doublings + look_s + 1
     assert wallet.stats().resent == 3
+
+
+# --- the broker restarts ----------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_restarts_under_load_costs_no_event_and_ends_no_worker(
+    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
+) -> None:
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+
+    with spending(wallet, agent) as load:
+        for _ in range(3):
+            before = load.calls
+            with locked_ledger:
+                spine.wait_for(lambda: broker.hlen("unacked") == 1)
+                said = kill_broker(spine)
+            restart_broker(spine, said)
+            spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)
+
+    assert wallet.flush(timeout=30) == ()
+    assert spine.settled_once(agent) == (load.calls, load.calls * ACTUAL)
+    assert spine.worker.container.status == "running"
+
+
+@pytest.mark.parametrize("worker_options", [["--pool=threads", "--concurrency=4"]])
+def test_what_was_taken_before_the_broker_restarted_can_be_acknowledged_after_it(
+    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
+) -> None:
+    """With several threads a worker has its new connection before the tasks of the old one end. That ended it once."""
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+
+    with locked_ledger:
+        spend(wallet, agent, 1)
+        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        restart_broker(spine, kill_broker(spine))
+
+    assert wallet.flush(timeout=30) == ()
+    spend(wallet, agent, 20)
+    assert wallet.flush(timeout=30) == ()
+    assert spine.settled_once(agent) == (21, 21 * ACTUAL)
+    assert spine.worker.container.status == "running"
+
+
+def kill_broker(spine: Spine) -> int:
+    """Returns how long the worker's log was then."""
+    said = len(spine.worker.container.logs())
+    spine.broker.container.kill()
+    return said
+
+
+def restart_broker(spine: Spine, said: int) -> None:
+    """Start the broker anew, empty, when the worker has missed it; until the worker has found it again."""
+    worker = spine.worker.container
+    spine.wait_for(lambda: "Cannot connect" in worker.logs()[said:])
+    spine.broker.container.restart()
+    spine.wait_for(lambda: "Connected to" in worker.logs()[said:])

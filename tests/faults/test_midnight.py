@@ -66,7 +66,7 @@ def counter_server(tmp_path: Path, clock: FakeClock) -> Iterator[LocalRedis]:
 def celery_worker(
     own_environment: dict[str, str], tmp_path: Path, celery_setup_app: Celery, worker_clock: FakeClock
 ) -> Iterator[CeleryTestWorker]:
-    worker = CeleryTestWorker(LocalWorker(tmp_path, own_environment, worker_clock), app=celery_setup_app)
+    worker = CeleryTestWorker(LocalWorker(tmp_path, own_environment, clock=worker_clock), app=celery_setup_app)
     worker.ready()
     yield worker
     worker.teardown()
@@ -212,7 +212,7 @@ def test_many_rollovers_at_once_make_one_row_an_agent_and_no_fence(
     # Given two workers, and a day that has begun and that nobody opened
     names = [f"agent-{number:04d}" for number in range(1_500)]
     spine.ask("daycap.add_agents", caps=dict.fromkeys(names, 5 * M), changed_by="test")
-    second = LocalWorker(tmp_path, own_environment, clock)
+    second = LocalWorker(tmp_path, own_environment, clock=clock)
     second.ready()
     clock.set(NEXT, "00:00:01")
 

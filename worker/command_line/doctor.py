@@ -23,6 +23,8 @@ from worker.ledger import Ledger
 OK, WARN, FAIL = "ok", "warn", "fail"
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 _MOST_CLOCK_OFFSET_MS = 5_000
+_ANSWER_S = 20
+"""A worker whose ledger is busy tries for seconds, one message after the other, before it comes to answer."""
 
 
 class Finding(NamedTuple):
@@ -139,16 +141,19 @@ def _check_ledger(settings: Settings) -> Iterator[Finding]:
 
 def _check_worker(settings: Settings) -> Iterator[Finding]:
     try:
-        ask("daycap.check_ledger", timeout_s=5)
+        ask("daycap.check_ledger", timeout_s=_ANSWER_S)
     except click.ClickException as error:
-        away = "no worker answered" in error.message
-        advice = "celery -A worker worker" if away else "look at the worker's log and at its ledger"
-        yield Finding("worker", FAIL, error.message, advice)
+        if "no worker answered" in error.message:
+            yield Finding("worker", FAIL, error.message, "celery -A worker worker")
+        elif "alembic" in error.message:
+            yield Finding("ledger", FAIL, error.message, "alembic upgrade head")
+        else:
+            yield Finding("ledger", FAIL, error.message, "mend or free it; events wait in the queue meanwhile")
         return
     yield Finding("worker", OK, "answers")
     if not settings.ledger_url:
-        yield Finding("ledger", OK, "at the newest migration, says the worker")
-    yield _dead_letters(ask("daycap.count_dead_letters", timeout_s=5))
+        yield Finding("ledger", OK, "writable, at the newest migration, says the worker")
+    yield _dead_letters(ask("daycap.count_dead_letters"))
 
 
 def _dead_letters(count: int) -> Finding:

@@ -1,0 +1,57 @@
+"""A worker that starts before what it needs is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults.conftest import made
+from tests.faults.load import ACTUAL, spend
+from tests.processes import LocalWorker
+from tests.spine import Spine
+
+M = 1_000_000
+
+
+def ended(worker: LocalWorker) -> str:
+    """What it said; it must have ended by itself, and not well."""
+    assert worker.process.wait(20) == 1
+    return worker.logs()
+
+
+def test_a_worker_waits_for_its_broker(spine: Spine) -> None:
+    agent, wallet, worker = spine.add("agent-7", 5 * M), spine.wallet(), spine.worker.container
+    worker.kill()
+    spine.broker.container.kill()
+    spend(wallet, agent, 5)
+    said = len(worker.logs())
+
+    worker.start()
+    spine.wait_for(lambda: "Cannot connect" in worker.logs()[said:])
+    spine.broker.container.restart()
+
+    assert wallet.flush(timeout=30) == ()
+    assert spine.settled_once(agent) == (5, 5 * ACTUAL)
+
+
+def test_a_worker_stops_before_a_ledger_that_is_not_migrated_and_says_what_to_run(spine: Spine, tmp_path: Path) -> None:
+    environment = {**spine.environment, "DAYCAP_LEDGER_URL": f"sqlite:///{tmp_path / 'new.sqlite3'}"}
+
+    said = ended(LocalWorker(made(tmp_path / "worker"), environment))
+
+    assert "daycap worker: the ledger is empty" in said
+    assert "alembic upgrade head" in said
+    assert "Traceback" not in said
+
+
+def test_a_worker_stops_before_a_ledger_that_is_not_there_and_says_so(spine: Spine, tmp_path: Path) -> None:
+    for url, why in (
+        (f"sqlite:///{tmp_path / 'nowhere' / 'ledger.sqlite3'}", "unable to open database file"),
+        ("postgresql://127.0.0.1:1/daycap", "Connection refused"),
+    ):
+        environment = {**spine.environment, "DAYCAP_LEDGER_URL": url}
+
+        said = ended(LocalWorker(tmp_path, environment))
+
+        assert "daycap worker: the ledger" in said
+        assert why in said
+        assert "Traceback" not in said
