@@ -111,7 +111,7 @@ class Deployment:
             log.mkdir()
         names = [f"--hostname=chaos{number}@%h" for number in range(WORKERS)]
         self.workers = [
-            _Worker(log, self.environment, clock, name)
+            LocalWorker(log, self.environment, name, clock=clock)
             for log, clock, name in zip(logs, clocks[:WORKERS], names, strict=True)
         ]
         for worker in self.workers:
@@ -173,16 +173,3 @@ class Deployment:
         self.broker.kill()
         if self.own_disk:
             subprocess.run(["umount", "-l", str(self.disk)], check=True)
-
-
-class _Worker(LocalWorker):
-    """One of several on a host: each has a name."""
-
-    def __init__(self, directory: Path, environment: dict[str, str], clock: FakeClock | None, name: str) -> None:
-        self._name = name
-        super().__init__(directory, environment, clock)
-
-    def start(self) -> None:
-        if self._name not in self._command:
-            self._command = [*self._command, self._name]
-        super().start()
