@@ -34,7 +34,7 @@ from worker.slices import all_of
 
 AGENT = "agent"
 START_MS = day_start_ms("2026-03-02") + DAY_MS - 120_000
-SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds=0.25, open_timeout_seconds=0.02)
+SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds=0.25)
 _PATIENCE_S = 10
 """How long the sockets really wait: the machine's speed decides nothing. The guard is that of the settings."""
 
@@ -75,6 +75,21 @@ class World:
     def close(self) -> None:
         self.client.close()
         self.server.teardown()
+
+
+class Waiting:
+    """In the place of `time` where a reserve waits for an answer: it waits in no time, and the worker goes on."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def sleep(self, _seconds: float) -> None:
+        self._now_s += SETTINGS.open_timeout_seconds / 3
+        self.meanwhile()
 
 
 class FaultyCounter(RedisCounter):
@@ -167,6 +182,7 @@ class Runner:
     counter: FaultyCounter
     transport: Queue
     emitted: list[FinalizeEvent] = field(default_factory=list)
+    closed: bool = False
 
     def send(self) -> None:
         """What the publisher's thread does, once."""
@@ -199,6 +215,8 @@ class Deployment:
         self.highest_cap: dict[str, int] = {}
         self.finalized: dict[str, FinalizeEvent] = {}
         self.unheard: set[str] = set()
+        self.known_seq: dict[str, int] = {}
+        """What the counter said it had of the ledger, for as long as it keeps its data."""
         self.publisher = FaultyPublisher(self)
         accounts.add(self.ledger, self.publisher, {AGENT: cap}, "test")
 
@@ -209,6 +227,7 @@ class Deployment:
         settings = replace(SETTINGS, slice_seconds=slice_seconds)
         wallet = Wallet(Parts(counter, transport, None, None), settings)
         wallet._book._now_ns = lambda: self.world.ms * 1_000_000
+        wallet._book.hear(self.world.ms)
         # No threads: the test takes their steps.
         wallet._keeper.start = lambda: None
         wallet._publisher._rouse = lambda: None
@@ -233,6 +252,13 @@ class Deployment:
         self.finalized[event.reservation] = event
         self.true_spent[event.day] += actual
         self.excess[event.day] += actual - event.drawn_micros
+
+    def close_wallet(self, runner: Runner) -> None:
+        """Its calls may still end, and their events are sent."""
+        runner.closed = True
+        runner.send()
+        runner.wallet._book.close()
+        runner.wallet._keeper.renew(hand_back=True)
 
     def kill(self, runner: Runner) -> None:
         """Its calls go on at the provider and cost all that is held, though nobody will ever tell."""
@@ -261,6 +287,25 @@ class Deployment:
         while self.openings:
             opening.open_on_request(self.ledger, self.publisher, *self.openings.pop(0))
 
+    def answer_requests(self) -> None:
+        """A worker that is there opens what a reserve waits for."""
+        for runner in self.runners:
+            runner.send()
+        self.open()
+
+    def a_minute_goes_by(self) -> None:
+        """Every wallet renews in time, the worker settles all there is, what is over expires, the agent is resumed."""
+        for _ in range(5):
+            self.world.pass_time(10_000)
+            for runner in self.runners:
+                runner.tick()
+                runner.send()
+            self.open()
+        while self.queue:
+            self.settle([self.queue.pop(0)])
+        self.expire()
+        self.set_status("active")
+
     def rollover(self) -> None:
         all_of(lambda place: opening.rollover(self.ledger, self.publisher, 3_600_000, place))
 
@@ -284,8 +329,17 @@ class Deployment:
     def copy(self) -> None:
         self.copies.append({key: self.world.client.dump(key) for key in self.world.client.scan_iter()})
 
+    def delete(self, *keys: bytes) -> None:
+        """Of the counter's data: these keys, or all."""
+        if keys:
+            self.world.client.delete(*keys)
+        else:
+            self.world.client.flushall()
+        self.known_seq.clear()
+
     def restart(self, kept: dict[bytes, bytes]) -> None:
         self.world.restart(kept)
+        self.known_seq.clear()
         self.late.clear()  # What was on its way was on connections to the server that was.
         self.publisher.close()
 
@@ -316,6 +370,8 @@ class Deployment:
             charged = sum(each.charged_micros for each in settled if each.spending_date == day)
             assert row.spent_micros == charged, ("P3", day, row, charged)
             if reading is not None:
+                assert reading.seq >= self.known_seq.get(day, 0), ("P3", day, "an older snapshot was taken", reading)
+                self.known_seq[day] = reading.seq
                 assert reading.seq <= row.seq, ("P3", day, reading, row)
                 same = (reading.cap_micros, reading.spent_micros) == (row.cap_micros, row.spent_micros)
                 assert same or reading.seq < row.seq, ("P3", day, reading, row)

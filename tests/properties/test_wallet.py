@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from daycap import AgentPaused, BudgetUnavailable, CapExceeded
+from daycap import AgentPaused, BudgetUnavailable, CapExceeded, top_up, wallet
 from tests import fake_clock
 from tests.migrated import migrated_sqlite
-from tests.properties.deployment import Deployment, Runner, World
+from tests.properties.deployment import Deployment, Runner, Waiting, World
 from worker import housekeeping
 from worker.ledger import Ledger
 
@@ -28,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 PROFILE = settings(
-    max_examples=5000 if THOROUGH else 40,
+    max_examples=20_000 if THOROUGH else 150,
     stateful_step_count=60 if THOROUGH else 40,
     derandomize=not THOROUGH,
     database=None,
@@ -48,6 +51,7 @@ class LoneWallet(RuleBasedStateMachine):
     """One wallet, and nothing goes wrong."""
 
     world: World
+    waiting: Waiting
     wallets = 1
 
     @initialize(slice_seconds=st.sampled_from([0, 2]))
@@ -55,9 +59,11 @@ class LoneWallet(RuleBasedStateMachine):
         self.deployment = Deployment(self.world, cap=100)
         for _ in range(self.wallets):
             self.deployment.start(slice_seconds)
+        self.waiting.meanwhile = self.deployment.answer_requests
 
     def runner(self, number: int) -> Runner:
-        return self.deployment.runners[number % len(self.deployment.runners)]
+        alive = [runner for runner in self.deployment.runners if not runner.closed]
+        return alive[number % len(alive)]
 
     def try_to_reserve(self, runner: Runner, estimate: int) -> None:
         try:
@@ -68,9 +74,11 @@ class LoneWallet(RuleBasedStateMachine):
         except (AgentPaused, BudgetUnavailable):
             pass
 
-    @rule(number=which, estimate=amounts)
-    def reserve(self, number: int, estimate: int) -> None:
-        self.try_to_reserve(self.runner(number), estimate)
+    @rule(asked=st.lists(st.tuples(which, amounts), min_size=1, max_size=4))
+    def reserve(self, asked: list[tuple[int, int]]) -> None:
+        for number, estimate in asked:
+            self.try_to_reserve(self.runner(number), estimate)
+            self.deployment.check()
 
     @rule(number=which, actual=amounts, over=st.sampled_from([0, 0, 0, 7]))
     def finalize(self, number: int, actual: int, over: int) -> None:
@@ -101,6 +109,10 @@ class LoneWallet(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 5, 12, 31, 60]))
     def pass_time(self, seconds: int) -> None:
         self.world.pass_time(seconds * 1000)
+
+    @rule()
+    def a_minute_goes_by(self) -> None:
+        self.deployment.a_minute_goes_by()
 
     @rule()
     def open(self) -> None:
@@ -172,20 +184,14 @@ class FaultyWallets(LoneWallet):
 
     @rule(number=which)
     def close(self, number: int) -> None:
-        runner = self.runner(number)
-        runner.send()
-        runner.wallet._book.close()
-        runner.wallet._keeper.renew(hand_back=True)
+        self.deployment.close_wallet(self.runner(number))
+        self.deployment.start(2)
 
-    @rule(number=which)
-    def double_a_message(self, number: int) -> None:
+    @rule(number=which, doubled=st.booleans())
+    def double_or_lose_a_message(self, number: int, doubled: bool) -> None:
         if queue := self.deployment.queue:
-            queue.append(queue[number % len(queue)])
-
-    @rule(number=which)
-    def lose_a_message(self, number: int) -> None:
-        if queue := self.deployment.queue:
-            queue.pop(number % len(queue))
+            message = queue.pop(number % len(queue))
+            queue += [message, message] if doubled else []
 
     @rule(number=which)
     def settle_and_die_before_the_publish(self, number: int) -> None:
@@ -211,34 +217,32 @@ class FaultyWallets(LoneWallet):
             late.pop(number % len(late))()
 
     @rule()
-    def flush_the_counter(self) -> None:
-        self.world.client.flushall()
-
-    @rule(number=which)
-    def delete_a_key(self, number: int) -> None:
-        if keys := sorted(self.world.client.keys()):
-            self.world.client.delete(keys[number % len(keys)])
-
-    @rule()
     def copy_the_counter(self) -> None:
         self.deployment.copy()
 
-    @rule(number=which)
-    def restart_the_server(self, number: int) -> None:
-        copies = self.deployment.copies
-        self.deployment.restart(copies[number % len(copies)])
+    @rule(number=which, how=st.sampled_from(["flush", "delete a key", "restart"]))
+    def lose_the_counter(self, number: int, how: str) -> None:
+        if how == "flush":
+            self.deployment.delete()
+        elif how == "delete a key" and (keys := sorted(self.world.client.keys())):
+            self.deployment.delete(keys[number % len(keys)])
+        elif how == "restart":
+            copies = self.deployment.copies
+            self.deployment.restart(copies[number % len(copies)])
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     level = logging.getLogger("daycap").level
     logging.getLogger("daycap").setLevel(logging.CRITICAL)
-    directory = tmp_path_factory.mktemp("properties")
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(dir=memory)) if memory.is_dir() else tmp_path_factory.mktemp("properties")
     ledger = Ledger(f"sqlite:///{migrated_sqlite(directory / 'ledger.sqlite3')}")
     world = World(directory, ledger)
     yield world
     world.close()
     ledger.close()
+    shutil.rmtree(directory)
     logging.getLogger("daycap").setLevel(level)
 
 
@@ -246,6 +250,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.mark.parametrize("machine", [LoneWallet, FaultyWallets])
 def test_no_step_breaks_a_promise(machine: type[LoneWallet], world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "world", world, raising=False)
+    waiting = Waiting()
+    monkeypatch.setattr(machine, "waiting", waiting, raising=False)
+    monkeypatch.setattr(top_up, "time", waiting)
+    monkeypatch.setattr(wallet, "time", waiting)
     # Nobody else publishes here: a counter that is behind stays behind.
     monkeypatch.setattr(housekeeping, "_PUBLISH_S", 0)
     run_state_machine_as_test(machine, settings=PROFILE)
