@@ -94,7 +94,7 @@ def test_leases_are_renewed_while_the_broker_hangs(spine: Spine) -> None:
 
     spine.broker.container.kill("SIGSTOP")
 
-    end = time.monotonic() + 2.5 * spine.settings.lease_ttl_seconds
+    end = time.monotonic() + 2 * spine.settings.lease_ttl_seconds
     while time.monotonic() < end:
         deadline_ms = int(spine.redis.hget(counter_key(agent, hold.day), lease).split()[-1])
         assert deadline_ms > spine.counter.now_ms()
@@ -163,17 +163,16 @@ def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
     sent_s: list[float] = []
 
     spend(wallet, agent, 1)
-    while len(sent_s) < 4:
+    while len(sent_s) < 3:
         spine.wait_for(lambda: broker.rpop(FINALIZE_QUEUE))
         sent_s.append(time.monotonic())
 
     waits_s = [later - earlier for earlier, later in itertools.pairwise(sent_s)]
-    resend_s, look_s = spine.settings.resend_seconds, spine.settings.lease_ttl_seconds / 3
     for doublings, wait_s in enumerate(waits_s):
-        # Not before its time; and, a busy machine allowed for, not at the next doubling's either.
-        assert wait_s > resend_s * 2**doublings - 0.1
-        assert wait_s < resend_s * 2**doublings + look_s + 1
-    assert wallet.stats().resent == 3
+        # Not before its time, and not ten times as late, as while messages wait; with room for a busy machine.
+        due_s = spine.settings.resend_seconds * 2**doublings
+        assert due_s - 0.5 < wait_s < due_s + 5
+    assert wallet.stats().resent == 2
 
 
 # --- the broker restarts ----------------------------------------------------------------------------------------

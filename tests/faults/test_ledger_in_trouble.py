@@ -75,10 +75,12 @@ def full(_spine: Spine, directory: Path) -> Iterator[None]:
 
     filling = threading.Thread(target=fill)
     filling.start()
-    yield
-    over.set()
-    filling.join()
-    filler.unlink()
+    try:
+        yield
+    finally:
+        over.set()
+        filling.join()
+        filler.unlink()
 
 
 @contextmanager
