@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from daycap.redis_counter import counter_key
-from daycap.wire import CONTROL_QUEUE
+from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from tests.events import event
 from tests.faults.conftest import made
 from tests.faults.load import ACTUAL, HELD, spending
 from tests.migrated import migrate
@@ -94,6 +95,22 @@ def test_two_workers_charge_each_event_once_and_never_past_the_cap(spine: Spine,
     # Both had their share of it, and nobody an event twice
     assert all(re.search("settled [1-9]", worker.logs()) for worker in (spine.worker.container, second_worker))
     assert spine.ask("daycap.audit")["differences"] == []
+
+
+def test_two_workers_that_reach_a_cap_at_the_same_time_do_not_pass_it(spine: Spine, second_worker: LocalWorker) -> None:
+    """P1: events that come one after the other are in two transactions at once."""
+    agents = [f"agent-{number}" for number in range(60)]
+    spine.ask("daycap.add_agents", caps=dict.fromkeys(agents, 2_500), changed_by="test")
+
+    for agent in agents:
+        for number in range(1, 6):
+            one = event(agent, spine.today, number=number, lease=agent, held=1_000, actual=1_000)
+            spine.app.send_task(FINALIZE_TASK, kwargs={"events": [one]}, queue=FINALIZE_QUEUE)
+
+    spine.wait_for(lambda: spine.rows("SELECT count(*) AS n FROM settlements")[0]["n"] == 300, timeout_s=60)
+    days = spine.rows("SELECT DISTINCT spent_micros, uncovered_micros, settled_count FROM daily_agent_spending")
+    assert days == [{"spent_micros": 2_500, "uncovered_micros": 2_500, "settled_count": 5}]
+    assert all(re.search("settled 1", worker.logs()) for worker in (spine.worker.container, second_worker))
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
