@@ -1,69 +1,103 @@
-"""`python -m tests.model [NAME...] [--seconds N] [--mutants]`: explore configurations, or what each guard is for."""
+"""`python -m tests.model [--large] [--mutants] [--only TEXT]`: explore configurations, on every processor.
+
+A configuration that is large takes gigabytes and an hour; stop it with --minutes or --states, and the table says that
+it was not explored completely.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, MutableMapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import Manager
 
 import click
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
-from tests.model.configurations import BASE, MUTANTS
+from tests.model.configurations import LARGE, MUTANTS, SMALL
 from tests.model.explore import Progress, Result, explore
-from tests.model.protocol import Config
+from tests.model.state import Config
+
+Board = MutableMapping[str, Progress]
+
+
+def run(config: Config, promise: str, states: int, minutes: float, board: Board) -> Result:
+    """Explore one configuration, and write on the board how far it is."""
+    last = 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        if progress.seconds - last >= 0.5:
+            board[config.name], last = progress, progress.seconds
+
+    return explore(config, promise, most_states=states, most_seconds=minutes * 60, progress=tell)
+
+
+def running(board: Board, done: Iterable[str]) -> Table:
+    """What is being explored now."""
+    table = Table(box=None)
+    table.add_column("exploring")
+    for column in ("states", "depth", "states/s", "frontier", "seconds"):
+        table.add_column(column, justify="right")
+    for name, at in sorted(set(dict(board).items())):
+        if name not in done:
+            speed = at.states / max(at.seconds, 0.001)
+            table.add_row(name, *(f"{n:,.0f}" for n in (at.states, at.depth, speed, at.frontier, at.seconds)))
+    return table
+
+
+def found(results: list[Result], expected: dict[str, str]) -> Table:
+    """What was explored, and what it says."""
+    table = Table()
+    table.add_column("configuration", overflow="fold")
+    for column in ("states", "steps", "depth", "seconds"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for each in results:
+        says = each.broken or ("complete: no promise is broken" if each.complete else "in part: no promise is broken")
+        style = (
+            ""
+            if each.broken.startswith(expected[each.config]) and bool(each.broken) == bool(expected[each.config])
+            else "red"
+        )
+        numbers = (f"{each.states:,}", f"{each.steps:,}", str(each.depth), f"{each.seconds:,.1f}")
+        table.add_row(each.config, *numbers, says, style=style)
+    return table
 
 
 @click.command()
-@click.argument("names", nargs=-1)
-@click.option("--seconds", default=600.0, show_default=True, help="The most for each configuration.")
-@click.option("--mutants", is_flag=True, help="Leave out one guard after the other.")
-@click.option("--trace", is_flag=True, help="Show the shortest way to what a missing guard breaks.")
-def main(names: Sequence[str], seconds: float, mutants: bool, trace: bool) -> None:
-    """Explore what has one of NAMES in its name, or all. Ends with status 1 if a promise breaks that should hold, or
-    if a missing guard is not noticed."""
-    console = Console()
-    wanted: list[tuple[Config, str]] = (
-        [(mutant.config, mutant.breaks) for mutant in MUTANTS] if mutants else [(config, "") for config in BASE]
-    )
-    table = Table(box=None, pad_edge=False)
-    for column in (
-        "configuration" if not mutants else "without",
-        "breaks",
-        "states",
-        "steps",
-        "depth",
-        "complete",
-        "s",
-    ):
-        table.add_column(column, justify="left" if column in ("configuration", "without", "breaks") else "right")
-    failed = False
-    for config, breaks in wanted:
-        if names and not any(name in config.name for name in names):
-            continue
-        result = _explore(console, config, seconds)
-        as_it_should = result.broken.startswith(breaks) if breaks else not result.broken
-        failed |= not as_it_should
-        style = "" if as_it_should else "bold red"
-        done = "yes" if result.complete else "" if result.broken else "no"
-        numbers = (f"{result.states:,}", f"{result.steps:,}", str(result.depth), done, f"{result.seconds:.1f}")
-        table.add_row(config.name, result.broken or "nothing", *numbers, style=style)
-        if result.broken and (trace or not as_it_should):
-            console.print(f"{config.name}: {result.broken}", *result.trace, sep="\n", markup=False, highlight=False)
-    console.print(table)
-    sys.exit(failed)
-
-
-def _explore(console: Console, config: Config, seconds: float) -> Result:
-    with console.status(config.name) as status:
-
-        def show(now: Progress) -> None:
-            rate = now.states / max(now.seconds, 0.001)
-            status.update(
-                f"{config.name}: {now.states:,} states, depth {now.depth}, {now.frontier:,} to go, {rate:,.0f} states/s"
-            )
-
-        return explore(config, most_seconds=seconds, progress=show)
+@click.option("--large", is_flag=True, help="The large configurations instead of the small ones.")
+@click.option("--mutants", is_flag=True, help="Leave out guards: how each breaks a promise, step by step.")
+@click.option("--only", default="", metavar="TEXT", help="Only configurations whose name contains it.")
+@click.option("--states", default=10**9, help="Stop each after so many states.")
+@click.option("--minutes", default=10.0**6, help="Stop each after so long.")
+@click.option("--processes", default=os.cpu_count() or 1, show_default=True)
+def main(large: bool, mutants: bool, only: str, states: int, minutes: float, processes: int) -> None:
+    """Explore; ends with status 1 if a promise is broken that should not be, or one is not that should."""
+    jobs = [(m.config, m.breaks) for m in MUTANTS] if mutants else [(c, "") for c in (LARGE if large else SMALL)]
+    jobs = [(config, promise) for config, promise in jobs if only in config.name]
+    console, results = Console(), []
+    with Manager() as manager, ProcessPoolExecutor(processes) as pool:
+        board: Board = manager.dict()
+        waiting: dict[Future[Result], str] = {
+            pool.submit(run, config, promise, states, minutes, board): config.name for config, promise in jobs
+        }
+        with Live(console=console, transient=True, refresh_per_second=4) as live:
+            while len(results) < len(jobs):
+                results = [future.result() for future in waiting if future.done()]
+                live.update(running(board, {each.config for each in results}))
+                time.sleep(0.25)
+    for each in results:
+        if each.trace:
+            console.print(f"\n{each.config}: {each.broken}", style="bold", markup=False, highlight=False)
+            console.print("\n".join(each.trace), markup=False, highlight=False)
+    expected = {config.name: promise for config, promise in jobs}
+    console.print(found(results, expected))
+    sys.exit(any(bool(each.broken) != bool(expected[each.config]) for each in results))
 
 
 if __name__ == "__main__":

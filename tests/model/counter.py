@@ -1,7 +1,7 @@
 """The model's counter: `sync` and `publish` as pure functions, step by step like daycap/scripts/*.lua.
 
-All numbers are ints; time is in ticks. A counter that is missing is None. `Terms.without` names the one guard that
-is left out, to see what breaks without it.
+All numbers are ints; leases are numbered; time is in ticks. A counter that is missing is None. `Terms.without` names
+the guards that are left out, to see what breaks without them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ ACTIVE, PAUSED = 0, 1
 
 
 class Terms(NamedTuple):
-    """The terms of every lease in ticks, the part of what remains that a wish gets, and the guard left out."""
+    """The terms of every lease in ticks, the part of what remains that a wish gets, and the guards left out."""
 
     ttl: int = 1
     guard: int = 0
     grace: int = 0
     share: int = 1
-    without: str = ""
+    without: tuple[str, ...] = ()
 
 
 class Lease(NamedTuple):
@@ -28,6 +28,9 @@ class Lease(NamedTuple):
     events: int = 0
     last_event: int = 0
     deadline: int = 0
+
+
+Leases = tuple[Lease, ...]
 
 
 class Counter(NamedTuple):
@@ -41,11 +44,11 @@ class Counter(NamedTuple):
     given_up: int
     recall_until: int
     fence_until: int
-    leases: tuple[Lease, ...]
+    leases: Leases
 
 
 class Request(NamedTuple):
-    """What a sync says of lease number `lease`; `drawn` stays 0, for a runner never reports it."""
+    """What a sync says of lease number `lease`. `drawn` stays 0, for a runner never reports it."""
 
     lease: int
     run: int
@@ -69,7 +72,7 @@ class Reply(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """One publish: a ledger snapshot, with (drawn, events, last_event) of every lease of the day, in order."""
+    """One publish: a snapshot of the ledger, with (drawn, events, last_event) of every lease of the day, in order."""
 
     run: int
     seq: int
@@ -80,10 +83,11 @@ class Snapshot(NamedTuple):
     expire_before: int = 0
     first_until: int = 0
     chosen: tuple[int, ...] = ()
+    """Which leases to give up, where that is not decided by the counter: only without that guard."""
 
 
 class Published(NamedTuple):
-    """What a publish did: leases given up and what a lifted fence stood over, and the micros of both."""
+    """What a publish did; `expired`: the leases that it gave up, `lifted`: whether a fence has stood long enough."""
 
     opened: bool
     fenced: bool
@@ -98,120 +102,130 @@ NEW = Lease()
 
 def outstanding(lease: Lease, terms: Terms) -> int:
     left = lease.granted - lease.returned - lease.drawn
-    return left if left > 0 or terms.without == "outstanding clamped at 0" else 0
+    return left if left > 0 or "outstanding clamped at 0" in terms.without else 0
 
 
-def leased(leases: tuple[Lease, ...], terms: Terms) -> int:
-    return sum(outstanding(lease, terms) for lease in leases)
+def leased(leases: Leases, terms: Terms) -> int:
+    return sum([outstanding(lease, terms) for lease in leases])
 
 
-def used(spent: int, leases: tuple[Lease, ...], terms: Terms) -> int:
-    """What may not be lent: spent, or drawn though it was not all charged, because the cap was lowered meanwhile."""
-    if terms.without == "what was drawn counts under a lowered cap":
+def used(spent: int, leases: Leases, terms: Terms) -> int:
+    """What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile."""
+    if "what is drawn is used though it was not charged" in terms.without:
         return spent
-    return max(spent, sum(lease.drawn for lease in leases))
+    return max(spent, sum([lease.drawn for lease in leases]))
 
 
 def sync(
-    counter: Counter | None, terms: Terms, now: int, request: Request, *, today: bool = True
+    counter: Counter | None, terms: Terms, now: int, said: Request, *, today: bool = True
 ) -> tuple[Counter | None, Reply]:
     """Take, renew, hand back and put back. `today`: whether the counter's day is the one that it is now."""
     without = terms.without
-    need = request.need
-    if need > 0 and not today and without != "money only for the day that it is":
+    if said.need > 0 and not today:
         return counter, Reply("WRONG_DAY")
-    if counter is None or (counter.run != request.run and without != "run id compared"):
+    if counter is None or (counter.run != said.run and "run id compared" not in without):
         return counter, Reply("NOT_OPEN")
 
-    lease = counter.leases[request.lease]
-    granted = lease.granted if without == "put back accepted" else max(lease.granted, request.granted)
+    lease = counter.leases[said.lease]
+    granted = lease.granted if "put back accepted" in without else max(lease.granted, said.granted)
     lease = lease._replace(
         granted=granted,
-        returned=max(lease.returned, request.returned),
-        drawn=max(lease.drawn, request.drawn),
-        deadline=now + terms.ttl,
+        returned=max(lease.returned, said.returned),
+        drawn=max(lease.drawn, said.drawn),
+        deadline=max(lease.deadline, now + terms.ttl),
     )
-    leases = _with(counter.leases, request.lease, lease)
-    own, total, recall_until = outstanding(lease, terms), leased(leases, terms), counter.recall_until
-
+    counter = counter._replace(leases=_with(counter.leases, said.lease, lease))
     answer = "OK"
     if counter.status == PAUSED:
         answer = "PAUSED"
     elif counter.fence_until > 0:
         answer = "FENCED"
-    elif need > 0:
-        unseen = 0 if without == "granted is absolute" else granted - request.granted
-        missing, remaining = need - unseen, max(0, counter.cap - used(counter.spent, leases, terms) - total)
-        if missing > remaining:
-            answer = "REFUSED"
-            if total > own:
-                recall_until = now + terms.ttl // 2
-        elif missing > 0:
-            give = missing
-            if now >= recall_until:
-                give = max(give, min(missing + request.want - need, remaining // terms.share))
-            lease = lease._replace(granted=granted + give)
-            leases = _with(counter.leases, request.lease, lease)
-            total += outstanding(lease, terms) - own
+    elif said.need > 0:
+        answer, counter = _grant(counter, terms, now, said)
 
-    counter = counter._replace(leases=leases, recall_until=recall_until)
-    if without == "granted is absolute":  # What is said is what this request was granted, beyond what it said.
-        lease = lease._replace(granted=request.granted + lease.granted - granted)
-    recall = int(now < recall_until or used(counter.spent, leases, terms) + total > counter.cap)
+    lease, total = counter.leases[said.lease], leased(counter.leases, terms)
+    told = lease.granted
+    if "granted is absolute" in without:  # Instead of the running total: what this one was granted.
+        told = said.granted + lease.granted - granted
+    recall = now < counter.recall_until or used(counter.spent, counter.leases, terms) + total > counter.cap
     return counter, Reply(
-        answer, lease.granted, lease.drawn, lease.events, lease.last_event, counter.cap, counter.spent, total, recall
+        answer, told, lease.drawn, lease.events, lease.last_event, counter.cap, counter.spent, total, int(recall)
     )
 
 
-def publish(counter: Counter | None, terms: Terms, now: int, said: Snapshot) -> tuple[Counter, Published]:
-    """Warm the counter with one ledger snapshot; open it where it is missing or of another life of the server."""
-    without = terms.without
-    opened = counter is None or (counter.run != said.run and without != "run id compared")
-    known = counter is not None
-    if counter is None:
-        counter = Counter(said.run, 0, ACTIVE, 0, 0, 0, 0, 0, (NEW,) * len(said.totals))
-    seq, status, cap, spent = counter.seq, counter.status, counter.cap, counter.spent
-    fence_until, leases = counter.fence_until, list(counter.leases)
-    if opened:
-        first = said.first_until > 0 if without == "first is a time limit" else now < said.first_until
-        if (known or not first) and without != "fence":
-            fence_until = now + terms.ttl + terms.guard
-        if without == "what an old copy had lent is forgotten":
-            leases = [each._replace(deadline=max(each.deadline, now + terms.ttl)) for each in leases]
-        else:
-            leases = [each._replace(granted=0, returned=0) for each in leases]
-    elif now < said.first_until:
-        fence_until = 0
+def _grant(counter: Counter, terms: Terms, now: int, said: Request) -> tuple[str, Counter]:
+    lease, total = counter.leases[said.lease], leased(counter.leases, terms)
+    # What was granted beyond the runner's total went out in a reply that it never saw: that counts first.
+    unseen = 0 if "granted is absolute" in terms.without else lease.granted - said.granted
+    missing = said.need - unseen
+    remaining = max(0, counter.cap - used(counter.spent, counter.leases, terms) - total)
+    if missing > remaining:
+        others = total > outstanding(lease, terms)
+        return "REFUSED", counter._replace(recall_until=now + terms.ttl // 2) if others else counter
+    if missing <= 0:
+        return "OK", counter
+    give = missing
+    if now >= counter.recall_until:
+        give = max(give, min(missing + said.want - said.need, remaining // terms.share))
+    lease = lease._replace(granted=lease.granted + give)
+    return "OK", counter._replace(leases=_with(counter.leases, said.lease, lease))
 
-    if said.seq >= seq or without == "older seq ignored":
-        seq, status, cap, spent = said.seq, said.status, said.cap, said.spent
+
+def publish(
+    counter: Counter | None, terms: Terms, now: int, said: Snapshot, *, ahead: bool = False, over: bool = False
+) -> tuple[Counter, Published]:
+    """Warm the counter with one ledger snapshot; open it where it is missing or of another life of the server.
+
+    `ahead`: the day begins more than a ttl from now; `over`: it has ended.
+    """
+    opened = counter is None or (counter.run != said.run and "run id compared" not in terms.without)
+    counter = _open(counter, terms, now, said, ahead=ahead) if opened else counter
+    assert counter is not None
+    first = said.first_until > 0 if "first is a time limit" in terms.without else now < said.first_until
+    fence_until = 0 if first and not opened else counter.fence_until
+    if said.seq >= counter.seq or "older seq ignored" in terms.without:
+        counter = counter._replace(seq=said.seq, status=said.status, cap=said.cap, spent=said.spent)
+
+    leases, given_up, expired = list(counter.leases), 0, []
     for number, (drawn, events, last_event) in enumerate(said.totals):
         old = leases[number]
-        leases[number] = old._replace(
+        lease = old._replace(
             drawn=max(old.drawn, drawn), events=max(old.events, events), last_event=max(old.last_event, last_event)
         )
-
-    given_up, expired = 0, []
-    for number, lease in enumerate(leases):
-        left = outstanding(lease, terms)
-        over = 0 < lease.deadline + terms.grace < said.expire_before
-        if without == "expiry decided inside the script":
-            over = number in said.chosen
-        if left > 0 and over:
+        dead = lease.deadline + terms.grace < said.expire_before
+        if "expiry decided inside the script" in terms.without:
+            dead = number in said.chosen
+        if dead and (left := outstanding(lease, terms)) > 0:
             given_up += left
-            leases[number] = lease._replace(granted=0, returned=0)
             expired.append(number)
-    total = leased(tuple(leases), terms)
+            lease = lease._replace(granted=0, returned=0)
+        leases[number] = lease
+    counter = counter._replace(leases=tuple(leases))
+
+    total = leased(counter.leases, terms)
     lifted = fence_until > 0 and fence_until + terms.grace < said.expire_before
     if lifted:
-        given_up += max(0, cap - used(spent, tuple(leases), terms) - total)
+        free = counter.cap - used(counter.spent, counter.leases, terms) - total
+        given_up += 0 if over else max(0, free)
         fence_until = 0
-
-    counter = Counter(
-        said.run, seq, status, cap, spent, counter.given_up + given_up, counter.recall_until, fence_until, tuple(leases)
-    )
+    counter = counter._replace(run=said.run, given_up=counter.given_up + given_up, fence_until=fence_until)
     return counter, Published(opened, fence_until > 0, total, given_up, tuple(expired), lifted)
 
 
-def _with(leases: tuple[Lease, ...], number: int, lease: Lease) -> tuple[Lease, ...]:
+def _open(counter: Counter | None, terms: Terms, now: int, said: Snapshot, *, ahead: bool) -> Counter:
+    known = counter is not None
+    if counter is None:
+        counter = Counter(said.run, 0, ACTIVE, 0, 0, 0, 0, 0, (NEW,) * len(said.totals))
+    fence_until, leases = counter.fence_until, counter.leases
+    first = said.first_until > 0 if "first is a time limit" in terms.without else now < said.first_until
+    if (known or not first) and not ahead and "fence" not in terms.without:
+        fence_until = now + terms.ttl + terms.guard
+    if "what an old copy had lent is forgotten" in terms.without:
+        leases = tuple([each._replace(deadline=max(each.deadline, now + terms.ttl)) for each in leases])
+    else:
+        leases = tuple([each._replace(granted=0, returned=0) for each in leases])
+    return counter._replace(fence_until=fence_until, leases=leases)
+
+
+def _with(leases: Leases, number: int, lease: Lease) -> Leases:
     return (*leases[:number], lease, *leases[number + 1 :])

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import time
 from array import array
 from collections.abc import Callable
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tests.model.promises import broken, tidy
-from tests.model.protocol import Config, Protocol, State
+from tests.model.promises import Tidy, broken, quiet
+from tests.model.protocol import Protocol
+from tests.model.state import NONE, Config, State
 
 
 class Result(NamedTuple):
-    """What an exploration found. `trace` is one line for each step to the broken promise."""
+    """What an exploration found. `trace` has a line for each step to the broken promise."""
 
     config: str
-    without: str
     states: int
     steps: int
     depth: int
@@ -28,6 +28,8 @@ class Result(NamedTuple):
 
 
 class Progress(NamedTuple):
+    """How far an exploration is; `frontier` is how many states were found and not yet looked at."""
+
     states: int
     depth: int
     frontier: int
@@ -35,89 +37,117 @@ class Progress(NamedTuple):
 
 
 class _Pool:
-    """States as short bytes: each part of a state is kept once and named by a number."""
+    """States as short keys: each part of a state is kept once and named by a number."""
 
-    def __init__(self, parts: int) -> None:
-        self._numbers: list[dict[object, int]] = [{} for _ in range(parts)]
-        self._kept: list[list[object]] = [[] for _ in range(parts)]
-        self._pack = struct.Struct(f"{parts}I")
+    def __init__(self) -> None:
+        parts = len(State._fields)
+        self._numbers: list[dict[Any, int]] = [{} for _ in range(parts)]
+        self._kept: list[list[Any]] = [[] for _ in range(parts)]
+        self._struct = struct.Struct(f"{parts}I")
 
-    def key(self, s: State) -> bytes:
-        numbers = []
-        for part, known, kept in zip(s, self._numbers, self._kept, strict=True):
-            number = known.setdefault(part, len(kept))
-            if number == len(kept):
-                kept.append(part)
-            numbers.append(number)
-        return self._pack.pack(*numbers)
-
-    def state(self, key: bytes) -> State:
-        return State(*[kept[n] for kept, n in zip(self._kept, self._pack.unpack(key), strict=True)])  # type: ignore[arg-type]
-
-
-def explore(
-    config: Config,
-    *,
-    most_states: int = 10**9,
-    most_seconds: float = 10**9,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> Result:
-    """Explore `config` until all is seen, a promise is broken, or a limit is reached."""
-    protocol, started = Protocol(config), time.monotonic()
-    pool = _Pool(len(State._fields))
-    first = pool.key(tidy(protocol, protocol.initial()))
-    seen, order, parents = {first}, [first], array("q", [-1])
-    layer_ends, depth, steps, at = 1, 0, 0, 0
-
-    def result(complete: bool, why: str = "", last: tuple[int, bytes] | None = None) -> Result:
-        trace = _trace(protocol, pool, order, parents, last) if last else ()
-        seconds = time.monotonic() - started
-        return Result(config.name, config.terms.without, len(order), steps, depth, complete, seconds, why, trace)
-
-    while at < len(order):
-        if at == layer_ends:
-            layer_ends, depth = len(order), depth + 1
-        if at % 2000 == 0:
-            seconds = time.monotonic() - started
-            progress(Progress(len(order), depth, len(order) - at, seconds))
-            if len(order) >= most_states or seconds >= most_seconds:
-                return result(complete=False)
-        for _, state, broke in protocol.steps(pool.state(order[at])):
-            steps += 1
-            after = tidy(protocol, state)
-            key = pool.key(after)
-            if key in seen and not broke:
+    def key(self, s: State, before: State | None = None, numbers_before: tuple[int, ...] = ()) -> bytes:
+        """The key of `s`; parts that it shares with `before`, whose numbers are given, are not looked up."""
+        numbers = list(numbers_before) or [-1] * len(s)
+        for place, part in enumerate(s):
+            if before is not None and part is before[place]:
                 continue
-            why = broke or broken(protocol, after)
-            if why:
-                depth += 1
-                return result(complete=False, why=why, last=(at, key))
-            seen.add(key)
-            order.append(key)
-            parents.append(at)
-        at += 1
-    return result(complete=True)
+            number = self._numbers[place].setdefault(part, len(self._kept[place]))
+            if number == len(self._kept[place]):
+                self._kept[place].append(part)
+            numbers[place] = number
+        return self._struct.pack(*numbers)
+
+    def state(self, key: bytes) -> tuple[State, tuple[int, ...]]:
+        """The state of a key, and the numbers of its parts."""
+        numbers = self._struct.unpack(key)
+        return State._make([kept[number] for kept, number in zip(self._kept, numbers, strict=True)]), numbers
 
 
-def _trace(
-    protocol: Protocol, pool: _Pool, order: list[bytes], parents: array[int], last: tuple[int, bytes]
-) -> tuple[str, ...]:
-    """The steps to the last state, found again from each state on the way."""
-    at, key = last
-    keys = [key]
-    while at >= 0:
-        keys.append(order[at])
-        at = parents[at]
-    keys.reverse()
-    lines = []
-    for number, (before, after) in enumerate(pairwise(keys), 1):
-        found = None
-        for what, state, why in protocol.steps(pool.state(before)):
-            if pool.key(tidy(protocol, state)) == after and (found is None or why):
-                found = what
-        lines.append(f"{number:3}. {told(found or ())}")
-    return tuple(lines)
+class Exploration:
+    """All states of `config` that can be reached. `promise` is the one that is looked for, if not any."""
+
+    def __init__(self, config: Config, promise: str = "") -> None:
+        self._protocol = Protocol(config)
+        self._tidy = Tidy(self._protocol)
+        self._pool = _Pool()
+        self._promise = promise
+        first = self._pool.key(self._tidy(self._protocol.initial()))
+        self._seen, self._order, self._parents = {first}, [first], array("q", [-1])
+        self._steps = self._depth = 0
+
+    def run(
+        self,
+        most_states: int = 10**9,
+        most_seconds: float = 10**9,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Result:
+        """Explore until all is seen, a promise is broken, or a limit is reached."""
+        began, at, layer_ends = time.monotonic(), 0, 1
+        collecting = gc.isenabled()
+        gc.disable()  # Millions of tuples, and no cycles among them.
+        try:
+            while at < len(self._order):
+                if at == layer_ends:
+                    layer_ends, self._depth = len(self._order), self._depth + 1
+                if at % 1000 == 0:
+                    seconds = time.monotonic() - began
+                    progress(Progress(len(self._order), self._depth, len(self._order) - at, seconds))
+                    if len(self._order) >= most_states or seconds >= most_seconds:
+                        return self._result(began, complete=False)
+                found = self._look(at)
+                if found is not None:
+                    self._depth += 1
+                    return self._result(began, complete=False, why=found[0], trace=self._trace(at, found[1]))
+                at += 1
+            return self._result(began, complete=True)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def states_at_rest(self) -> set[State]:
+        """Those that were found in which nothing is under way."""
+        states = [self._pool.state(key)[0] for key in self._order]
+        return {s._replace(focus=NONE) for s in states if quiet(s)}
+
+    def _look(self, at: int) -> tuple[str, bytes] | None:
+        """Take every step from one state; the first that breaks the promise, with its state's key."""
+        state, numbers = self._pool.state(self._order[at])
+        for _, after, breaks in self._protocol.steps(state):
+            self._steps += 1
+            tidy = self._tidy(after)
+            key = self._pool.key(tidy, state, numbers)
+            new = key not in self._seen
+            why = breaks or (broken(self._protocol, tidy) if new else "")
+            if why and why.startswith(self._promise):
+                return why, key
+            if new:
+                self._seen.add(key)
+                self._order.append(key)
+                self._parents.append(at)
+        return None
+
+    def _result(self, began: float, *, complete: bool, why: str = "", trace: tuple[str, ...] = ()) -> Result:
+        name, seconds = self._protocol.config.name, time.monotonic() - began
+        return Result(name, len(self._order), self._steps, self._depth, complete, seconds, why, trace)
+
+    def _trace(self, at: int, last: bytes) -> tuple[str, ...]:
+        """The steps to the last state, found again one by one, with each runner under the name that it began with."""
+        keys = [last]
+        while at >= 0:
+            keys.append(self._order[at])
+            at = self._parents[at]
+        state, lines = self._protocol.initial(), []
+        for number, key in enumerate(reversed(keys[:-1]), 1):
+            reached = [
+                (why, what, after)
+                for what, after, why in self._protocol.steps(state)
+                if key in (self._pool.key(alike) for alike in self._tidy.alike(after))
+            ]
+            _, what, state = max(reached, key=lambda step: step[0])
+            lines.append(f"{number:3}. {what}")
+        return tuple(lines)
 
 
-def told(what: tuple[object, ...]) -> str:
-    return f"{what[0]}: " + ", ".join(str(word) for word in what[1:] if word != "") if len(what) > 1 else str(what[0])
+def explore(config: Config, promise: str = "", **limits: Any) -> Result:
+    """See `Exploration`."""
+    return Exploration(config, promise).run(**limits)

@@ -1,96 +1,184 @@
-"""The model's counter and the real ones give the same answers to the same random questions.
-
-On the scripts in this process and in memory, whose clocks the test sets: a tick of the model is a second.
-"""
+"""The real counters against the model's: the same random questions, the same answers, so that none drifts away."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
 
 import pytest
+import redis
 
-from daycap.clock import day_of, day_start_ms
+from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.counter import ACTIVE, PAUSED, Counter, DaySnapshot, LeaseTerms, LeaseTotals, SyncRequest
 from daycap.memory_counter import MemoryCounter
+from daycap.redis_counter import RedisCounter, counter_key
 from tests.model import counter as model
 from tests.simulation.scripts_in_process import ScriptsInProcess
 
-START_MS = day_start_ms("2026-03-02")
-DAY = day_of(START_MS)
-TTL, GUARD, GRACE = 6, 1, 2
+DAY = "2026-11-24"
+BEGIN_MS, END_MS = day_start_ms(DAY), day_start_ms(DAY) + DAY_MS
 LEASES = ("a" * 32, "b" * 32, "c" * 32)
-STATUS = {model.ACTIVE: ACTIVE, model.PAUSED: PAUSED}
+SHORT = LeaseTerms(ttl_ms=30, guard_ms=5, grace_ms=7)
+LONG = LeaseTerms(ttl_ms=10**8, guard_ms=10**7, grace_ms=10**7)
+STEPS = 40
 
-Made = Callable[[Callable[[], int]], Counter]
+
+class Both:
+    """The model's counter and a real one, which are asked the same. `margin_ms` is what times are away from now."""
+
+    def __init__(self, real: Counter, terms: LeaseTerms, day: str, agent: str = "agent", margin_ms: int = 1) -> None:
+        self.real, self.real_terms, self.day, self.agent, self.margin_ms = real, terms, day, agent, margin_ms
+        self.begin_ms = day_start_ms(day)
+        self.terms = model.Terms(terms.ttl_ms, terms.guard_ms, terms.grace_ms, share=8)
+        self.counter: model.Counter | None = None
+        self.run = 1
+
+    def sync(self, random: Random, now_ms: int) -> None:
+        lease = random.randrange(3)
+        known = self.counter.leases[lease] if self.counter is not None else model.NEW
+        # Mostly what a runner would say, or said a while ago; at times anything.
+        granted = random.choice((known.granted, known.granted, random.randint(0, 30)))
+        returned = random.choice((known.returned, known.returned, random.randint(0, granted)))
+        need = random.choice((0, random.randint(1, 20)))
+        want = need + random.choice((0, random.randint(0, 20))) if need else 0
+        request = model.Request(lease, self.run, granted, returned, need, want)
+
+        today = self.begin_ms <= now_ms < self.begin_ms + DAY_MS
+        self.counter, expected = model.sync(self.counter, self.terms, now_ms, request, today=today)
+        (reply,) = self.real.sync([SyncRequest(self.agent, self.day, LEASES[lease], granted, returned, need, want)])
+        assert (str(reply.answer), *reply[2:6], *reply[7:10], int(reply.recall)) == expected
+
+    def publish(self, random: Random, now_ms: int) -> None:
+        seq, status = random.randint(0, 5), random.choice((model.ACTIVE, model.ACTIVE, model.ACTIVE, model.PAUSED))
+        totals = tuple(
+            (random.randint(0, 12), random.randint(0, 3), random.randint(0, 3)) if random.random() < 0.3 else (0, 0, 0)
+            for _ in LEASES
+        )
+        cap, spent = random.randint(0, 60), random.randint(0, 20)
+        expire_before_ms = random.choice((0, now_ms + random.randint(-60, 30) * self.margin_ms))
+        first_until_ms = random.choice((0, 0, now_ms + random.randint(-5, 5) * self.margin_ms))
+        said = model.Snapshot(self.run, seq, status, cap, spent, totals, expire_before_ms, first_until_ms)
+
+        ahead, over = now_ms + self.terms.ttl < self.begin_ms, now_ms >= self.begin_ms + DAY_MS
+        self.counter, expected = model.publish(self.counter, self.terms, now_ms, said, ahead=ahead, over=over)
+        leases = [LeaseTotals(name, *each) for name, each in zip(LEASES, totals, strict=True) if any(each)]
+        real_status = PAUSED if status == model.PAUSED else ACTIVE
+        snapshot = DaySnapshot(self.agent, self.day, seq, real_status, cap, spent, tuple(leases))
+        (reply,) = self.real.publish(
+            [snapshot], self.real_terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms
+        )
+        assert reply is not None
+        assert (reply.opened, reply.fenced, reply.leased_micros, reply.given_up_micros) == expected[:4]
+
+    def look(self) -> None:
+        """What both keep is the same, too."""
+        (reading,) = self.real.read([(self.agent, self.day)])
+        counter = self.counter
+        if counter is None or counter.run != self.run:
+            assert reading is None
+            return
+        assert reading is not None
+        assert tuple(reading)[1:] == (
+            counter.seq,
+            PAUSED if counter.status == model.PAUSED else ACTIVE,
+            counter.cap,
+            counter.spent,
+            sum(lease.drawn for lease in counter.leases),
+            model.leased(counter.leases, self.terms),
+            counter.given_up,
+            counter.fence_until > 0,
+        )
 
 
-@pytest.mark.parametrize("make", [ScriptsInProcess, MemoryCounter], ids=["scripts", "memory"])
-@pytest.mark.parametrize("seed", range(60))
-def test_the_same_questions_get_the_same_answers(make: Made, seed: int) -> None:
-    rng, now = random.Random(seed), [1]
-    real = make(lambda: START_MS + now[0] * 1000)
-    terms = model.Terms(ttl=TTL, guard=GUARD, grace=GRACE, share=8)
-    real_terms = LeaseTerms(TTL * 1000, GUARD * 1000, GRACE * 1000)
-    modelled: model.Counter | None = None
-    totals = {lease: [0, 0, 0] for lease in LEASES}
-    seq = 0
+class Clock:
+    """Begins before, in, or at the end of the day."""
 
-    for _ in range(60):
-        now[0] += rng.choice([0, 0, 1, 1, 3, 7])
-        chance = rng.random()
-        if chance < 0.6:
-            number = rng.randrange(len(LEASES))
-            granted = rng.randrange(30)
-            need = rng.choice([0, 0, 1, 5, 20])
-            want = need + rng.choice([0, 3])
-            request = model.Request(number, 1, granted, rng.randrange(granted + 1), need, want)
-            modelled, reply = model.sync(modelled, terms, now[0], request)
-            (said,) = real.sync(
-                [SyncRequest("agent", DAY, LEASES[number], request.granted, request.returned, need, want)]
-            )
-            assert said.answer == reply.answer
-            if said.answer.taken:
-                told = (said.granted_micros, said.drawn_micros, said.events, said.last_event, said.cap_micros)
-                assert told == (reply.granted, reply.drawn, reply.events, reply.last_event, reply.cap)
-                assert (said.spent_micros, said.leased_micros, int(said.recall)) == (
-                    reply.spent,
-                    reply.leased,
-                    reply.recall,
-                )
-        elif chance < 0.95:
-            lease = rng.choice(LEASES)
-            totals[lease] = [value + rng.randrange(4) for value in totals[lease]]
-            seq += rng.choice([0, 1, 1])
-            old = max(0, seq - rng.choice([0, 0, 0, 1]))
-            status, cap, spent = (
-                rng.choice([model.ACTIVE] * 4 + [model.PAUSED]),
-                rng.choice([10, 60]),
-                rng.randrange(30),
-            )
-            expire_before = rng.choice([0, now[0]])
-            first_until = rng.choice([0, 0, now[0] + 5])
-            snapshot = model.Snapshot(
-                1,
-                old,
-                status,
-                cap,
-                spent,
-                tuple(map(tuple, totals.values())),
-                expire_before,
-                first_until,  # type: ignore[arg-type]
-            )
-            modelled, done = model.publish(modelled, terms, now[0], snapshot)
-            leases = tuple(LeaseTotals(name, *values) for name, values in totals.items())
-            (published,) = real.publish(
-                [DaySnapshot("agent", DAY, old, STATUS[status], cap, spent, leases)],
-                real_terms,
-                expire_before_ms=START_MS + expire_before * 1000 if expire_before else 0,
-                first_until_ms=START_MS + first_until * 1000 if first_until else 0,
-            )
-            assert published is not None
-            assert (published.opened, published.fenced) == (done.opened, done.fenced)
-            assert (published.leased_micros, published.given_up_micros) == (done.leased, done.given_up)
-        elif isinstance(real, ScriptsInProcess | MemoryCounter):
-            real.flush()
-            modelled = None
+    def __init__(self, random: Random) -> None:
+        self.ms = random.choice((BEGIN_MS - 500, BEGIN_MS - 20, BEGIN_MS + DAY_MS // 2, END_MS - 30))
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def wait(self, random: Random) -> None:
+        self.ms += random.randint(1, 40)
+
+
+def compare(both: Both, random: Random, now_ms: Callable[[], int], others: dict[str, Callable[[], None]]) -> None:
+    """Take random steps with both; `others` are those that are not the protocol's."""
+    names = ["sync"] * 6 + ["publish"] * 3 + list(others)
+    for name in random.choices(names, k=STEPS):
+        if name in others:
+            others[name]()
+        else:
+            getattr(both, name)(random, now_ms())
+        both.look()
+
+
+@pytest.mark.parametrize("hundreds", range(10))
+def test_the_counter_in_memory_is_the_models(hundreds: int) -> None:
+    for seed in range(100 * hundreds, 100 * hundreds + 100):
+        random = Random(seed)
+        clock = Clock(random)
+        counter = MemoryCounter(clock.now_ms)
+        both = Both(counter, SHORT, DAY)
+
+        def flush(both: Both = both, counter: MemoryCounter = counter) -> None:
+            counter.flush()
+            both.counter = None
+
+        compare(both, random, clock.now_ms, {"flush": flush, "wait": lambda c=clock, r=random: c.wait(r)})
+
+
+@pytest.mark.parametrize("hundreds", range(10))
+def test_the_scripts_are_the_models(hundreds: int) -> None:
+    for seed in range(100 * hundreds, 100 * hundreds + 100):
+        random = Random(seed)
+        clock = Clock(random)
+        counter = ScriptsInProcess(clock.now_ms)
+        both = Both(counter, SHORT, DAY)
+
+        def flush(both: Both = both, counter: ScriptsInProcess = counter) -> None:
+            counter.flush()
+            both.counter = None
+
+        def another_life_of_the_server(both: Both = both, counter: ScriptsInProcess = counter) -> None:
+            counter.restart(counter.copy())
+            both.run += 1
+
+        others = {"flush": flush, "life": another_life_of_the_server, "wait": lambda c=clock, r=random: c.wait(r)}
+        compare(both, random, clock.now_ms, others)
+
+
+@pytest.fixture(scope="module")
+def server(redis_server: Any) -> Iterator[tuple[RedisCounter, redis.Redis]]:
+    counter = RedisCounter(redis_server.url(), timeout_s=5)
+    client = redis.Redis.from_url(redis_server.url())
+    yield counter, client
+    counter.close()
+    client.close()
+
+
+_agents = itertools.count()
+
+
+@pytest.mark.parametrize("tens", range(10))
+def test_the_counter_in_redis_is_the_models(server: tuple[RedisCounter, redis.Redis], tens: int) -> None:
+    """A server's clock is not ours: the terms are so long that no time passes here which matters."""
+    counter, client = server
+    for seed in range(10 * tens, 10 * tens + 10):
+        begin_ms = counter.now_ms()
+        both = Both(counter, LONG, day_of(begin_ms), f"model-{next(_agents)}", margin_ms=10**7)
+        key = counter_key(both.agent, both.day)
+
+        def flush(both: Both = both, key: str = key) -> None:
+            client.delete(key)
+            both.counter = None
+
+        def old_copy(both: Both = both, key: str = key) -> None:
+            if both.counter is not None and both.counter.run == both.run:
+                client.hset(key, "run_id", "another life")
+                both.counter = both.counter._replace(run=0)
+
+        compare(both, Random(seed), lambda begin_ms=begin_ms: begin_ms, {"flush": flush, "old copy": old_copy})
