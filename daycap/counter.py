@@ -54,7 +54,8 @@ class SyncRequest(NamedTuple):
 class SyncReply(NamedTuple):
     """The counter's totals of the lease and its day. Only `answer` and `now_ms` mean anything if not taken.
 
-    `now_ms` is the counter's own clock; `recall` asks for money that is set aside and not in use.
+    `now_ms` is the counter's own clock; `spent_micros` counts with what was drawn and not charged, because the cap
+    was lowered meanwhile; `recall` asks for money that is set aside and not in use.
     """
 
     answer: Answer

@@ -59,7 +59,8 @@ class CapExceeded(AgentRefused):
     """the estimate would pass the agent's cap of the day
 
     All amounts are micros, as the counter knew them when it refused: `estimate_micros` asked for,
-    `cap_micros`, `spent_micros` settled, `leased_micros` set aside by other runners,
+    `cap_micros`, `spent_micros` settled (with what was drawn uncharged under a cap since raised),
+    `leased_micros` set aside by other runners,
     `remaining_micros` what could still be reserved here. `day` is the UTC date that the cap is for and
     `day_ends_in_s` the seconds until it ends.
     """

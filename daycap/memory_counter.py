@@ -202,7 +202,7 @@ class MemoryCounter(Counter):
             lease.last_event,
             day.ttl_ms,
             day.cap,
-            day.spent,
+            day.used,
             leased,
             now_ms < day.recall_until_ms or day.used + leased > day.cap,
         )

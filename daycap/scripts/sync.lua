@@ -8,7 +8,7 @@
 -- ARGV[6]  need: micros that the runner needs beyond `granted`; 0 only renews and hands back
 -- ARGV[7]  want: micros that it would like, at least `need`
 --
--- reply    answer, now_ms [, granted, drawn, events, last_event, ttl_ms, cap, spent, leased, recall]
+-- reply    answer, now_ms [, granted, drawn, events, last_event, ttl_ms, cap, used, leased, recall]
 --
 -- Fields of the counter: run_id seq status cap spent drawn leased given_up ttl_ms recall_until_ms fence_until_ms, and
 -- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day. A counter that
@@ -87,4 +87,4 @@ redis.call('HSET', key, lease_field,
   'leased', string.format('%.0f', leased), 'recall_until_ms', string.format('%.0f', recall_until_ms))
 
 local recall = (now_ms < recall_until_ms or used + leased > cap) and 1 or 0
-return { answer, now_ms, granted, drawn, events, last_event, ttl_ms, cap, spent, leased, recall }
+return { answer, now_ms, granted, drawn, events, last_event, ttl_ms, cap, used, leased, recall }

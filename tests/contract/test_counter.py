@@ -208,7 +208,8 @@ def test_what_was_drawn_under_a_lowered_cap_counts_when_it_is_raised_again(count
     (reading,) = counter.read([("agent", today)])
     assert reading is not None
     assert (reading.spent_micros, reading.drawn_micros, reading.remaining_micros) == (10, 60, 40)
-    assert sync(counter, today, B, need=41).answer is Answer.REFUSED
+    refused = sync(counter, today, B, need=41)
+    assert (refused.answer, refused.spent_micros) == (Answer.REFUSED, 60)
     assert sync(counter, today, B, need=40).answer is Answer.OK
 
 

@@ -72,8 +72,8 @@ def test_each_answer_says_all_there_is_to_say(day: Day) -> None:
     assert day.publish(LeaseTotals(A, 25, 2, 3), cap_micros=800, spent_micros=20, seq=5) == PublishReply(
         NOON_MS, 5, False, False, False, 35, 0
     )
-    assert day.sync(B, need=5) == SyncReply(Answer.OK, NOON_MS, 5, 0, 0, 0, 30_000, 800, 20, 40, False)
-    assert day.sync(A, granted=60) == SyncReply(Answer.OK, NOON_MS, 60, 25, 2, 3, 30_000, 800, 20, 40, False)
+    assert day.sync(B, need=5) == SyncReply(Answer.OK, NOON_MS, 5, 0, 0, 0, 30_000, 800, 25, 40, False)
+    assert day.sync(A, granted=60) == SyncReply(Answer.OK, NOON_MS, 60, 25, 2, 3, 30_000, 800, 25, 40, False)
     assert day.read() == DayReading(NOON_MS, 5, ACTIVE, 800, 20, 25, 40, 0, False)
 
 

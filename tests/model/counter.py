@@ -147,9 +147,10 @@ def sync(
     told = lease.granted
     if "granted is absolute" in without:  # Instead of the running total: what this one was granted.
         told = said.granted + lease.granted - granted
-    recall = now < counter.recall_until or used(counter.spent, counter.leases, terms) + total > counter.cap
+    spent = used(counter.spent, counter.leases, terms)
+    recall = now < counter.recall_until or spent + total > counter.cap
     return counter, Reply(
-        answer, told, lease.drawn, lease.events, lease.last_event, counter.cap, counter.spent, total, int(recall)
+        answer, told, lease.drawn, lease.events, lease.last_event, counter.cap, spent, total, int(recall)
     )
 
 
