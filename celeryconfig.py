@@ -11,6 +11,7 @@ from daycap.errors import InvalidSetting
 from daycap.settings import Settings
 from daycap.urls import celery_broker
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
+from worker.gather import MOST_MESSAGES
 
 try:
     _settings = Settings.from_env()
@@ -35,8 +36,8 @@ if _on_redis:
     broker_transport = "worker.broker:RedisTransport"  # Stock workers end at a malformed message, or at a restart.
     broker_transport_options = {
         # What a killed worker had comes back after this, and until then expire and fences wait for it: not longer than
-        # its runners' leases live. A worker has one message at a time, and hardly ever for as long: a batch, the wait
-        # for a busy ledger and the backoff. If it does, the message is delivered twice, which settle bears.
+        # its runners' leases live. A worker hardly ever has a message for as long: a batch, the wait for a busy ledger
+        # and the backoff. If it does, the message is delivered twice, which settle bears.
         "visibility_timeout": min(30, max(5, round(_lease_life_s))),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
@@ -75,6 +76,8 @@ imports = ("tasks.finalize", "tasks.control", "tasks.housekeeping")
 worker_pool = "solo"  # Settling is one transaction at a time; a second process would only wait for the lock.
 task_acks_late = True  # An event leaves the queue after its commit, never before.
 task_reject_on_worker_lost = True  # And goes back into it when the process that held it is gone.
+worker_prefetch_multiplier = MOST_MESSAGES  # Of a pool of one: as many as one transaction settles.
+worker_enable_prefetch_count_reduction = False  # What was gathered before a connection was lost runs nowhere.
 worker_cancel_long_running_tasks_on_connection_loss = False  # A commit under way is finished; P2 bears the repeat.
 worker_send_task_events = True  # Flower shows what happens.
 task_send_sent_event = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ def new_lease_id(agent: str, day: str, random: bytes) -> str:
     return f"{name}.{_lease_check(name, agent, day)}"
 
 
+@functools.lru_cache(maxsize=10_000)
 def lease_fits(lease: str, agent: str, day: str) -> bool:
     """False if `lease` was made by `new_lease_id` for another agent or another day."""
     bound = _BOUND_LEASE.fullmatch(lease)

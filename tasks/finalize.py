@@ -1,18 +1,22 @@
-"""daycap.finalize: settle a message's events, then publish. Acknowledged after the commit, never before."""
+"""daycap.finalize: settle the events of messages, then publish. Acknowledged after the commit, never before."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from celery import Celery
 from celery.exceptions import Reject
+from celery.worker.strategy import default
 
 from daycap.wire import FINALIZE_TASK, MAX_EVENTS_PER_MESSAGE
 from worker import metrics, retention
 from worker.celery import app
 from worker.dead_letters import DeadLetter, Kind
 from worker.deployment import deployment
+from worker.gather import Arguments, Gathered
 from worker.settle import Outcome, keep, settle
 
 logger = logging.getLogger("daycap.worker")
@@ -30,54 +34,77 @@ class _Backoff:
     failures = 0
 
 
-@app.task(name=FINALIZE_TASK)
+@app.task(name=FINALIZE_TASK, Strategy="tasks.finalize:gathering")
 def finalize(*args: Any, **kwargs: Any) -> dict[str, int]:
-    """Settle `events`; whatever else arrives is kept as a dead letter. Returns counts, for Flower."""
+    """Settle `events`; whatever else arrives is kept as a dead letter. Returns counts.
+
+    What nobody waits for is gathered first: this runs for the other messages only.
+    """
+    try:
+        return settle_messages([(args, kwargs)])
+    except Exception as error:
+        raise Reject("not settled", requeue=True) from error
+
+
+def gathering(task: Any, app: Celery, consumer: Any) -> Any:
+    """Celery's strategy for the messages of this task: the default one, over a consumer that gathers."""
+    return default(task, app, Gathered(consumer, settle_messages))
+
+
+def settle_messages(messages: Sequence[Arguments]) -> dict[str, int]:
+    """Settle the events of `messages`, publish and say what became of them, as Flower shows it.
+
+    Raises, after a wait, what made the ledger refuse; then all may be sent again.
+    """
     started = time.perf_counter()
     try:
-        outcome = _settle(args, kwargs)
+        outcome = _settle(messages)
     except Exception as error:
-        raise _give_back(error) from error
+        _wait_after(error)
+        raise
     _Backoff.failures = 0
     deployment().publisher.publish(outcome.snapshots)
     metrics.count(outcome)
     metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+    counts = {
+        "settled": outcome.settled,
+        "duplicates": outcome.duplicates,
+        "dead_letters": len(outcome.dead_letters),
+    }
     logger.info(
-        "settled %d, duplicates %d, dead letters %d, charged %d micros, uncovered %d micros",
-        outcome.settled,
-        outcome.duplicates,
-        len(outcome.dead_letters),
+        "%d messages: settled %d, duplicates %d, dead letters %d, charged %d micros, uncovered %d micros",
+        len(messages),
+        *counts.values(),
         outcome.charged_micros,
         outcome.uncovered_micros,
     )
     for letter in outcome.dead_letters[:_MOST_LETTERS_LOGGED]:
         logger.error("dead letter %s (%s): %s", letter.id, letter.kind, letter.reason)
-    return {
-        "settled": outcome.settled,
-        "duplicates": outcome.duplicates,
-        "dead_letters": len(outcome.dead_letters),
-    }
+    return counts
 
 
-def _settle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+def _settle(messages: Sequence[Arguments]) -> Outcome:
     parts = deployment()
-    events = kwargs.get("events")
-    if args or set(kwargs) != {"events"} or not isinstance(events, list) or not events:
-        letter = DeadLetter(Kind.MALFORMED, "not a message of events", {"args": list(args), "kwargs": kwargs})
-        return keep(parts.ledger, letter)
-    open_days = retention.open_days(parts.settings, parts.publisher.last_heard_ms())
     outcome = Outcome()
+    events: list[object] = []
+    for args, kwargs in messages:
+        said = kwargs.get("events")
+        if args or set(kwargs) != {"events"} or not isinstance(said, list) or not said:
+            letter = DeadLetter(Kind.MALFORMED, "not a message of events", {"args": list(args), "kwargs": kwargs})
+            outcome.add(keep(parts.ledger, letter))
+        else:
+            events += said
+    open_days = retention.open_days(parts.settings, parts.publisher.last_heard_ms())
     for start in range(0, len(events), MAX_EVENTS_PER_MESSAGE):
         outcome.add(settle(parts.ledger, events[start : start + MAX_EVENTS_PER_MESSAGE], open_days))
     return outcome
 
 
-def _give_back(error: Exception) -> Reject:
-    """Back into the queue, after a wait: nothing is acknowledged that was not committed."""
+def _wait_after(error: Exception) -> None:
+    """The messages go back into the queue: not at once, or the worker would do nothing but take and return them."""
     _Backoff.failures += 1
     metrics.LEDGER_FAILURES.inc()
     wait_s = min(0.1 * 2 ** (_Backoff.failures - 1), _LONGEST_BACKOFF_S)
     deployment().ledger.close()  # A connection may be stuck with what was: a file read-only, a server that has moved.
     logger.error("not settled, trying again in %.1f s: %s: %.300s", wait_s, type(error).__name__, error)
     time.sleep(wait_s)
-    return Reject("not settled", requeue=True)

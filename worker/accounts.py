@@ -52,7 +52,7 @@ def add(ledger: Ledger, publisher: CounterPublisher, caps: dict[str, int], chang
             }
             for agent in sorted(caps)
         ]
-        statement = insert(connection, agent_accounts).on_conflict_do_nothing()
+        statement = insert(connection.dialect.name, agent_accounts).on_conflict_do_nothing()
         made = {
             agent
             for row in rows

@@ -8,18 +8,56 @@ from __future__ import annotations
 import base64
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
-from kombu.transport import pyamqp
+from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as kombu_redis
 
 from daycap.wire import FINALIZE_QUEUE
 from worker.message import OUR_QUEUES, Message, made_anew, unreadable
 
 
+class RedisQoS(kombu_redis.QoS):
+    """What is unacknowledged; many messages can be acknowledged in one exchange with the server."""
+
+    _together: list[str] | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is acknowledged within leaves the server on leaving."""
+        tags: list[str] = []
+        self._together = tags
+        try:
+            yield
+        finally:
+            self._together = None
+            if tags:
+                with self.pipe_or_acquire() as pipe:
+                    pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
+
+    def ack(self, delivery_tag: str) -> None:
+        if self._together is None:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            self._together.append(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+
 class RedisChannel(kombu_redis.Channel):
     """A channel that looks at each message before Celery does."""
+
+    QoS = RedisQoS
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """One client for each pool: kombu makes one for each command, which takes longer than the command."""
+        pool = self.async_pool if asynchronous else self.pool
+        clients = self.__dict__.setdefault("_clients", {})
+        if clients.get(asynchronous, (None, None))[0] is not pool:
+            clients[asynchronous] = (pool, super()._create_client(asynchronous))  # type: ignore[no-untyped-call]
+        return clients[asynchronous][1]
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection.client is None:

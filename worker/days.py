@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from daycap.ledger_reader import one_of
 from worker.ledger import insert
 from worker.schema import agent_accounts as accounts
 from worker.schema import daily_agent_spending as days
@@ -15,14 +14,18 @@ from worker.slices import Place
 
 AgentDay = tuple[str, str]
 
-SOME = 300
-"""Agent-days a statement: two parameters each, below every database's limit."""
+SOME = 500
+"""Agents a statement, below every database's limit of parameters."""
 
 
-def chunks(agent_days: Iterable[AgentDay]) -> Iterable[list[AgentDay]]:
-    """In sorted order, so that two workers take their locks in the same one; at most `SOME` at once."""
-    ordered = sorted(set(agent_days))
-    return (ordered[start : start + SOME] for start in range(0, len(ordered), SOME))
+def by_day(agent_days: Iterable[AgentDay]) -> Iterator[tuple[str, list[str]]]:
+    """Each day with its agents, at most `SOME` at once, in order, so that two workers take their locks in the same."""
+    agents_of: dict[str, list[str]] = {}
+    for agent, day in sorted(set(agent_days)):
+        agents_of.setdefault(day, []).append(agent)
+    for day in sorted(agents_of):
+        agents = agents_of[day]
+        yield from ((day, agents[start : start + SOME]) for start in range(0, len(agents), SOME))
 
 
 def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:
@@ -49,13 +52,10 @@ def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], no
     `now_ms` is the counter's time. An agent without an account gets none.
     """
     made: set[AgentDay] = set()
-    for some in chunks(agent_days):
-        found = connection.execute(sa.select(days.c.agent_account_id, days.c.spending_date).where(one_of(days, some)))
-        missing: dict[str, list[str]] = {}
-        for agent, day in set(some) - {(row[0], row[1]) for row in found}:
-            missing.setdefault(day, []).append(agent)
-        for day, agents in missing.items():
-            made |= _insert(connection, day, sorted(agents), now_ms)
+    for day, agents in by_day(agent_days):
+        missing = set(agents).difference(connection.scalars(_PRESENT, {"day": day, "agents": agents}))
+        if missing:
+            made |= _insert(connection, day, sorted(missing), now_ms)
     return made
 
 
@@ -77,7 +77,7 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
         .with_for_update(read=True)  # A cap that is being changed is waited for, or the row would miss it.
     )
     statement = (
-        insert(connection, days)
+        insert(connection.dialect.name, days)
         .from_select([column.name for column in days.columns], new)
         .on_conflict_do_nothing()
         .returning(days.c.agent_account_id)
@@ -85,11 +85,33 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
     return {(agent, day) for (agent,) in connection.execute(statement)}
 
 
-def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[AgentDay, Any]:
-    """The rows, held against every other settle and cap change until the transaction ends."""
-    rows: dict[AgentDay, Any] = {}
-    for some in chunks(agent_days):
-        statement = sa.select(days).where(one_of(days, some)).order_by(days.c.agent_account_id, days.c.spending_date)
-        for row in connection.execute(statement.with_for_update()):
-            rows[row.agent_account_id, row.spending_date] = row
-    return rows
+class Numbers(NamedTuple):
+    """What a day's row says."""
+
+    cap_micros: int
+    spent_micros: int
+    uncovered_micros: int
+    settled_count: int
+    seq: int
+
+
+def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[AgentDay, Numbers]:
+    """The rows that there are, held against every other settle and cap change until the transaction ends."""
+    return {
+        (agent, day): Numbers(*numbers)
+        for day, agents in by_day(agent_days)
+        for agent, *numbers in connection.execute(_LOCKED, {"day": day, "agents": agents})
+    }
+
+
+_THESE = sa.and_(
+    days.c.spending_date == sa.bindparam("day"),
+    days.c.agent_account_id.in_(sa.bindparam("agents", expanding=True)),
+)
+_PRESENT = sa.select(days.c.agent_account_id).where(_THESE)
+_LOCKED = (
+    sa.select(days.c.agent_account_id, *(days.c[name] for name in Numbers._fields))
+    .where(_THESE)
+    .order_by(days.c.agent_account_id)
+    .with_for_update()
+)

@@ -102,7 +102,7 @@ def store(connection: sa.Connection, letters: Iterable[DeadLetter], now_ms: int)
     ]
     if not rows:
         return
-    statement = insert(connection, dead_letters)
+    statement = insert(connection.dialect.name, dead_letters)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["dead_letter_id"],

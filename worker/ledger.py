@@ -87,9 +87,9 @@ def alembic_config() -> Config:
     return Config(toml_file=str(_ROOT / "pyproject.toml"))
 
 
-def insert(connection: sa.Connection, table: sa.Table) -> Any:
-    """An INSERT of the connection's own dialect: the kind that knows ON CONFLICT."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+def insert(dialect: str, table: sa.Table) -> Any:
+    """An INSERT of the database's own dialect: the kind that knows ON CONFLICT."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def passes(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from daycap.clock import wall_ms
-from daycap.counter import DaySnapshot
+from daycap.counter import UNKNOWN, DaySnapshot, LeaseTotals
 from daycap.errors import DaycapError
-from daycap.ledger_reader import read_snapshots
 from daycap.money import MAX_MICROS
 from daycap.wire import FinalizeEvent
 from worker import days
 from worker.dead_letters import DeadLetter, Kind, store
 from worker.ledger import Ledger, insert, passes
 from worker.retention import OpenDays
-from worker.schema import daily_agent_spending, lease_totals, settlements
+from worker.schema import agent_accounts, daily_agent_spending, lease_totals, settlements
 
 
 @dataclass(slots=True)
@@ -85,16 +85,66 @@ def _settle_batch(ledger: Ledger, payloads: Sequence[object], open_days: OpenDay
     outcome = Outcome()
     events = _decode(payloads, open_days, outcome.dead_letters)
     with ledger.writing() as connection:
-        touched = {(event.agent, event.day) for event in events}
-        days.insert_missing(connection, touched, now_ms)
-        day_rows = days.lock(connection, touched)
-        events = _with_account(events, day_rows, outcome)
-        events = _with_own_lease(connection, events, outcome)
+        books = _books(connection, {(event.agent, event.day) for event in events}, now_ms)
+        events = _with_account(events, books, outcome)
+        events = _with_own_lease(connection, events, books, outcome)
         events = _not_settled_yet(connection, events, outcome)
-        _write(connection, _charge(events, day_rows, outcome), now_ms)
+        _write(connection, _charge(events, books, outcome), books, now_ms)
         store(connection, outcome.dead_letters, now_ms)
-        outcome.snapshots = read_snapshots(connection, sorted(day_rows))
+    outcome.snapshots = [books[where].snapshot() for where in sorted(books)]
     return outcome
+
+
+@dataclass(slots=True)
+class _Lease:
+    """A lease's totals."""
+
+    drawn_micros: int = 0
+    events: int = 0
+    last_event: int = 0
+    changed: bool = False
+
+    def add(self, event: FinalizeEvent) -> None:
+        # Costs that no cap bounds stop at the largest amount instead of making the ledger refuse the row.
+        self.drawn_micros = min(MAX_MICROS, self.drawn_micros + event.drawn_micros)
+        self.events += 1
+        self.last_event = max(self.last_event, event.event)
+        self.changed = True
+
+
+@dataclass(slots=True)
+class _Book:
+    """An agent's day: its row, locked, so that what is added up here is what the ledger will have."""
+
+    agent: str
+    day: str
+    cap_micros: int
+    spent_micros: int
+    uncovered_micros: int
+    settled_count: int
+    seq: int
+    status: str = UNKNOWN
+    leases: dict[str, _Lease] = field(default_factory=dict)
+    changed: bool = False
+
+    def charge(self, event: FinalizeEvent) -> int:
+        """Add the event; what is charged for it, never more than is left of the cap."""
+        charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))
+        self.spent_micros += charge
+        self.uncovered_micros = min(MAX_MICROS, self.uncovered_micros + event.actual_micros - charge)
+        self.settled_count += 1
+        self.leases[event.lease].add(event)
+        self.changed = True
+        return charge
+
+    def snapshot(self) -> DaySnapshot:
+        """The day as this transaction leaves it."""
+        leases = [
+            LeaseTotals(lease, each.drawn_micros, each.events, each.last_event) for lease, each in self.leases.items()
+        ]
+        return DaySnapshot(
+            self.agent, self.day, self.seq, self.status, self.cap_micros, self.spent_micros, tuple(leases)
+        )
 
 
 def _decode(payloads: Sequence[object], open_days: OpenDays, dead: list[DeadLetter]) -> list[FinalizeEvent]:
@@ -114,12 +164,44 @@ def _decode(payloads: Sequence[object], open_days: OpenDays, dead: list[DeadLett
     return events
 
 
+def _books(connection: sa.Connection, agent_days: set[days.AgentDay], now_ms: int) -> dict[days.AgentDay, _Book]:
+    """Lock the days' rows, made where they are missing, and read what belongs to them."""
+    rows = days.lock(connection, agent_days)
+    if len(rows) < len(agent_days):
+        missing = agent_days - rows.keys()
+        days.insert_missing(connection, missing, now_ms)
+        rows |= days.lock(connection, missing)
+    books = {where: _Book(*where, *row) for where, row in rows.items()}
+    for day, agents in days.by_day(books):
+        # Read after the rows were locked: a status that is being changed has been waited for.
+        for agent, status in connection.execute(_STATUS, {"agents": agents}):
+            books[agent, day].status = status
+        for agent, lease, *totals in connection.execute(_LEASES, {"day": day, "agents": agents}):
+            books[agent, day].leases[lease] = _Lease(*totals)
+    return books
+
+
+_STATUS = sa.select(agent_accounts.c.agent_account_id, agent_accounts.c.status).where(
+    agent_accounts.c.agent_account_id.in_(sa.bindparam("agents", expanding=True))
+)
+_LEASES = sa.select(
+    lease_totals.c.agent_account_id,
+    lease_totals.c.lease_id,
+    lease_totals.c.drawn_micros,
+    lease_totals.c.events,
+    lease_totals.c.last_event,
+).where(
+    lease_totals.c.spending_date == sa.bindparam("day"),
+    lease_totals.c.agent_account_id.in_(sa.bindparam("agents", expanding=True)),
+)
+
+
 def _with_account(
-    events: list[FinalizeEvent], day_rows: dict[days.AgentDay, Any], outcome: Outcome
+    events: list[FinalizeEvent], books: dict[days.AgentDay, _Book], outcome: Outcome
 ) -> list[FinalizeEvent]:
     kept = []
     for event in events:
-        if (event.agent, event.day) in day_rows:
+        if (event.agent, event.day) in books:
             kept.append(event)
         else:
             letter = DeadLetter(Kind.UNKNOWN_AGENT, f"there is no agent {event.agent}", event.to_wire())
@@ -127,36 +209,21 @@ def _with_account(
     return kept
 
 
-def _with_own_lease(connection: sa.Connection, events: list[FinalizeEvent], outcome: Outcome) -> list[FinalizeEvent]:
+def _with_own_lease(
+    connection: sa.Connection,
+    events: list[FinalizeEvent],
+    books: dict[days.AgentDay, _Book],
+    outcome: Outcome,
+) -> list[FinalizeEvent]:
     """A lease belongs to the agent and day that the ledger first saw it with."""
-    first = {event.lease: event for event in reversed(events)}
-    if not first:
-        return []
-    new = [
-        {
-            "lease_id": event.lease,
-            "agent_account_id": event.agent,
-            "spending_date": event.day,
-            "drawn_micros": 0,
-            "events": 0,
-            "last_event": 0,
-        }
-        for _, event in sorted(first.items())
-    ]
-    # Inserted before it is read: of two workers that meet a lease for the first time, one waits for the other.
-    connection.execute(insert(connection, lease_totals).on_conflict_do_nothing(), new)
-    columns = lease_totals.c
-    owner = {
-        row.lease_id: (row.agent_account_id, row.spending_date)
-        for row in connection.execute(
-            sa.select(columns.lease_id, columns.agent_account_id, columns.spending_date).where(
-                columns.lease_id.in_(first)
-            )
-        )
-    }
+    unknown = [event for event in events if event.lease not in books[event.agent, event.day].leases]
+    owner = _owners(connection, unknown) if unknown else {}
+    for lease, where in owner.items():
+        if where in books:
+            books[where].leases.setdefault(lease, _Lease())
     kept = []
     for event in events:
-        if owner[event.lease] == (event.agent, event.day):
+        if event.lease in books[event.agent, event.day].leases:
             kept.append(event)
         else:
             reason = "the lease belongs to agent {} on {}".format(*owner[event.lease])
@@ -164,21 +231,35 @@ def _with_own_lease(connection: sa.Connection, events: list[FinalizeEvent], outc
     return kept
 
 
+def _owners(connection: sa.Connection, events: list[FinalizeEvent]) -> dict[str, days.AgentDay]:
+    """Whose the events' leases are: whoever's they were before, else the first one's here, in the ledger too."""
+    first = {event.lease: event for event in reversed(events)}
+    # Inserted before it is read: of two workers that meet a lease for the first time, one waits for the other.
+    connection.execute(
+        insert(connection.dialect.name, lease_totals).on_conflict_do_nothing(),
+        [_lease_row(lease, (event.agent, event.day), _Lease()) for lease, event in sorted(first.items())],
+    )
+    columns = lease_totals.c
+    statement = sa.select(columns.lease_id, columns.agent_account_id, columns.spending_date)
+    found = connection.execute(statement.where(columns.lease_id.in_(first)))
+    return {row.lease_id: (row.agent_account_id, row.spending_date) for row in found}
+
+
+_SETTLED = sa.select(
+    settlements.c.reservation_id,
+    settlements.c.agent_account_id,
+    settlements.c.spending_date,
+    settlements.c.held_micros,
+    settlements.c.actual_micros,
+).where(settlements.c.reservation_id.in_(sa.bindparam("reservations", expanding=True)))
+
+
 def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], outcome: Outcome) -> list[FinalizeEvent]:
     """Drop what is settled already, also earlier in this batch; another payload for a hold is a conflict."""
-    columns = settlements.c
-    known: dict[str, tuple[object, ...]] = {
-        row.reservation_id: tuple(row[1:])
-        for row in connection.execute(
-            sa.select(
-                columns.reservation_id,
-                columns.agent_account_id,
-                columns.spending_date,
-                columns.held_micros,
-                columns.actual_micros,
-            ).where(columns.reservation_id.in_([event.reservation for event in events]))
-        )
-    }
+    wanted = {"reservations": [event.reservation for event in events]}
+    known: dict[str, tuple[object, ...]] = {}
+    if events:
+        known = {reservation: tuple(said) for reservation, *said in connection.execute(_SETTLED, wanted)}
     kept = []
     for event in events:
         said = (event.agent, event.day, event.held_micros, event.actual_micros)
@@ -194,28 +275,30 @@ def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], out
 
 
 def _charge(
-    events: list[FinalizeEvent], day_rows: dict[days.AgentDay, Any], outcome: Outcome
+    events: list[FinalizeEvent], books: dict[days.AgentDay, _Book], outcome: Outcome
 ) -> list[tuple[FinalizeEvent, int]]:
-    """Each event with what is charged for it, in order of arrival: never more than is left of its day's cap."""
-    left = {where: max(0, row.cap_micros - row.spent_micros) for where, row in day_rows.items()}
+    """Each event with what is charged for it, in order of arrival."""
     charged = []
     for event in events:
-        where = (event.agent, event.day)
-        charge = min(event.actual_micros, left[where])
-        left[where] -= charge
+        charge = books[event.agent, event.day].charge(event)
         charged.append((event, charge))
-        outcome.settled += 1
         outcome.charged_micros += charge
         outcome.uncovered_micros += event.actual_micros - charge
+    outcome.settled += len(charged)
     return charged
 
 
-def _write(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], now_ms: int) -> None:
+def _write(
+    connection: sa.Connection,
+    charged: list[tuple[FinalizeEvent, int]],
+    books: dict[days.AgentDay, _Book],
+    now_ms: int,
+) -> None:
     if not charged:
         return
     # A plain INSERT: it writes every row or raises, so that the totals below are those of its rows.
     connection.execute(
-        sa.insert(settlements),
+        _INSERT_SETTLEMENTS,
         [
             {
                 "reservation_id": event.reservation,
@@ -230,78 +313,61 @@ def _write(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], 
             for event, charge in charged
         ],
     )
-    _add_to_leases(connection, charged)
-    _add_to_days(connection, charged, now_ms)
+    upsert_leases, upsert_days = _upserts(connection.dialect.name)
+    changed = [(where, books[where]) for where in sorted(books) if books[where].changed]
+    leases = [
+        _lease_row(lease, where, totals)
+        for where, book in changed
+        for lease, totals in book.leases.items()
+        if totals.changed
+    ]
+    connection.execute(upsert_leases, leases)
+    for _, book in changed:
+        book.seq += 1
+    connection.execute(upsert_days, [_day_row(book, now_ms) for _, book in changed])
 
 
-def _add_to_leases(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]]) -> None:
-    rows: dict[str, dict[str, Any]] = {}
-    for event, _ in charged:
-        row = rows.setdefault(
-            event.lease,
-            {
-                "lease_id": event.lease,
-                "agent_account_id": event.agent,
-                "spending_date": event.day,
-                "drawn_micros": 0,
-                "events": 0,
-                "last_event": 0,
-            },
-        )
-        row["drawn_micros"] = min(MAX_MICROS, row["drawn_micros"] + event.drawn_micros)
-        row["events"] += 1
-        row["last_event"] = max(row["last_event"], event.event)
-    new, old = insert(connection, lease_totals), lease_totals.c
-    connection.execute(
-        new.on_conflict_do_update(
+_INSERT_SETTLEMENTS = sa.insert(settlements)
+
+
+def _lease_row(lease: str, where: days.AgentDay, totals: _Lease) -> dict[str, Any]:
+    return {
+        "lease_id": lease,
+        "agent_account_id": where[0],
+        "spending_date": where[1],
+        "drawn_micros": totals.drawn_micros,
+        "events": totals.events,
+        "last_event": totals.last_event,
+    }
+
+
+def _day_row(book: _Book, now_ms: int) -> dict[str, Any]:
+    return {
+        "agent_account_id": book.agent,
+        "spending_date": book.day,
+        "cap_micros": book.cap_micros,
+        "spent_micros": book.spent_micros,
+        "uncovered_micros": book.uncovered_micros,
+        "settled_count": book.settled_count,
+        "seq": book.seq,
+        "updated_at": now_ms,
+    }
+
+
+@functools.cache
+def _upserts(dialect: str) -> tuple[Any, Any]:
+    """The statements that write leases and days, built once."""
+    leases, of_day = insert(dialect, lease_totals), insert(dialect, daily_agent_spending)
+    return (
+        leases.on_conflict_do_update(
             index_elements=["lease_id"],
-            set_={
-                "drawn_micros": _sum_within_range(old.drawn_micros, new.excluded.drawn_micros),
-                "events": old.events + new.excluded.events,
-                "last_event": sa.case(
-                    (new.excluded.last_event > old.last_event, new.excluded.last_event), else_=old.last_event
-                ),
-            },
+            set_={name: leases.excluded[name] for name in ("drawn_micros", "events", "last_event")},
         ),
-        [rows[lease] for lease in sorted(rows)],
-    )
-
-
-def _add_to_days(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], now_ms: int) -> None:
-    rows: dict[days.AgentDay, dict[str, Any]] = {}
-    for event, charge in charged:
-        row = rows.setdefault(
-            (event.agent, event.day),
-            {
-                "agent_account_id": event.agent,
-                "spending_date": event.day,
-                "cap_micros": 0,
-                "spent_micros": 0,
-                "uncovered_micros": 0,
-                "settled_count": 0,
-                "seq": 1,
-                "updated_at": now_ms,
-            },
-        )
-        row["spent_micros"] += charge
-        row["uncovered_micros"] = min(MAX_MICROS, row["uncovered_micros"] + event.actual_micros - charge)
-        row["settled_count"] += 1
-    new, old = insert(connection, daily_agent_spending), daily_agent_spending.c
-    connection.execute(
-        new.on_conflict_do_update(
+        of_day.on_conflict_do_update(
             index_elements=["agent_account_id", "spending_date"],
             set_={
-                "spent_micros": old.spent_micros + new.excluded.spent_micros,
-                "uncovered_micros": _sum_within_range(old.uncovered_micros, new.excluded.uncovered_micros),
-                "settled_count": old.settled_count + new.excluded.settled_count,
-                "seq": old.seq + 1,
-                "updated_at": new.excluded.updated_at,
+                name: of_day.excluded[name]
+                for name in ("spent_micros", "uncovered_micros", "settled_count", "seq", "updated_at")
             },
         ),
-        [rows[where] for where in sorted(rows)],
     )
-
-
-def _sum_within_range(old: sa.ColumnElement[int], more: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """Costs that no cap bounds stop at the largest amount instead of making the ledger refuse the row."""
-    return sa.case((old + more > MAX_MICROS, MAX_MICROS), else_=old + more)

@@ -191,8 +191,8 @@ def test_an_event_that_the_ledger_refuses_is_set_aside_alone(
     # Given a row that the ledger will not take, for a reason that no check of ours foresaw
     write = settle._write
 
-    def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], now_ms: int) -> None:
-        write(connection, [(e, -1 if e.event == 2 else charge) for e, charge in charged], now_ms)
+    def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], *more: Any) -> None:
+        write(connection, [(e, -1 if e.event == 2 else charge) for e, charge in charged], *more)
 
     monkeypatch.setattr(settle, "_write", refuses_number_2)
 
@@ -208,8 +208,8 @@ def test_a_batch_that_was_settled_one_by_one_is_reported_as_one(
 ) -> None:
     write = settle._write
 
-    def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], now_ms: int) -> None:
-        write(connection, [(e, -1 if e.event == 2 else charge) for e, charge in charged], now_ms)
+    def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], *more: Any) -> None:
+        write(connection, [(e, -1 if e.event == 2 else charge) for e, charge in charged], *more)
 
     monkeypatch.setattr(settle, "_write", refuses_number_2)
     first = event(1, actual=70, held=70)
@@ -230,7 +230,7 @@ def test_what_only_time_can_help_is_raised_and_nothing_is_set_aside(
     """P7: the queue delivers it again, whether the batch meets it or an event that is tried alone."""
     calls = iter(range(1, 3))
 
-    def fails(connection: sa.Connection, charged: object, now_ms: int) -> None:
+    def fails(*_: object) -> None:
         if next(calls) < busy_at:
             raise ValueError("this batch it refuses")
         raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database is locked"))

@@ -1,0 +1,116 @@
+"""Settling: from the queue to the durable ledger and to Redis, by one worker process."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+
+from celery import Celery
+
+from daycap.celery_transport import CeleryTransport
+from daycap.wire import CONTROL_QUEUE, FinalizeEvent
+from tests.benchmarks.figures import Figure, interleaved
+from tests.benchmarks.no_op import NO_OP_TASK
+from tests.benchmarks.place import Place, batches, place, rate
+
+_BATCHED, _SINGLE = 40_000, 6_000
+
+
+def figures() -> Iterator[Figure]:
+    """Both kinds of messages."""
+    with place() as here:
+        floor, settled = interleaved(3, lambda: _floor(here), lambda: _settle(here, _BATCHED, 500))
+        yield Figure(
+            "settle, 500 events a message",
+            settled,
+            "events/s",
+            "rows by executemany, 500 a transaction",
+            floor,
+            settled / floor,
+            "0.5x, 20,000/s",
+            settled >= max(0.5 * floor, 20_000),
+        )
+        no_op, singles = interleaved(3, lambda: _no_op(here), lambda: _settle(here, _SINGLE, 1))
+        yield Figure(
+            "settle, 1 event a message",
+            singles,
+            "events/s",
+            "messages/s of a task that does nothing",
+            no_op,
+            singles / no_op,
+            "0.8x",
+            singles >= 0.8 * no_op,
+        )
+
+
+def _settle(here: Place, events: int, each: int) -> float:
+    """Events a second, from the first commit to the last."""
+    transport = CeleryTransport(here.settings.broker_url)
+    for batch in batches(here.agents, events, each):
+        transport.send(batch)
+    transport.close()
+    before = here.settled()
+    with here.worker():
+        return rate(lambda: here.settled() - before, events)
+
+
+def _no_op(here: Place) -> float:
+    """Messages a second that the same worker takes and acknowledges when there is nothing to do."""
+    app = Celery(broker=here.settings.broker_url, set_as_current=False)
+    events = [batch[0].to_wire() for batch in batches(here.agents, _SINGLE, 1)]
+    with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+        for event in events:
+            app.send_task(
+                NO_OP_TASK, kwargs={"events": [event]}, queue=CONTROL_QUEUE, producer=producer, ignore_result=True
+            )
+    app.close()
+
+    def done() -> int:
+        return _SINGLE - int(here.broker.llen(CONTROL_QUEUE)) - int(here.broker.hlen("unacked"))
+
+    with here.worker("-I", "tests.benchmarks.no_op"):
+        return rate(done, _SINGLE)
+
+
+def _floor(here: Place) -> float:
+    """The same rows, written by nothing but SQLite, as durably: settlements, lease totals, days."""
+    connection = sqlite3.connect(here.ledger_path, isolation_level=None)
+    connection.execute("PRAGMA synchronous = FULL")
+    made = batches(here.agents, _BATCHED, 500)
+    began_s = time.perf_counter()
+    for batch in made:
+        _write(connection, batch)
+    seconds = time.perf_counter() - began_s
+    connection.close()
+    return _BATCHED / seconds
+
+
+def _write(connection: sqlite3.Connection, batch: list[FinalizeEvent]) -> None:
+    leases: dict[str, list[FinalizeEvent]] = {}
+    for event in batch:
+        leases.setdefault(event.lease, []).append(event)
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(
+        "INSERT INTO daily_agent_spending VALUES (?, ?, 1000000000000, ?, 0, ?, 1, 1) ON CONFLICT DO UPDATE SET"
+        " spent_micros = spent_micros + excluded.spent_micros, settled_count = settled_count + excluded.settled_count,"
+        " seq = seq + 1",
+        [(some[0].agent, some[0].day, sum(e.actual_micros for e in some), len(some)) for some in leases.values()],
+    )
+    connection.executemany(
+        "INSERT INTO lease_totals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " drawn_micros = drawn_micros + excluded.drawn_micros, events = events + excluded.events,"
+        " last_event = excluded.last_event",
+        [
+            (lease, some[0].agent, some[0].day, sum(e.drawn_micros for e in some), len(some), some[-1].event)
+            for lease, some in leases.items()
+        ],
+    )
+    connection.executemany(
+        "INSERT INTO settlements VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (e.reservation, e.agent, e.day, e.lease, e.held_micros, e.actual_micros, e.actual_micros, e.at_ms)
+            for e in batch
+        ],
+    )
+    connection.execute("COMMIT")
