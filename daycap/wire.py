@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import operator
 import re
 from typing import Any, NamedTuple
 
 from daycap.clock import day_start_ms
 from daycap.errors import InvalidAmount, InvalidInput, shown
-from daycap.money import MAX_MICROS, micros
+from daycap.money import MAX_MICROS
 
 FINALIZE_TASK = "daycap.finalize"
 OPEN_DAY_TASK = "daycap.open_day"
@@ -51,7 +52,6 @@ def new_lease_id(agent: str, day: str, random: bytes) -> str:
     return f"{name}.{_lease_check(name, agent, day)}"
 
 
-@functools.lru_cache(maxsize=10_000)
 def lease_fits(lease: str, agent: str, day: str) -> bool:
     """False if `lease` was made by `new_lease_id` for another agent or another day."""
     bound = _BOUND_LEASE.fullmatch(lease)
@@ -108,39 +108,32 @@ class FinalizeEvent(NamedTuple):
         missing = [name for name in _FIELDS if name not in payload]
         if missing:
             raise InvalidInput(f"missing: {', '.join(missing)}")
-        lease, reservation = payload["lease"], payload["reservation"]
-        if not isinstance(lease, str) or not _LEASE.fullmatch(lease):
-            raise InvalidInput(f"not a lease id: {shown(lease, 80)}")
+        reservation, lease, event, agent, day, held, actual, at_ms = _in_order(payload)
+        if not (type(lease) is type(agent) is type(day) is str):
+            _check_lease.__wrapped__(lease, agent, day)  # Raises; a cache cannot be asked for whatever it is.
+        _check_lease(lease, agent, day)
         if not isinstance(reservation, str) or not (
-            reservation.startswith(f"{lease}-") and _HOLD_NUMBER.fullmatch(reservation[len(lease) + 1 :])
+            reservation.startswith(f"{lease}-") and _HOLD_NUMBER.fullmatch(reservation, len(lease) + 1)
         ):
             raise InvalidInput(f"not a hold of lease {lease}: {shown(reservation, 120)}")
-        day = payload["day"]
-        day_start_ms(day)
-        agent = agent_id(payload["agent"])
-        if not lease_fits(lease, agent, day):
-            raise InvalidInput(f"lease {lease} was not made for agent {agent} on {day}")
-        number = _number("event", payload["event"])
-        if number == 0:
+        # They share the range of amounts: exact in every language that reads JSON.
+        for name, value in (("event", event), ("held", held), ("actual", actual), ("at_ms", at_ms)):
+            if type(value) is not int or not 0 <= value <= MAX_MICROS:
+                raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}")
+        if event == 0:
             raise InvalidInput("event counts from 1")
-        return cls(
-            reservation=reservation,
-            lease=lease,
-            event=number,
-            agent=agent,
-            day=day,
-            held_micros=_number("held", payload["held"]),
-            actual_micros=_number("actual", payload["actual"]),
-            at_ms=_number("at_ms", payload["at_ms"]),
-        )
+        return cls(reservation, lease, event, agent, day, held, actual, at_ms)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _check_lease(lease: object, agent: object, day: Any) -> None:
+    """Raise `InvalidInput` unless this may be a lease of this agent and day. A lease has many events."""
+    if not isinstance(lease, str) or not _LEASE.fullmatch(lease):
+        raise InvalidInput(f"not a lease id: {shown(lease, 80)}")
+    day_start_ms(day)
+    if not lease_fits(lease, agent_id(agent), day):
+        raise InvalidInput(f"lease {lease} was not made for agent {agent} on {day}")
 
 
 _FIELDS = ("reservation", "lease", "event", "agent", "day", "held", "actual", "at_ms")
-
-
-def _number(name: str, value: object) -> int:
-    """The numbers of an event share the range of amounts: exact in every language that reads JSON."""
-    try:
-        return micros(value)
-    except InvalidAmount:
-        raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None
+_in_order = operator.itemgetter(*_FIELDS)

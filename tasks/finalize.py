@@ -11,12 +11,12 @@ from celery import Celery
 from celery.exceptions import Reject
 from celery.worker.strategy import default
 
-from daycap.wire import FINALIZE_TASK, MAX_EVENTS_PER_MESSAGE
+from daycap.wire import FINALIZE_TASK
 from worker import metrics, retention
 from worker.celery import app
 from worker.dead_letters import DeadLetter, Kind
 from worker.deployment import deployment
-from worker.gather import Arguments, Gathered
+from worker.gather import MOST_EVENTS, Arguments, Gathered
 from worker.settle import Outcome, keep, settle
 
 logger = logging.getLogger("daycap.worker")
@@ -95,8 +95,8 @@ def _settle(messages: Sequence[Arguments]) -> Outcome:
         else:
             events += said
     open_days = retention.open_days(parts.settings, parts.publisher.last_heard_ms())
-    for start in range(0, len(events), MAX_EVENTS_PER_MESSAGE):
-        outcome.add(settle(parts.ledger, events[start : start + MAX_EVENTS_PER_MESSAGE], open_days))
+    for start in range(0, len(events), MOST_EVENTS):
+        outcome.add(settle(parts.ledger, events[start : start + MOST_EVENTS], open_days))
     return outcome
 
 

@@ -133,7 +133,7 @@ def _envelope(queue: str, message: Message, redelivered: bool = False) -> bytes:
     routing_key = FINALIZE_QUEUE if message.for_finalize else queue
     return json.dumps(
         {
-            "body": base64.b64encode(message.body.encode()).decode("ascii"),
+            "body": message.body,
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": message.headers,
@@ -143,7 +143,6 @@ def _envelope(queue: str, message: Message, redelivered: bool = False) -> bytes:
                 "delivery_mode": 2,
                 "delivery_info": {"exchange": "", "routing_key": routing_key, "redelivered": redelivered},
                 "priority": 0,
-                "body_encoding": "base64",
                 "delivery_tag": str(uuid.uuid4()),
             },
         }

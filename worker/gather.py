@@ -25,8 +25,8 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 MOST_MESSAGES = 200
 """How many a worker has at most, unacknowledged. Celery's prefetch."""
 
-MOST_EVENTS = 500
-"""With so many a transaction is long enough: more would only make the others wait."""
+MOST_EVENTS = 2000
+"""How many one transaction settles: it takes some 50 ms, in which nobody else can write to SQLite."""
 
 _SILENT_S = 0.002
 """With no message for so long, those that have come are settled: at low load this is all that gathering adds."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
 
 from daycap.errors import InvalidSetting, LedgerUnavailable
 from worker.schema import dead_letters
@@ -90,6 +92,20 @@ def alembic_config() -> Config:
 def insert(dialect: str, table: sa.Table) -> Any:
     """An INSERT of the database's own dialect: the kind that knows ON CONFLICT."""
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+def execute_many(connection: sa.Connection, statement: sa.Insert, rows: Sequence[tuple[object, ...]]) -> None:
+    """Execute for each of `rows`, in the order of the table's columns. Made for settling: SQLAlchemy's own way, over
+    a dictionary for each row, takes longer than the database.
+    """
+    connection.exec_driver_sql(_text(statement, connection.dialect.name), list(rows))
+
+
+@functools.lru_cache(maxsize=32)
+def _text(statement: sa.Insert, dialect: str) -> str:
+    """The statement as the driver takes it, with places instead of names."""
+    kind, style = (psycopg.dialect, "format") if dialect == "postgresql" else (sqlite.dialect, "qmark")
+    return str(statement.compile(dialect=kind(paramstyle=style)))
 
 
 def passes(error: BaseException) -> bool:

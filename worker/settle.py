@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -16,7 +16,7 @@ from daycap.money import MAX_MICROS
 from daycap.wire import FinalizeEvent
 from worker import days
 from worker.dead_letters import DeadLetter, Kind, store
-from worker.ledger import Ledger, insert, passes
+from worker.ledger import Ledger, execute_many, insert, passes
 from worker.retention import OpenDays
 from worker.schema import agent_accounts, daily_agent_spending, lease_totals, settlements
 
@@ -137,6 +137,19 @@ class _Book:
         self.changed = True
         return charge
 
+    def row(self, now_ms: int) -> tuple[object, ...]:
+        """The day's row, in the order of its columns."""
+        return (
+            self.agent,
+            self.day,
+            self.cap_micros,
+            self.spent_micros,
+            self.uncovered_micros,
+            self.settled_count,
+            self.seq,
+            now_ms,
+        )
+
     def snapshot(self) -> DaySnapshot:
         """The day as this transaction leaves it."""
         leases = [
@@ -235,9 +248,10 @@ def _owners(connection: sa.Connection, events: list[FinalizeEvent]) -> dict[str,
     """Whose the events' leases are: whoever's they were before, else the first one's here, in the ledger too."""
     first = {event.lease: event for event in reversed(events)}
     # Inserted before it is read: of two workers that meet a lease for the first time, one waits for the other.
-    connection.execute(
-        insert(connection.dialect.name, lease_totals).on_conflict_do_nothing(),
-        [_lease_row(lease, (event.agent, event.day), _Lease()) for lease, event in sorted(first.items())],
+    execute_many(
+        connection,
+        _inserts(connection.dialect.name).leases,
+        [(lease, event.agent, event.day, 0, 0, 0) for lease, event in sorted(first.items())],
     )
     columns = lease_totals.c
     statement = sa.select(columns.lease_id, columns.agent_account_id, columns.spending_date)
@@ -297,77 +311,50 @@ def _write(
     if not charged:
         return
     # A plain INSERT: it writes every row or raises, so that the totals below are those of its rows.
-    connection.execute(
+    execute_many(
+        connection,
         _INSERT_SETTLEMENTS,
         [
-            {
-                "reservation_id": event.reservation,
-                "agent_account_id": event.agent,
-                "spending_date": event.day,
-                "lease_id": event.lease,
-                "held_micros": event.held_micros,
-                "actual_micros": event.actual_micros,
-                "charged_micros": charge,
-                "settled_at": now_ms,
-            }
-            for event, charge in charged
+            (e.reservation, e.agent, e.day, e.lease, e.held_micros, e.actual_micros, charge, now_ms)
+            for e, charge in charged
         ],
     )
-    upsert_leases, upsert_days = _upserts(connection.dialect.name)
-    changed = [(where, books[where]) for where in sorted(books) if books[where].changed]
+    changed = [books[where] for where in sorted(books) if books[where].changed]
     leases = [
-        _lease_row(lease, where, totals)
-        for where, book in changed
-        for lease, totals in book.leases.items()
-        if totals.changed
+        (lease, book.agent, book.day, each.drawn_micros, each.events, each.last_event)
+        for book in changed
+        for lease, each in book.leases.items()
+        if each.changed
     ]
-    connection.execute(upsert_leases, leases)
-    for _, book in changed:
+    statements = _inserts(connection.dialect.name)
+    execute_many(connection, statements.changed_leases, leases)
+    for book in changed:
         book.seq += 1
-    connection.execute(upsert_days, [_day_row(book, now_ms) for _, book in changed])
+    execute_many(connection, statements.changed_days, [book.row(now_ms) for book in changed])
 
 
 _INSERT_SETTLEMENTS = sa.insert(settlements)
 
 
-def _lease_row(lease: str, where: days.AgentDay, totals: _Lease) -> dict[str, Any]:
-    return {
-        "lease_id": lease,
-        "agent_account_id": where[0],
-        "spending_date": where[1],
-        "drawn_micros": totals.drawn_micros,
-        "events": totals.events,
-        "last_event": totals.last_event,
-    }
+class _Inserts(NamedTuple):
+    """The statements that need the database's own kind of INSERT."""
 
-
-def _day_row(book: _Book, now_ms: int) -> dict[str, Any]:
-    return {
-        "agent_account_id": book.agent,
-        "spending_date": book.day,
-        "cap_micros": book.cap_micros,
-        "spent_micros": book.spent_micros,
-        "uncovered_micros": book.uncovered_micros,
-        "settled_count": book.settled_count,
-        "seq": book.seq,
-        "updated_at": now_ms,
-    }
+    leases: sa.Insert
+    changed_leases: sa.Insert
+    changed_days: sa.Insert
 
 
 @functools.cache
-def _upserts(dialect: str) -> tuple[Any, Any]:
-    """The statements that write leases and days, built once."""
+def _inserts(dialect: str) -> _Inserts:
     leases, of_day = insert(dialect, lease_totals), insert(dialect, daily_agent_spending)
-    return (
+    totals = ("drawn_micros", "events", "last_event")
+    numbers = ("spent_micros", "uncovered_micros", "settled_count", "seq", "updated_at")
+    return _Inserts(
+        leases.on_conflict_do_nothing(),
         leases.on_conflict_do_update(
-            index_elements=["lease_id"],
-            set_={name: leases.excluded[name] for name in ("drawn_micros", "events", "last_event")},
+            index_elements=["lease_id"], set_={name: leases.excluded[name] for name in totals}
         ),
         of_day.on_conflict_do_update(
-            index_elements=["agent_account_id", "spending_date"],
-            set_={
-                name: of_day.excluded[name]
-                for name in ("spent_micros", "uncovered_micros", "settled_count", "seq", "updated_at")
-            },
+            index_elements=["agent_account_id", "spending_date"], set_={name: of_day.excluded[name] for name in numbers}
         ),
     )

@@ -22,7 +22,7 @@ from tests.spine import environment
 from worker.ledger import Ledger
 from worker.local_server import LocalServer
 from worker.publish import CounterPublisher
-from worker.schema import agent_accounts, settlements
+from worker.schema import agent_accounts, daily_agent_spending
 
 CAP_MICROS = 10**12
 
@@ -62,8 +62,9 @@ class Place:
             worker.teardown()
 
     def settled(self) -> int:
+        """Events in the ledger."""
         with self.ledger.reading() as connection:
-            return int(connection.scalar(sa.select(sa.func.count()).select_from(settlements)) or 0)
+            return int(connection.scalar(sa.select(sa.func.sum(daily_agent_spending.c.settled_count))) or 0)
 
     def waiting(self) -> int:
         """Messages in the queue and those that a worker has."""
@@ -114,7 +115,7 @@ def rate(progress: Callable[[], int], total: int, timeout_s: float = 120) -> flo
             return (done - first) / (now - first_at)
         if now > end:
             raise RuntimeError(f"only {done} of {total} were done in {timeout_s:.0f} s")
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def kept(directory: Any) -> Path:
