@@ -96,7 +96,7 @@ class Gathered:
                 task_ready(request)
             return
         self._acknowledge(requests)
-        said = {"messages": len(requests), **counts}  # Of all: which of them a count came from is not known.
+        said = repr({"messages": len(requests), **counts})  # Of all: which of them a count came from is not known.
         for request in requests:
             request.on_success((False, said, time.monotonic() - began_s))
 
@@ -113,7 +113,7 @@ class Gathered:
 
 
 class _Later:
-    """Celery's dispatcher of events, for those of gathered messages: each by itself would be an exchange of its own."""
+    """Celery's dispatcher of events, but for a message's arrival: each by itself would be an exchange of its own."""
 
     def __init__(self, dispatcher: Any) -> None:
         self._dispatcher = dispatcher
@@ -124,7 +124,10 @@ class _Later:
         return bool(self._dispatcher and self._dispatcher.enabled)
 
     def send(self, kind: str, **fields: Any) -> None:
-        self._events.append((kind, fields))
+        if kind == "task-received":
+            self._events.append((kind, fields))
+        else:
+            self._dispatcher.send(kind, **fields)
 
     def send_all(self) -> None:
         events, self._events = self._events, []
