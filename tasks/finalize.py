@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
+from celery.concurrency import solo
 from celery.exceptions import Reject
 from celery.worker.strategy import default
 
@@ -47,8 +48,12 @@ def finalize(*args: Any, **kwargs: Any) -> dict[str, int]:
 
 
 def gathering(task: Any, app: Celery, consumer: Any) -> Any:
-    """Celery's strategy for the messages of this task: the default one, over a consumer that gathers."""
-    return default(task, app, Gathered(consumer, settle_messages))
+    """Celery's strategy for the messages of this task: the default one, over a consumer that gathers.
+
+    Where tasks run beside the consumer, each message is a task of its own: the consumer must not wait for one.
+    """
+    alone = isinstance(consumer.pool, solo.TaskPool) and consumer.hub is not None
+    return default(task, app, Gathered(consumer, settle_messages) if alone else consumer)
 
 
 def settle_messages(messages: Sequence[Arguments]) -> dict[str, int]:

@@ -48,7 +48,6 @@ class Gathered:
         self._requests: list[Any] = []
         self._events = 0
         self._first_s = self._last_s = 0.0
-
         self.event_dispatcher = _Later(consumer.event_dispatcher)
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +55,7 @@ class Gathered:
 
     def on_task_request(self, request: Any) -> None:
         """Take one request."""
-        if self._consumer.hub is None or not request.ignore_result:
+        if not request.ignore_result:
             self.event_dispatcher.send_all()
             self._consumer.on_task_request(request)
             return
