@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import redis
 import sqlalchemy as sa
 
 from daycap import Settings
 from daycap.clock import day_of, wall_ms
+from daycap.redis_counter import RedisCounter
 from daycap.wire import FINALIZE_QUEUE, FinalizeEvent, new_lease_id
 from tests.migrated import migrated_sqlite
 from tests.processes import LocalWorker
@@ -48,8 +48,7 @@ class Place:
             connection.execute(sa.insert(agent_accounts), [{"agent_account_id": agent, **row} for agent in agents])
 
     def publisher(self) -> CounterPublisher:
-        from daycap.redis_counter import RedisCounter
-
+        """A worker's way to the counter."""
         return CounterPublisher(RedisCounter(self.settings.redis_url, 5), self.settings.terms)
 
     @contextmanager
@@ -116,10 +115,3 @@ def rate(progress: Callable[[], int], total: int, timeout_s: float = 120) -> flo
         if now > end:
             raise RuntimeError(f"only {done} of {total} were done in {timeout_s:.0f} s")
         time.sleep(0.02)
-
-
-def kept(directory: Any) -> Path:
-    """Where reports are kept: below `.run`, which git ignores."""
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
-    return path

@@ -29,7 +29,7 @@ from worker import accounts, housekeeping, opening, settle
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
 from worker.retention import open_days
-from worker.schema import daily_agent_spending, lease_totals, metadata, settlements
+from worker.schema import agent_accounts, daily_agent_spending, lease_totals, metadata, settlements
 from worker.slices import all_of
 
 AGENT = "agent"
@@ -355,6 +355,7 @@ class Deployment:
         with self.ledger.reading() as connection:
             settled = list(connection.execute(sa.select(settlements)))
             leases = list(connection.execute(sa.select(lease_totals)))
+            status = connection.scalar(sa.select(agent_accounts.c.status))
         for row in settled:
             event = self.finalized.get(row.reservation_id)
             assert event is not None, ("P2", "settled but never finalized", row)
@@ -373,7 +374,8 @@ class Deployment:
                 assert reading.seq >= self.known_seq.get(day, 0), ("P3", day, "an older snapshot was taken", reading)
                 self.known_seq[day] = reading.seq
                 assert reading.seq <= row.seq, ("P3", day, reading, row)
-                same = (reading.cap_micros, reading.spent_micros) == (row.cap_micros, row.spent_micros)
+                said = (reading.cap_micros, reading.spent_micros, reading.status)
+                same = said == (row.cap_micros, row.spent_micros, status)
                 assert same or reading.seq < row.seq, ("P3", day, reading, row)
             held = sum(call.hold.held_micros for call in self.calls if call.hold.day == day)
             most = highest + self.given_up[day] + self.excess[day]

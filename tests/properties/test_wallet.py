@@ -1,7 +1,7 @@
 """The promises P1 to P6 as properties: whatever steps are taken, in whatever order, each holds after each.
 
 Hypothesis chooses the steps and shrinks those that break a promise to the shortest. The same examples on each run;
-others each time, and more of them, with `HYPOTHESIS_PROFILE=thorough pytest tests/properties --timeout 0`.
+others each time, and more of them for hours, with `HYPOTHESIS_PROFILE=thorough pytest tests/properties`.
 """
 
 from __future__ import annotations
@@ -216,6 +216,18 @@ class FaultyWallets(LoneWallet):
         if late := self.deployment.late:
             late.pop(number % len(late))()
 
+    @rule(number=which, estimate=amounts)
+    def another_takes_what_one_hands_back(self, number: int, estimate: int) -> None:
+        one, other = self.runner(number), self.runner(number + 1)
+        before = len(self.deployment.calls)
+        self.try_to_reserve(one, estimate)
+        for call in self.deployment.calls[before:]:
+            self.deployment.end(call, None)
+        one.wallet._keeper.renew(hand_back=True)
+        for runner in (other, one):
+            self.try_to_reserve(runner, estimate)
+            self.deployment.check()
+
     @rule()
     def copy_the_counter(self) -> None:
         self.deployment.copy()
@@ -246,7 +258,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     logging.getLogger("daycap").setLevel(level)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(0 if THOROUGH else 300)
 @pytest.mark.parametrize("machine", [LoneWallet, FaultyWallets])
 def test_no_step_breaks_a_promise(machine: type[LoneWallet], world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "world", world, raising=False)

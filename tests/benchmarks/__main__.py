@@ -1,0 +1,43 @@
+"""`make bench`: measure daycap against floors in the same run; `--only TEXT` for some, `--json FILE` to keep them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from tests.benchmarks import bench_settle, bench_wallet
+from tests.benchmarks.figures import Figure, table
+
+BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
+    "wallet": bench_wallet.figures,
+    "settle": bench_settle.figures,
+}
+
+
+@click.command()
+@click.option("--only", type=click.Choice(list(BENCHES)), multiple=True, help="Only this one, or these.")
+@click.option("--json", "path", type=Path, help="Write the figures there.")
+def main(only: tuple[str, ...], path: Path | None) -> None:
+    """Show each figure as it is found."""
+    console, found = Console(), list[Figure]()
+    with Live(table(found), console=console, auto_refresh=False) as live:
+        for name in only or BENCHES:
+            for figure in BENCHES[name]():
+                found.append(figure)
+                live.update(table(found), refresh=True)
+    if path:
+        machine = {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}
+        path.write_text(
+            json.dumps({"machine": machine, "figures": [each.as_json() for each in found]}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
