@@ -10,7 +10,7 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundl
 export UV_SYSTEM_CERTS ?= true
 endif
 
-.PHONY: help setup run test lint soak chaos mutants clean
+.PHONY: help setup run test lint soak chaos mutants bench clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -43,6 +43,9 @@ mutants: setup   ## break the code in small ways, see what tests notice: make mu
 
 chaos: setup     ## a fault campaign over real processes: make chaos ARGS="--rounds 200 --plot chaos.png"
 	@$(UV) run --locked --quiet --group chaos python -m tests.chaos $(ARGS)
+
+bench: setup     ## measure against floors in the same run: make bench ARGS="--only settle --json bench.json"
+	@$(UV) run --no-sync python -m tests.benchmarks $(ARGS)
 
 clean:           ## remove what was made here
 	@rm -rf .venv .run dist

@@ -228,6 +228,15 @@ class FaultyWallets(LoneWallet):
             self.try_to_reserve(runner, estimate)
             self.deployment.check()
 
+    @rule(cap=caps, later=caps)
+    def a_publish_overtakes_another(self, cap: int, later: int) -> None:
+        self.deployment.publisher.fault = "late"
+        self.deployment.set_cap(cap)
+        self.deployment.publisher.fault = ""
+        self.deployment.set_cap(later)
+        self.deployment.check()
+        self.deployment.late.pop()()
+
     @rule()
     def copy_the_counter(self) -> None:
         self.deployment.copy()
