@@ -106,7 +106,7 @@ def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[Agen
 
 _THESE = sa.and_(
     days.c.spending_date == sa.bindparam("day"),
-    days.c.agent_account_id.in_(sa.bindparam("agents", expanding=True)),
+    days.c.agent_account_id.in_(sa.bindparam("agents")),
 )
 _PRESENT = sa.select(days.c.agent_account_id).where(_THESE)
 _LOCKED = (

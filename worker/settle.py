@@ -195,7 +195,7 @@ def _books(connection: sa.Connection, agent_days: set[days.AgentDay], now_ms: in
 
 
 _STATUS = sa.select(agent_accounts.c.agent_account_id, agent_accounts.c.status).where(
-    agent_accounts.c.agent_account_id.in_(sa.bindparam("agents", expanding=True))
+    agent_accounts.c.agent_account_id.in_(sa.bindparam("agents"))
 )
 _LEASES = sa.select(
     lease_totals.c.agent_account_id,
@@ -205,7 +205,7 @@ _LEASES = sa.select(
     lease_totals.c.last_event,
 ).where(
     lease_totals.c.spending_date == sa.bindparam("day"),
-    lease_totals.c.agent_account_id.in_(sa.bindparam("agents", expanding=True)),
+    lease_totals.c.agent_account_id.in_(sa.bindparam("agents")),
 )
 
 
@@ -265,7 +265,7 @@ _SETTLED = sa.select(
     settlements.c.spending_date,
     settlements.c.held_micros,
     settlements.c.actual_micros,
-).where(settlements.c.reservation_id.in_(sa.bindparam("reservations", expanding=True)))
+).where(settlements.c.reservation_id.in_(sa.bindparam("reservations")))
 
 
 def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], outcome: Outcome) -> list[FinalizeEvent]:

@@ -81,6 +81,15 @@ def test_a_lowered_and_raised_cap_is_that_of_the_transaction(ledger: Ledger, age
     assert [row.charged_micros for row in rows(ledger, settlements)] == [5, 30]
 
 
+def test_a_day_of_which_nothing_new_is_settled_stays_as_it_was(ledger: Ledger, agent: str) -> None:
+    settled(ledger, event(1))
+    before = day(ledger)
+
+    settled(ledger, event(1), event(1, agent="other", lease=B))
+
+    assert day(ledger) == before
+
+
 def test_duplicates_in_and_between_batches_charge_once(ledger: Ledger, agent: str) -> None:
     first = settled(ledger, event(1), event(1), event(2))
     again = settled(ledger, event(2), event(1), event(3))
@@ -214,12 +223,16 @@ def test_a_batch_that_was_settled_one_by_one_is_reported_as_one(
     monkeypatch.setattr(settle, "_write", refuses_number_2)
     first = event(1, actual=70, held=70)
 
-    outcome = settled(ledger, first, first, event(2), event(3, actual=50, held=50))
+    others = event(1, agent="other", lease=B)
 
-    assert (outcome.settled, outcome.duplicates) == (2, 1)
-    assert (outcome.charged_micros, outcome.uncovered_micros) == (100, 20)
-    totals = LeaseTotals(A, 120, 2, 3)
-    assert outcome.snapshots == [DaySnapshot("agent", TODAY, outcome.snapshots[0].seq, "active", 100, 100, (totals,))]
+    outcome = settled(ledger, first, others, first, event(2), event(3, actual=50, held=50))
+
+    assert (outcome.settled, outcome.duplicates) == (3, 1)
+    assert (outcome.charged_micros, outcome.uncovered_micros) == (110, 20)
+    assert sorted(outcome.snapshots) == [
+        DaySnapshot("agent", TODAY, 3, "active", 100, 100, (LeaseTotals(A, 120, 2, 3),)),
+        DaySnapshot("other", TODAY, 2, "active", 100, 10, (LeaseTotals(B, 10, 1, 1),)),
+    ]
     assert [(letter.kind, letter.times) for letter in rows(ledger, dead_letters)] == [("failed", 1)]
 
 
@@ -240,6 +253,7 @@ def test_what_only_time_can_help_is_raised_and_nothing_is_set_aside(
     with pytest.raises(sa.exc.OperationalError):
         settled(ledger, event(1))
     assert (rows(ledger, settlements), rows(ledger, dead_letters)) == ([], [])
+    assert len(list(calls)) == 2 - busy_at  # It was not tried once more.
 
 
 def test_the_first_and_the_last_open_day_are_open(ledger: Ledger, agent: str) -> None:
