@@ -7,6 +7,7 @@ simulation, until one fails or time is up. `docs/mutants.md` explains those that
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -20,17 +21,25 @@ from tests.mutation.trial import ROOT, Trial, prepare
 _BOOK = [f"tests/unit/test_lease_{part}.py" for part in ("book_to_the_micro", "book", "days")]
 _COUNTER = ["tests/contract/test_counter_to_the_millisecond.py", "tests/contract/test_counter.py"]
 _DAMAGED = "tests/contract/test_damaged_counter.py"
+_MODELS_BOOK = "tests/model/test_lease_book_is_the_model.py"
+_MODELS_COUNTER = "tests/model/test_counter_is_the_model.py"
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
-    "daycap/lease_book.py": (_BOOK, 0),
+    "daycap/lease_book.py": ([*_BOOK, _MODELS_BOOK], 0),
     "daycap/top_up.py": (["tests/unit/test_top_up.py"], 1),
-    "daycap/memory_counter.py": ([*_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"], 0),
+    "daycap/memory_counter.py": (
+        [*_COUNTER, _MODELS_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"],
+        0,
+    ),
     "daycap/outbox.py": (["tests/unit/test_outbox.py"], 0),
     "daycap/publisher.py": (["tests/unit"], 0),
-    "daycap/scripts/sync.lua": ([*_COUNTER, _DAMAGED, "-k", "process or Scripts or damaged"], 0),
-    "daycap/scripts/publish.lua": ([*_COUNTER, _DAMAGED, "-k", "process or Scripts or expiry or damaged"], 0),
-    "daycap/scripts/read.lua": ([*_COUNTER, _DAMAGED, "-k", "process or Scripts or damaged"], 0),
+    "daycap/scripts/sync.lua": ([*_COUNTER, _DAMAGED, _MODELS_COUNTER, "-k", "process or scripts or damaged"], 0),
+    "daycap/scripts/publish.lua": (
+        [*_COUNTER, _DAMAGED, _MODELS_COUNTER, "-k", "process or scripts or expiry or damaged"],
+        0,
+    ),
+    "daycap/scripts/read.lua": ([*_COUNTER, _DAMAGED, "-k", "process or scripts or damaged"], 0),
     "daycap/redis_counter.py": ([*_COUNTER, "-k", "test_counter.py and (redis or expiry)"], 0),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
@@ -47,6 +56,7 @@ _EXPLAINED = ROOT / "docs" / "mutants.md"
 @click.option("--processes", default=min(2, os.cpu_count() or 1), show_default=True)
 def main(files: tuple[str, ...], every: int, processes: int) -> None:
     """Print the mutants that survived; fail if one of them is not explained."""
+    signal.signal(signal.SIGTERM, _end)
     explained = _EXPLAINED.read_text() if _EXPLAINED.exists() else ""
     unexplained = 0
     with tempfile.TemporaryDirectory(prefix="daycap-mutants-") as directory:
@@ -65,6 +75,12 @@ def main(files: tuple[str, ...], every: int, processes: int) -> None:
                 f"{len(survivors) - len(known)} survived"
             )
     sys.exit(unexplained > 0)
+
+
+def _end(number: int, _: object) -> None:
+    """Leave as after Ctrl-C: what runs is ended and the trees are removed."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _try(wanted: list[Mutant], source: bytes, trees: list[Path]) -> list[Mutant]:
@@ -96,6 +112,7 @@ def _try(wanted: list[Mutant], source: bytes, trees: list[Path]) -> list[Mutant]
     finally:
         for trial in running.values():
             trial.kill()
+            trial.result()
     print(file=sys.stderr)
     return sorted(survivors)
 

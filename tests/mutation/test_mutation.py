@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.mutation.mutants import mutants
 from tests.mutation.trial import ROOT
+from tests.spine import wait_for
 
 
 def changes(file: str, source: str) -> set[str]:
@@ -57,3 +61,13 @@ def test_most_mutants_of_a_small_file_are_killed_and_the_others_are_named() -> N
     assert summary.startswith("daycap/scripts/read.lua: 2 mutants, "), done.stdout + done.stderr
     assert ", 0 killed" not in summary
     assert (", 0 survived" in summary) == (done.returncode == 0)
+
+
+@pytest.mark.timeout(120)
+def test_the_runner_ends_its_trials_and_removes_its_trees_when_it_is_told_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/scripts/read.lua", "--processes", "1"]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}) as runner:
+        wait_for(lambda: list(tmp_path.glob("daycap-mutants-*/0/output")), 60)  # A trial has begun.
+        runner.terminate()
+        assert runner.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

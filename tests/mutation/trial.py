@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import contextlib
 import os
 import shutil
 import signal
@@ -67,7 +68,9 @@ class Trial:
 
     def kill(self) -> None:
         """End it at once, with what it started."""
-        os.killpg(self._process, signal.SIGKILL)
+        os.kill(self._process, signal.SIGKILL)  # It may not have made its group yet.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process, signal.SIGKILL)
 
     @property
     def output(self) -> str:
@@ -86,6 +89,7 @@ def _run(tree: Path, tests: list[str], seeds: int) -> None:
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         output = os.open(tree / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
