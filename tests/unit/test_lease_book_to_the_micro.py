@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from daycap import BudgetUnavailable, CapExceeded, HoldEnded, InvalidAmount
+from daycap.clock import DAY_MS
 from daycap.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
 from daycap.errors import AgentPaused, UnknownAgent
 from daycap.lease_book import Hold
+from daycap.wire import FinalizeEvent
 from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner
 
 LIVES_MS = TERMS.ttl_ms - TERMS.guard_ms
@@ -295,3 +297,97 @@ def test_a_busy_lease_asks_for_two_seconds_of_its_use_and_hands_back_the_rest(ru
     assert runner.book.begin_renewal()[0].request.returned_micros == 1_000, "what it used before counts once more"
     runner.ms += 1_000
     assert runner.book.begin_renewal()[0].request.returned_micros == 2_500
+
+
+def test_the_counters_clock_is_followed(runner: Runner) -> None:
+    assert runner.book.counter_ms() is None
+
+    runner.book.hear(runner.ms + 5_000)
+    runner.ms += 1_234
+
+    assert runner.book.counter_ms() == runner.ms + 5_000
+    assert runner.book.expired(DAY) is False
+    runner.ms += 3 * DAY_MS
+    assert runner.book.expired(DAY) is True
+
+
+def test_patience_begins_with_the_first_event_and_anew_with_each_that_is_settled(runner: Runner) -> None:
+    first, second = held(runner, 1_000), held(runner, 1_000)
+    runner.ms += 20_000
+    runner.renew()
+    first.finalize(100)
+    runner.ms += 10_000
+    runner.renew()
+    second.finalize(100)
+
+    assert stalled_after(runner, 4_999) == []
+    assert stalled_after(runner, 1) == runner.events
+    assert stalled_after(runner, 29_999) == [], "twice as long after each that brought nothing"
+    assert stalled_after(runner, 1) == runner.events
+    runner.settle(runner.events[0])
+    runner.renew()
+    assert stalled_after(runner, 14_999) == []
+    assert stalled_after(runner, 1) == runner.events[1:]
+    assert runner.book.live_holds() == 0
+
+
+def stalled_after(runner: Runner, ms: int) -> list[FinalizeEvent]:
+    runner.ms += ms
+    return runner.book.stalled(15_000_000_000)
+
+
+def test_a_lease_has_a_successor_after_the_third_resend(runner: Runner) -> None:
+    held(runner, 1_000).finalize(100)
+    for wait_ms, leases in ((15_000, 1), (30_000, 1), (60_000, 2)):
+        assert stalled_after(runner, wait_ms)
+        runner.renew()
+        assert len({runner.events[0].lease, held(runner, 10).id.rpartition("-")[0]}) == leases
+
+
+def test_whoever_keeps_events_is_told_of_those_that_are_dropped(runner: Runner) -> None:
+    told: list[FinalizeEvent] = []
+    runner.book._settled = told.append
+    held(runner, 1_000).finalize(100)
+    runner.ms += 3 * DAY_MS
+    assert stalled_after(runner, 0)
+
+    assert runner.book.drop_expired() == told == runner.events
+
+
+def test_a_refusal_where_all_is_leased_or_spent_leaves_nothing(runner: Runner) -> None:
+    other = Runner(runner)
+    held(other, CAP)
+    with pytest.raises(CapExceeded) as refused:
+        runner.ask(1)
+    assert (refused.value.leased_micros, refused.value.remaining_micros) == (CAP, 0)
+
+    spent = Runner()
+    publish(spent, spent=CAP)
+    with pytest.raises(CapExceeded) as refused:
+        spent.ask(1)
+    assert (refused.value.leased_micros, refused.value.remaining_micros) == (0, 0)
+
+
+def test_a_lease_is_known_from_its_first_micro(runner: Runner) -> None:
+    assert runner.book.free_micros("nobody") == 0
+    runner.book.begin_top_up("agent", 1)
+    assert runner.book.last_known("agent") is None
+    one = Runner()
+    held(one, 1)
+    known = one.book.last_known("agent")
+    assert known is not None
+    assert known.granted == 1
+
+
+def test_what_memory_served_counts_as_use_and_what_it_refused_does_not(runner: Runner) -> None:
+    held(runner, 1_000).release()
+    for _ in range(2):
+        hold = runner.book.reserve("agent", 500)
+        assert hold is not None
+        hold.release()
+    runner.ms += LIVES_MS
+    assert runner.book.reserve("agent", 300) is None
+
+    request = runner.book.begin_top_up("agent", 400).request
+
+    assert request.want_micros == 400 + 2 * 2_000_000 // LIVES_MS
