@@ -9,6 +9,7 @@ from daycap.clock import DAY_MS
 from daycap.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
 from daycap.errors import AgentPaused, UnknownAgent
 from daycap.lease_book import Hold
+from daycap.money import MAX_MICROS
 from daycap.wire import FinalizeEvent
 from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner
 
@@ -391,3 +392,50 @@ def test_what_memory_served_counts_as_use_and_what_it_refused_does_not(runner: R
     request = runner.book.begin_top_up("agent", 400).request
 
     assert request.want_micros == 400 + 2 * 2_000_000 // LIVES_MS
+
+
+def test_a_lease_of_which_all_is_settled_and_handed_back_is_asked_after_no_more(runner: Runner) -> None:
+    held(runner, 1_000).finalize(400)
+    runner.settle(*runner.events)
+    for _ in range(3):
+        runner.ms += 10_000
+        runner.renew()
+
+    assert runner.book.begin_renewal() == []
+    runner.ms = MIDNIGHT_MS + 1
+    assert runner.book.begin_renewal() == []
+    assert runner.book._all() == ()
+
+
+def test_a_lease_grants_up_to_the_largest_amount_and_then_has_a_successor(runner: Runner) -> None:
+    publish(runner, cap=MAX_MICROS)
+    hold = held(runner, 10)
+    lease, granted = hold.id.rpartition("-")[0], 10
+
+    pending = runner.book.begin_top_up("agent", MAX_MICROS - granted)
+    assert pending.request.lease == lease
+    runner.book.abandon(pending)
+    assert runner.book.begin_top_up("agent", MAX_MICROS - granted + 1).request.lease != lease
+
+
+def test_an_event_is_kept_beside_a_hold_that_never_ends(runner: Runner) -> None:
+    ended, live = held(runner, 1_000), held(runner, 1_000)
+    ended.finalize(100)
+    runner.ms += 3 * DAY_MS
+    runner.renew()
+
+    assert runner.book.unsettled() == runner.events
+    assert (live.ended, runner.book.live_holds()) == (False, 1)
+
+
+def test_leases_are_renewed_at_the_pace_of_the_one_that_lives_shortest(runner: Runner) -> None:
+    short = LeaseTerms(ttl_ms=6_000, guard_ms=TERMS.guard_ms, grace_ms=TERMS.grace_ms)
+    runner.counter.publish([DaySnapshot("short", DAY, 1, ACTIVE, CAP, 0)], short, first_until_ms=runner.ms + 10_000)
+    held(runner, 1_000)
+    pending = runner.book.begin_top_up("short", 10)
+    hold = runner.book.finish_top_up(pending, *runner.counter.sync([pending.request]), 10)
+    assert hold is not None
+
+    runner.book.begin_renewal()
+
+    assert runner.book.ttl_ms == 6_000
