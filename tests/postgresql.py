@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,12 @@ class LocalPostgreSQL:
 
     def start(self) -> None:
         """Begin again with what was committed."""
+        for _ in range(5):
+            with suppress(
+                subprocess.TimeoutExpired
+            ):  # The wheel waits for 10 s; a busy machine may recover for longer.
+                self._server.ensure_postgres_running()
+                return
         self._server.ensure_postgres_running()
 
     def close(self) -> None:
