@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -340,3 +342,25 @@ def test_what_others_have_is_what_is_leased_less_ones_own_outstanding(day: Day) 
     assert day.sync(A, granted=60, returned=10, need=5).leased_micros == 45
     day.sync(B, need=1)
     assert day.sync(A, granted=65, returned=10, need=50).recall
+
+
+def test_a_child_that_was_forked_in_the_middle_of_a_question_begins_with_nothing() -> None:
+    children = []
+
+    def now_ms() -> int:
+        if forking and not children:
+            children.append(os.fork())
+            if children == [0]:
+                signal.alarm(20)  # Where it waits for its parent's lock, for ever.
+                counter.forget()
+                os._exit(counter.read([("agent", DAY)]) != [None])
+        return NOON_MS
+
+    forking, counter = False, MemoryCounter(now_ms)
+    counter.publish([DaySnapshot("agent", DAY, 1, ACTIVE, 100, 0)], TERMS)
+    forking = True
+
+    assert counter.read([("agent", DAY)]) != [None]
+
+    (child,) = children
+    assert os.waitpid(child, 0)[1] == 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from daycap import InvalidInput
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import DayReading, DaySnapshot, LeaseTerms
+from daycap.counter import Answer, DayReading, DaySnapshot, LeaseTerms, SyncRequest
 from daycap.ledger_reader import read_snapshots
 from daycap.memory_counter import MemoryCounter
 from worker import accounts, days, housekeeping, opening
@@ -148,21 +149,59 @@ def test_a_day_ahead_that_its_opener_never_published_is_opened_without_a_fence(
     assert not reading(counter).fenced, "nobody can have leased of a day that has not begun"
 
 
+@pytest.mark.parametrize("time_ms", [0, DAY_MS // 2, DAY_MS - 1])
 def test_days_that_are_not_now_are_not_opened_on_request(
+    ledger: Ledger, publisher: CounterPublisher, clock: ServerClock, time_ms: int
+) -> None:
+    clock.ms = day_start_ms(DAY) + time_ms
+    accounts.add(ledger, publisher, {"agent": 100}, "test")
+    around = [day_of(clock.ms + offset * DAY_MS) for offset in range(-2, 3)]
+
+    opened = [opening.open_on_request(ledger, publisher, "agent", day) for day in around if day != DAY]
+
+    assert opened == [0, 1, 1, 0]
+    assert [bool(open_rows(ledger, day)) for day in around] == [False, True, True, True, False]
+
+
+def test_today_is_opened_on_request_in_its_last_millisecond(
     ledger: Ledger, publisher: CounterPublisher, clock: ServerClock
 ) -> None:
     accounts.add(ledger, publisher, {"agent": 100}, "test")
+    clock.ms = day_start_ms(NEXT) + DAY_MS - 1
+    assert opening.open_on_request(ledger, publisher, "agent", NEXT) == 1
 
-    for offset in (-2, -1, 1, 2):
-        opening.open_on_request(ledger, publisher, "agent", day_of(clock.ms + offset * DAY_MS))
 
-    assert [bool(open_rows(ledger, day_of(clock.ms + offset * DAY_MS))) for offset in range(-2, 3)] == [
-        False,
-        True,
-        True,
-        True,
-        False,
-    ]
+def test_what_is_asked_for_again_is_published_again_behind_a_fence(
+    ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter, clock: ServerClock
+) -> None:
+    accounts.add(ledger, publisher, {"agent": 100}, "test")
+    clock.ms = day_start_ms(NEXT) + 1
+    assert opening.open_on_request(ledger, publisher, "agent", NEXT) == 1
+    assert not reading(counter).fenced
+    counter.flush()
+
+    assert opening.open_on_request(ledger, publisher, "agent", NEXT) == 0
+
+    assert reading(counter).fenced
+
+
+def test_a_stranger_is_published_as_unknown_and_what_is_no_id_is_refused(
+    ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter
+) -> None:
+    assert opening.open_on_request(ledger, publisher, "stranger", DAY) == 0
+    (reply,) = counter.sync([SyncRequest("stranger", DAY, "a" * 32, 0, 0, 1, 1)])
+    assert reply.answer is Answer.UNKNOWN_AGENT
+
+    with pytest.raises(InvalidInput):
+        opening.open_on_request(ledger, publisher, "no id", DAY)
+
+
+def test_a_day_is_opened_in_the_ledger_where_there_is_no_counter(ledger: Ledger) -> None:
+    alone = CounterPublisher(None, LeaseTerms(30_000, 1_000, 10_000))
+    accounts.add(ledger, alone, {"agent": 100}, "test")
+    tomorrow = day_of(alone.authoritative_ms() + DAY_MS)
+    assert opening.open_on_request(ledger, alone, "agent", tomorrow) == 1
+    assert open_rows(ledger, tomorrow) == ["agent"]
 
 
 def test_the_counters_clock_is_known_while_it_is_away(publisher: CounterPublisher, clock: ServerClock) -> None:
