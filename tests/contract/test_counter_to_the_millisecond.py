@@ -344,7 +344,7 @@ def test_what_others_have_is_what_is_leased_less_ones_own_outstanding(day: Day) 
     assert day.sync(A, granted=65, returned=10, need=50).recall
 
 
-def test_a_child_that_was_forked_in_the_middle_of_a_question_begins_with_nothing() -> None:
+def test_a_counter_in_memory_is_empty_in_a_child_that_was_forked_in_the_middle_of_a_question() -> None:
     children = []
 
     def now_ms() -> int:
