@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from daycap import BudgetUnavailable, CapExceeded, HoldEnded, InvalidAmount
@@ -10,7 +12,7 @@ from daycap.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTe
 from daycap.errors import AgentPaused, UnknownAgent
 from daycap.lease_book import Hold
 from daycap.money import MAX_MICROS
-from daycap.wire import FinalizeEvent
+from daycap.wire import FinalizeEvent, lease_fits
 from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner
 
 LIVES_MS = TERMS.ttl_ms - TERMS.guard_ms
@@ -439,3 +441,45 @@ def test_leases_are_renewed_at_the_pace_of_the_one_that_lives_shortest(runner: R
     runner.book.begin_renewal()
 
     assert runner.book.ttl_ms == 6_000
+
+
+def test_an_answer_at_its_deadline_does_not_revive_what_came_free(runner: Runner) -> None:
+    """P4: at the millisecond of the deadline a lease is dead; before it, it is alive."""
+    for early_ms, free_then in ((1, 1_000), (0, 0)):
+        one = Runner()
+        hold = held(one, 1_000)
+        one.ms += LIVES_MS - early_ms - 500
+        (pending,) = one.book.begin_renewal()
+        hold.release()
+        one.ms += 500
+        one.book.apply(pending, *one.counter.sync([pending.request]))
+        assert free(one) == free_then
+
+
+def test_a_lease_that_the_counter_never_answered_for_sets_no_pace(runner: Runner) -> None:
+    runner.book.abandon(runner.book.begin_top_up("agent", 1))
+    assert runner.book.begin_renewal()
+    assert runner.book.ttl_ms == 0
+
+
+def test_a_leases_id_is_128_random_bits_bound_to_agent_and_day(runner: Runner) -> None:
+    lease = held(runner, 1).id.rpartition("-")[0]
+    assert len(base64.b32decode(lease.partition(".")[0].upper() + "======")) == 128 // 8
+    assert lease_fits(lease, "agent", DAY)
+    assert not lease_fits(lease, "another", DAY)
+
+
+def test_a_lease_that_has_a_successor_hands_back_all_that_is_free_and_lends_none_to_an_overage(runner: Runner) -> None:
+    held(runner, 1_000).finalize(100)
+    kept, other = held(runner, 500), held(runner, 5_000)
+    for wait_ms in (15_000, 30_000, 60_000):
+        runner.ms += wait_ms
+        runner.renew()
+        assert runner.book.stalled(15_000_000_000)
+    other.release()
+
+    kept.finalize(700)
+
+    assert runner.events[-1].held_micros == 500
+    runner.renew()
+    assert runner.leased(DAY) == 100 + 500, "the two events that are not settled"

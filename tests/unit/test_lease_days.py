@@ -143,3 +143,70 @@ def test_a_renewal_that_overtakes_a_lost_question_does_not_hide_what_that_was_gr
         runner.renew()
 
     assert runner.leased(DAY) == 0
+
+
+def test_a_hold_of_nothing_keeps_its_lease_so_that_its_event_is_kept_too(runner: Runner) -> None:
+    """P7: nothing is set aside for it, in the counter or here, but its call may cost something."""
+    hold = runner.ask(0)
+    assert hold is not None
+    runner.ms = MIDNIGHT_MS + 10
+    for _ in range(3):
+        runner.renew()
+
+    hold.finalize(800)
+
+    assert runner.book.unsettled() == runner.events
+
+
+def test_a_late_answer_that_nothing_is_out_does_not_hide_what_was_granted_since(runner: Runner) -> None:
+    """P5: the counter answered a renewal first, and then a question; the answers came the other way round."""
+    question = runner.book.begin_top_up("agent", 1)
+    runner.ms += 1
+    (renewal,) = runner.book.begin_renewal()
+    (nothing,), (granted,) = runner.counter.sync([renewal.request]), runner.counter.sync([question.request])
+    hold = runner.book.finish_top_up(question, granted, 1)
+    assert hold is not None
+    hold.release()
+    runner.book.apply(renewal, nothing)
+
+    (lost,) = runner.book.begin_renewal(hand_back=True)
+    assert lost.request.returned_micros == 1
+    runner.ms += 1
+    runner.renew()
+
+    assert runner.leased(DAY) == 0
+    assert runner.renew() == []
+
+
+def test_a_renewals_answer_that_nothing_is_out_is_none_to_a_question_asked_later(runner: Runner) -> None:
+    """P5: that question's answer came too late to count."""
+    runner.book.abandon(runner.book.begin_top_up("agent", 1_000))
+    (renewal,) = runner.book.begin_renewal()
+    runner.ms += 1
+    question = runner.book.begin_top_up("agent", 1_000)
+    (nothing,), (late,) = runner.counter.sync([renewal.request]), runner.counter.sync([question.request])
+    runner.book.apply(renewal, nothing)
+    runner.ms += TERMS.guard_ms + 1
+    assert runner.book.finish_top_up(question, late, 1_000) is None
+
+    for _ in range(4):
+        runner.ms += TERMS.ttl_ms // 3
+        runner.renew()
+
+    assert runner.leased(DAY) == 0
+
+
+def test_a_days_lease_is_dead_in_the_millisecond_that_its_day_ends(runner: Runner) -> None:
+    """Also where the runner has yet to learn that it has."""
+    runner.ms = MIDNIGHT_MS - 1
+    hold = runner.ask(1_000)
+    assert hold is not None
+    runner.ms = MIDNIGHT_MS
+    runner.book.hear(MIDNIGHT_MS - 1)
+    (renewal,) = runner.book.begin_renewal()
+    (reply,) = runner.counter.sync([renewal.request])
+    assert reply.answer is Answer.OK
+    runner.book.apply(renewal, reply)
+    hold.release()
+
+    assert runner.book.reserve("agent", 1_000) is None
