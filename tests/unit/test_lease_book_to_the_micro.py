@@ -327,6 +327,7 @@ def test_patience_begins_with_the_first_event_and_anew_with_each_that_is_settled
     assert stalled_after(runner, 1) == runner.events
     assert stalled_after(runner, 29_999) == [], "twice as long after each that brought nothing"
     assert stalled_after(runner, 1) == runner.events
+    runner.ms += 10_000
     runner.settle(runner.events[0])
     runner.renew()
     assert stalled_after(runner, 14_999) == []

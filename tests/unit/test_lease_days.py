@@ -210,3 +210,21 @@ def test_a_days_lease_is_dead_in_the_millisecond_that_its_day_ends(runner: Runne
     hold.release()
 
     assert runner.book.reserve("agent", 1_000) is None
+
+
+def test_what_a_question_put_aside_is_handed_back_though_its_day_ends_meanwhile(runner: Runner) -> None:
+    """P5, to the micro: until the question is over, nothing of the lease is in use but what it is owed."""
+    runner.ms = MIDNIGHT_MS - 10
+    hold = runner.ask(1)
+    assert hold is not None
+    hold.release()
+    question = runner.book.begin_top_up("agent", 5)
+    assert question.earmarked == 1
+    runner.renew()
+    runner.ms = MIDNIGHT_MS + 10
+    runner.renew()
+
+    runner.book.abandon(question)
+    runner.renew()
+
+    assert runner.leased(DAY) == 0
