@@ -129,6 +129,15 @@ def test_a_given_up_lease_that_had_handed_back_comes_back_exact(day: Day) -> Non
     assert day.sync(A, granted=60, returned=30).leased_micros == 30
 
 
+def test_a_lease_that_handed_back_all_is_not_put_back_by_a_message_from_before(day: Day) -> None:
+    """Where nothing is given up, the totals stay."""
+    day.open()
+    day.sync(A, need=60)
+    day.sync(A, granted=60, returned=60)
+    assert day.publish(expire_before_ms=day.ms + 60_000).given_up_micros == 0
+    assert day.sync(A, granted=60).leased_micros == 0
+
+
 def test_a_fence_falls_a_millisecond_after_its_ttl_guard_and_grace(day: Day) -> None:
     assert day.publish().fenced
     day.sync(A, granted=30)
