@@ -11,7 +11,6 @@ from daycap.errors import InvalidSetting
 from daycap.settings import Settings
 from daycap.urls import celery_broker
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
-from worker.gather import MOST_MESSAGES
 
 try:
     _settings = Settings.from_env()
@@ -76,7 +75,7 @@ imports = ("tasks.finalize", "tasks.control", "tasks.housekeeping")
 worker_pool = "solo"  # Settling is one transaction at a time; a second process would only wait for the lock.
 task_acks_late = True  # An event leaves the queue after its commit, never before.
 task_reject_on_worker_lost = True  # And goes back into it when the process that held it is gone.
-worker_prefetch_multiplier = MOST_MESSAGES  # Of a pool of one: as many as one transaction settles.
+worker_prefetch_multiplier = 200  # Of a pool of one: as many messages as one transaction settles (worker/gather.py).
 worker_enable_prefetch_count_reduction = False  # What was gathered before a connection was lost runs nowhere.
 worker_cancel_long_running_tasks_on_connection_loss = False  # A commit under way is finished; P2 bears the repeat.
 worker_send_task_events = True  # Flower shows what happens.

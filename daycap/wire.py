@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from daycap.clock import day_start_ms
 from daycap.errors import InvalidAmount, InvalidInput, shown
-from daycap.money import MAX_MICROS
+from daycap.money import MAX_MICROS, micros
 
 FINALIZE_TASK = "daycap.finalize"
 OPEN_DAY_TASK = "daycap.open_day"
@@ -105,10 +105,11 @@ class FinalizeEvent(NamedTuple):
         version = payload.get("v")
         if type(version) is not int or version != WIRE_VERSION:
             raise InvalidInput(f"unknown version: {shown(version, 40)}")
-        missing = [name for name in _FIELDS if name not in payload]
-        if missing:
-            raise InvalidInput(f"missing: {', '.join(missing)}")
-        reservation, lease, event, agent, day, held, actual, at_ms = _in_order(payload)
+        try:
+            reservation, lease, event, agent, day, held, actual, at_ms = _in_order(payload)
+        except KeyError:
+            missing = [name for name in _FIELDS if name not in payload]
+            raise InvalidInput(f"missing: {', '.join(missing)}") from None
         if not (type(lease) is type(agent) is type(day) is str):
             _check_lease.__wrapped__(lease, agent, day)  # Raises; a cache cannot be asked for whatever it is.
         _check_lease(lease, agent, day)
@@ -118,8 +119,10 @@ class FinalizeEvent(NamedTuple):
             raise InvalidInput(f"not a hold of lease {lease}: {shown(reservation, 120)}")
         # They share the range of amounts: exact in every language that reads JSON.
         for name, value in (("event", event), ("held", held), ("actual", actual), ("at_ms", at_ms)):
-            if type(value) is not int or not 0 <= value <= MAX_MICROS:
-                raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}")
+            try:
+                micros(value)
+            except InvalidAmount:
+                raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None
         if event == 0:
             raise InvalidInput("event counts from 1")
         return cls(reservation, lease, event, agent, day, held, actual, at_ms)

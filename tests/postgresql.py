@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,14 @@ class LocalPostgreSQL:
 
     def start(self) -> None:
         """Begin again with what was committed."""
-        for _ in range(5):
-            with suppress(
-                subprocess.TimeoutExpired
-            ):  # The wheel waits for 10 s; a busy machine may recover for longer.
-                self._server.ensure_postgres_running()
-                return
-        self._server.ensure_postgres_running()
+        patience = 6  # The wheel waits for 10 s; a busy machine may recover for longer.
+        while True:
+            try:
+                return self._server.ensure_postgres_running()  # type: ignore[no-any-return]
+            except subprocess.TimeoutExpired:
+                patience -= 1
+                if not patience:
+                    raise
 
     def close(self) -> None:
         self._server.cleanup()

@@ -22,9 +22,6 @@ logger = logging.getLogger("daycap.worker")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one message."""
 
-MOST_MESSAGES = 200
-"""How many a worker has at most, unacknowledged. Celery's prefetch."""
-
 MOST_EVENTS = 2000
 """How many one transaction settles: it takes some 50 ms, in which nobody else can write to SQLite."""
 
@@ -62,7 +59,7 @@ class Gathered:
         self._requests.append(request)
         self._events += _events(request.kwargs)
         self._last_s = time.monotonic()
-        if self._events >= MOST_EVENTS or len(self._requests) >= MOST_MESSAGES:
+        if self._events >= MOST_EVENTS or len(self._requests) >= self._consumer.prefetch_multiplier:
             self._settle_all()
         elif len(self._requests) == 1:
             self._first_s = self._last_s

@@ -98,7 +98,7 @@ def execute_many(connection: sa.Connection, statement: sa.Insert, rows: Sequence
     """Execute for each of `rows`, in the order of the table's columns. Made for settling: SQLAlchemy's own way, over
     a dictionary for each row, takes longer than the database.
     """
-    connection.exec_driver_sql(_text(statement, connection.dialect.name), list(rows))
+    connection.exec_driver_sql(_text(statement, connection.dialect.name), rows)
 
 
 @functools.lru_cache(maxsize=32)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figure:
-    """`value` in `unit`; `floor`, in the same unit and run, is what it is held against, and `ratio` how it compares.
+    """`value` in `unit`; `floor`, in the same unit and run, is what it is held against.
 
     `goal` says in words what it should reach; `met` is None where nothing was promised.
     """
@@ -22,12 +22,16 @@ class Figure:
     unit: str
     against: str = ""
     floor: float | None = None
-    ratio: float | None = None
     goal: str = ""
     met: bool | None = None
 
+    @property
+    def ratio(self) -> float | None:
+        """How `value` compares with the floor."""
+        return None if self.floor is None else self.value / self.floor
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "ratio": self.ratio}
 
 
 def table(figures: Sequence[Figure]) -> Table:
@@ -53,12 +57,6 @@ def number(value: float) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def interleaved(rounds: int, *measures: Callable[[], float]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter as Count
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,12 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tests.chaos.campaign import Round
+from tests.percentile import percentile
 from worker.command_line.output import table
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so large a share of all does not pass; 0 of nothing."""
-    return sorted(values)[math.ceil(len(values) * share) - 1] if values else 0.0
 
 
 def by_fault(rounds: Sequence[Round]) -> dict[str, list[Round]]:

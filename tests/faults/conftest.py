@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from celery import Celery
 from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBackend, RedisTestBroker
 
@@ -97,3 +98,10 @@ def second_worker(spine: Spine, tmp_path: Path) -> Iterator[LocalWorker]:
     worker.ready()
     yield worker
     worker.teardown()
+
+
+@pytest.fixture
+def broker(spine: Spine) -> Iterator[redis.Redis]:
+    """The broker, as someone with redis-cli has it."""
+    with redis.Redis.from_url(spine.settings.broker_url) as client:
+        yield client

@@ -40,13 +40,6 @@ def proxy(spine: Spine) -> Iterator[Proxy]:
     proxy.close()
 
 
-@pytest.fixture
-def broker(spine: Spine) -> Iterator[redis.Redis]:
-    """The broker, as someone with redis-cli has it."""
-    with redis.Redis.from_url(spine.settings.broker_url) as client:
-        yield client
-
-
 @pytest.mark.parametrize("fault", ["down", "hanging", "half open"])
 def test_finalize_does_not_wait_for_the_broker(spine: Spine, proxy: Proxy, fault: str) -> None:
     agent, server = spine.add("agent-7", 5 * M), spine.broker.container

@@ -6,26 +6,18 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import redis
 
 from daycap.celery_transport import CeleryTransport
 from daycap.wire import FINALIZE_QUEUE, FinalizeEvent, new_lease_id
+from tests.faults.broker import HELD_BACK_S, let_time_pass
 from tests.faults.ledger import LockedLedger
-from tests.faults.test_worker_lost import HELD_BACK_S, let_time_pass
 from tests.spine import Spine
 
 M = 1_000_000
 MANY = 150
-
-
-@pytest.fixture
-def broker(spine: Spine) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(spine.settings.broker_url) as client:
-        yield client
 
 
 def events(agent: str, day: str, many: int = MANY) -> list[FinalizeEvent]:
@@ -72,8 +64,9 @@ def test_killed_with_many_gathered_none_is_lost_and_none_settled_twice(
     spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
 ) -> None:
     agent = spine.add("agent-7", 5 * M)
+    some = events(agent, spine.today)
     spine.worker.container.kill("SIGSTOP")
-    send_one_by_one(spine, events(agent, spine.today))
+    send_one_by_one(spine, some)
     with locked_ledger:
         spine.worker.container.kill("SIGCONT")
         spine.wait_for(lambda: waits_with_some(broker))
@@ -82,7 +75,11 @@ def test_killed_with_many_gathered_none_is_lost_and_none_settled_twice(
 
     let_time_pass(broker, HELD_BACK_S)
 
-    spine.wait_for(lambda: spine.settled_once(agent) == (MANY, MANY * 70), timeout_s=40)
+    spine.wait_for(lambda: broker.hlen("unacked") == broker.llen(FINALIZE_QUEUE) == 0, timeout_s=40)
+    # All but the one that may have been on its way from the broker to the worker, which kombu has not noted anywhere.
+    assert spine.settled_once(agent)[0] >= MANY - 1
+    send_one_by_one(spine, some)  # As its runner does with what is not settled.
+    spine.wait_for(lambda: spine.settled_once(agent) == (MANY, MANY * 70))
     spine.wait_for(lambda: broker.hlen("unacked") == broker.llen(FINALIZE_QUEUE) == 0)
     assert spine.settled_once(agent) == (MANY, MANY * 70)
 

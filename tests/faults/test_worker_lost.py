@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 import redis
 
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE
+from tests.faults.broker import HELD_BACK_S, let_time_pass
 from tests.faults.ledger import LockedLedger
 from tests.faults.load import ACTUAL, HELD, spend, spending
 from tests.processes import LocalRedis
@@ -18,27 +18,11 @@ from tests.spine import Spine
 
 M = 1_000_000
 
-HELD_BACK_S = 30
-"""How long the broker waits for a worker that has a message, says the documentation; then it goes to another one."""
-
 
 @pytest.fixture
 def own_settings() -> dict[str, str]:
     # Runners learn each second what is settled, and mend nothing themselves, but where a test says so.
     return {"DAYCAP_LEASE_TTL_SECONDS": "3", "DAYCAP_RESEND_SECONDS": "60"}
-
-
-@pytest.fixture
-def broker(spine: Spine) -> Iterator[redis.Redis]:
-    """The broker, as someone with redis-cli has it."""
-    with redis.Redis.from_url(spine.settings.broker_url) as client:
-        yield client
-
-
-def let_time_pass(broker: redis.Redis, seconds: float) -> None:
-    """For the broker's notes of what workers have: as if they had been made that much earlier."""
-    for tag in broker.zrange("unacked_index", 0, -1):
-        broker.zincrby("unacked_index", -seconds, tag)
 
 
 def test_worker_killed_and_started_again_settles_what_waited(spine: Spine) -> None:
