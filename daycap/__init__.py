@@ -16,7 +16,7 @@ from daycap.errors import (
     Unavailable,
     UnknownAgent,
 )
-from daycap.lease_book import Hold
+from daycap.lease import Hold
 from daycap.money import MAX_MICROS, format_usd, usd
 from daycap.readings import Reading
 from daycap.settings import Settings

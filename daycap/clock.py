@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 
 from daycap.errors import InvalidInput, shown
@@ -11,12 +13,10 @@ DAY_MS = 86_400_000
 
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
-
-def boot_ns() -> int:
-    """Nanoseconds on a clock that no one sets and that counts through a suspend, where there is one."""
-    if _BOOT_CLOCK is None:
-        return time.monotonic_ns()
-    return time.clock_gettime_ns(_BOOT_CLOCK)
+boot_ns: Callable[[], int] = (
+    time.monotonic_ns if _BOOT_CLOCK is None else functools.partial(time.clock_gettime_ns, _BOOT_CLOCK)
+)
+"""Nanoseconds on a clock that no one sets and that counts through a suspend, where there is one."""
 
 
 def wall_ms() -> int:

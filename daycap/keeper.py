@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from daycap.counter import Answer, Counter, settled_up_to
 from daycap.errors import CounterUnavailable
-from daycap.lease_book import Lease, LeaseBook
+from daycap.lease import Lease
+from daycap.lease_book import LeaseBook
 from daycap.outbox import AbandonedOutbox, Outbox
 from daycap.publisher import Publisher
 from daycap.settings import Settings

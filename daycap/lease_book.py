@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
 from daycap.counter import KEPT_DAYS, Answer, SyncReply, SyncRequest, settled_up_to
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
+from daycap.lease import Hold, Lease
 from daycap.money import MAX_MICROS, micros
 from daycap.wire import FinalizeEvent, new_lease_id
 
@@ -24,142 +26,11 @@ _MS = 1_000_000
 _RESENDS_BEFORE_SUCCESSOR = 2
 _MOST_DOUBLINGS = 8
 
+_new_event = tuple.__new__
+"""What a NamedTuple's own constructor comes to, after a call in Python: this is the hot path."""
+
 _SHORTEST_WINDOW_NS = 100 * _MS
 """A rate of use measured over less says more about chance than about need."""
-
-
-class Lease:
-    """What the counter has set aside for this process, one agent, one day. Amounts are micros.
-
-    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
-    has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
-    each event until the counter says that the ledger has it. `owed_ns`: when something happened that may leave
-    money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants back
-    what is free.
-    """
-
-    __slots__ = (
-        "agent",
-        "cap",
-        "day",
-        "deadline_ns",
-        "events",
-        "foreign",
-        "free",
-        "granted",
-        "id",
-        "last_hold",
-        "leased",
-        "owed_ns",
-        "progress_ns",
-        "rate",
-        "recalled",
-        "released",
-        "resends",
-        "returned",
-        "spent",
-        "ttl_ms",
-        "unsettled",
-        "used",
-        "window_ns",
-    )
-
-    def __init__(self, agent: str, day: str, lease_id: str, now_ns: int) -> None:
-        self.agent = agent
-        self.day = day
-        self.id = lease_id
-        self.granted = self.returned = self.free = 0
-        self.deadline_ns = 0
-        self.last_hold = self.events = self.released = 0
-        self.unsettled: dict[int, FinalizeEvent] = {}
-        self.progress_ns = now_ns
-        self.resends = 0
-        self.used = 0
-        self.window_ns = now_ns
-        self.rate = 0.0
-        self.cap = self.spent = self.leased = self.ttl_ms = 0
-        self.owed_ns = 0
-        self.recalled = self.foreign = False
-
-    @property
-    def live_holds(self) -> int:
-        """How many holds have not ended."""
-        return self.last_hold - self.events - self.released
-
-    @property
-    def in_use(self) -> bool:
-        """Whether the counter must go on hearing of this lease."""
-        return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
-
-
-class Hold:
-    """One reservation, to be ended once: by `finalize` with the actual cost, or by `release`.
-
-    As a context manager it is finalized on leaving with `actual`, if that was set, and else with all that is
-    held: the provider may have billed the call even though it failed.
-    """
-
-    __slots__ = ("_actual", "_book", "_ended", "_lease", "_number", "held_micros")
-
-    def __init__(self, book: LeaseBook, lease: Lease, number: int, held_micros: int) -> None:
-        self._book = book
-        self._lease = lease
-        self._number = number
-        self._ended = False
-        self._actual: int | None = None
-        self.held_micros = held_micros
-
-    @property
-    def actual(self) -> int | None:
-        """The actual cost in micros, for leaving a `with` block; None until it is set. Raises `InvalidAmount`."""
-        return self._actual
-
-    @actual.setter
-    def actual(self, actual_micros: int) -> None:
-        self._actual = micros(actual_micros)
-
-    @property
-    def id(self) -> str:
-        """The reservation's id, `<lease>-<n>`."""
-        return f"{self._lease.id}-{self._number}"
-
-    @property
-    def agent(self) -> str:
-        """Whose money is held."""
-        return self._lease.agent
-
-    @property
-    def day(self) -> str:
-        """The UTC day that the cost will be charged to."""
-        return self._lease.day
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was finalized or released."""
-        return self._ended
-
-    def finalize(self, actual_micros: int) -> None:
-        """End the hold with what the call cost, in micros, queue the event and return.
-
-        A cost above the hold is taken: the wallet cannot undo a bill. Raises `InvalidAmount` (and the hold
-        stays as it was) or `HoldEnded`.
-        """
-        self._book.finalize(self, actual_micros)
-
-    def release(self) -> None:
-        """End the hold without a cost: only for a call that surely was not made. Raises `HoldEnded`."""
-        self._book.release(self)
-
-    def __enter__(self) -> Hold:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if not self._ended:
-            self.finalize(self.held_micros if self._actual is None else self._actual)
-
-    def __repr__(self) -> str:
-        state = "ended" if self._ended else "live"
-        return f"<Hold {self.id} agent={self.agent} day={self.day} held_micros={self.held_micros} {state}>"
 
 
 class Pending(NamedTuple):
@@ -232,7 +103,7 @@ class LeaseBook:
         """See `Hold.finalize`."""
         micros(actual)
         lease = hold._lease
-        at_ms = wall_ms()
+        at_ms = time.time_ns() // _MS
         with self._lock:
             if hold._ended or lease.foreign:
                 raise _ended(hold)
@@ -243,15 +114,16 @@ class LeaseBook:
             if not lease.unsettled:
                 lease.progress_ns = self._now_ns()
             number = lease.events + 1
-            event = FinalizeEvent(
-                f"{lease.id}-{hold._number}", lease.id, number, lease.agent, lease.day, held, actual, at_ms
+            event = _new_event(
+                FinalizeEvent,
+                (lease.id, hold._number, number, lease.agent, lease.day, held, actual, at_ms),
             )
             # In this order: wherever an exception from outside (a signal's handler) cuts it off, the event is kept.
-            lease.unsettled[number] = event
+            lease.unsettled.append(event)
             lease.events = number
             hold._ended = True
             hold.held_micros = held
-            lease.free += before - event.drawn_micros
+            lease.free += before - (actual if actual < held else held)
             # Emitted under the lock, so that events travel in the order of their numbers.
             self._emit(event)
 
@@ -427,7 +299,7 @@ class LeaseBook:
     def unsettled(self) -> list[FinalizeEvent]:
         """Every event that the ledger is not known to have, oldest first within its lease."""
         with self._lock:
-            return [event for lease in self._all() for event in lease.unsettled.values()]
+            return [event for lease in self._all() for event in lease.unsettled]
 
     def stalled(self, resend_ns: int) -> list[FinalizeEvent]:
         """The events of leases whose settling made no progress for so long, and longer each time in a row.
@@ -442,7 +314,7 @@ class LeaseBook:
                 if lease.unsettled and now_ns - lease.progress_ns >= resend_wait_ns(resend_ns, lease.resends):
                     lease.progress_ns = now_ns
                     lease.resends += 1
-                    events += lease.unsettled.values()
+                    events += lease.unsettled
                     if lease.resends > _RESENDS_BEFORE_SUCCESSOR and self._current.get(lease.agent) is lease:
                         self._retire(lease)
             return events
@@ -457,8 +329,8 @@ class LeaseBook:
             dropped: list[FinalizeEvent] = []
             for lease in self._all():
                 if lease.resends and _expired(lease.day, today):
-                    dropped += lease.unsettled.values()
-                    lease.unsettled = {}
+                    dropped += lease.unsettled
+                    lease.unsettled.clear()
             for event in dropped:
                 self._settled(event)
             return dropped
@@ -540,8 +412,8 @@ class LeaseBook:
 
     def _drop_settled(self, lease: Lease, reply: SyncReply, now_ns: int) -> None:
         up_to = settled_up_to(reply.events, reply.last_event)
-        while lease.unsettled and (number := next(iter(lease.unsettled))) <= up_to:
-            self._settled(lease.unsettled.pop(number))
+        while lease.unsettled and lease.unsettled[0].event <= up_to:
+            self._settled(lease.unsettled.popleft())
             lease.progress_ns = now_ns
             lease.resends = 0
 

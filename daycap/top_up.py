@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator
 
 from daycap.counter import Answer, SyncReply
 from daycap.errors import BudgetUnavailable, CounterUnavailable
-from daycap.lease_book import Hold, LeaseBook, Pending
+from daycap.lease import Hold
+from daycap.lease_book import LeaseBook, Pending
 
 Step = Pending | float
 """A sync to send, answered with its reply or by throwing `CounterUnavailable` in; or seconds to wait."""

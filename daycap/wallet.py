@@ -8,14 +8,16 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from daycap.counter import SyncReply
 from daycap.errors import BudgetUnavailable, CounterUnavailable, OutboxFull, UnknownAgent
 from daycap.keeper import Keeper
-from daycap.lease_book import Hold, LeaseBook, Pending
+from daycap.lease import Hold
+from daycap.lease_book import LeaseBook, Pending
 from daycap.money import micros
+from daycap.outbox import Outbox
 from daycap.publisher import Publisher
 from daycap.readings import Reading, Readings
 from daycap.settings import Settings
@@ -51,8 +53,8 @@ class Wallet:
         self._counter, transport, self._reader, self._outbox = parts
         self._publisher = Publisher(transport)
         self._book = LeaseBook(
-            self._emit,
-            self._settled,
+            _emitter(self._publisher, self._outbox),
+            self._outbox.settled if self._outbox is not None else lambda _: None,
             guard_ms=self._settings.guard_ms,
             slice_seconds=self._settings.slice_seconds,
         )
@@ -190,15 +192,6 @@ class Wallet:
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    def _emit(self, event: FinalizeEvent) -> None:
-        if self._outbox is not None:
-            self._outbox.append(event)
-        self._publisher.put(event)
-
-    def _settled(self, event: FinalizeEvent) -> None:
-        if self._outbox is not None:
-            self._outbox.settled(event)
-
     def _ask(self, agent: str, estimate: int) -> Hold:
         """Drive a top-up: one at a time for each agent, for as long as reserve may take."""
         if self._closed:
@@ -245,6 +238,19 @@ class Wallet:
         except CounterUnavailable as error:
             self._no_answer = (time.monotonic(), error)
             raise
+
+
+def _emitter(publisher: Publisher, outbox: Outbox | None) -> Callable[[FinalizeEvent], None]:
+    """What is done with each event at once: it is kept on disk first, where there is an outbox."""
+    put = publisher.put
+    if outbox is None:
+        return put
+
+    def keep_and_put(event: FinalizeEvent) -> None:
+        outbox.append(event)
+        put(event)
+
+    return keep_and_put
 
 
 _wallets: weakref.WeakSet[Wallet] = weakref.WeakSet()

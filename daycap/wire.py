@@ -64,16 +64,24 @@ def _lease_check(name: str, agent: str, day: str) -> str:
 
 
 class FinalizeEvent(NamedTuple):
-    """A hold that ended with a cost. All amounts are micros; `event` counts the lease's events from 1."""
+    """A hold that ended with a cost. All amounts are micros; `event` counts the lease's events from 1.
 
-    reservation: str
+    `hold` is its number among the lease's holds, from 1.
+    """
+
     lease: str
+    hold: int
     event: int
     agent: str
     day: str
     held_micros: int
     actual_micros: int
     at_ms: int
+
+    @property
+    def reservation(self) -> str:
+        """The hold's id."""
+        return f"{self.lease}-{self.hold}"
 
     @property
     def drawn_micros(self) -> int:
@@ -125,7 +133,7 @@ class FinalizeEvent(NamedTuple):
                 raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None
         if event == 0:
             raise InvalidInput("event counts from 1")
-        return cls(reservation, lease, event, agent, day, held, actual, at_ms)
+        return cls(lease, int(reservation[len(lease) + 1 :]), event, agent, day, held, actual, at_ms)
 
 
 @functools.lru_cache(maxsize=10_000)

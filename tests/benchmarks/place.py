@@ -96,7 +96,7 @@ def batches(agents: Sequence[str], events: int, each: int) -> list[list[Finalize
     for number in range(events):
         agent = agents[number % len(agents)]
         lease, nth = leases[agent], number // len(agents) + 1
-        made.append(FinalizeEvent(f"{lease}-{nth}", lease, nth, agent, day, 100, 90, wall_ms()))
+        made.append(FinalizeEvent(lease, nth, nth, agent, day, 100, 90, wall_ms()))
     return [made[start : start + each] for start in range(0, events, each)]
 
 

@@ -38,7 +38,7 @@ def agent(ledger: Ledger) -> str:
 def event(day: str, number: int = 1) -> dict[str, Any]:
     """An event of a lease of the day's own."""
     lease = f"lease-{day}"
-    return FinalizeEvent(f"{lease}-{number}", lease, number, "agent", day, 10, 10, 1).to_wire()
+    return FinalizeEvent(lease, number, number, "agent", day, 10, 10, 1).to_wire()
 
 
 def settled_in_time(ledger: Ledger, *days: str) -> None:

@@ -36,7 +36,7 @@ def agent(ledger: Ledger) -> str:
 
 def event(number: int = 1, actual: int = 10, held: int = 10, **changes: Any) -> dict[str, Any]:
     lease = changes.pop("lease", A)
-    made = FinalizeEvent(f"{lease}-{number}", lease, number, "agent", TODAY, held, actual, 1)
+    made = FinalizeEvent(lease, number, number, "agent", TODAY, held, actual, 1)
     return {**made.to_wire(), **changes}
 
 

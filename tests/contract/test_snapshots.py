@@ -44,7 +44,7 @@ def settle_before_leases_are_read(engine: sa.Engine, ledger: Ledger) -> Callable
     def on_execute(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.startswith("SELECT") and "drawn_micros" in statement and not settled:
             settled.append(statement)
-            event = FinalizeEvent(f"{A}-1", A, 1, "agent", TODAY, 60, 60, 1)
+            event = FinalizeEvent(A, 1, 1, "agent", TODAY, 60, 60, 1)
             settle.settle(ledger, [event.to_wire()], OpenDays(TODAY, TODAY))
 
     sa.event.listen(engine, "before_cursor_execute", on_execute)

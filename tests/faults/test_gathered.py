@@ -22,7 +22,7 @@ MANY = 150
 
 def events(agent: str, day: str, many: int = MANY) -> list[FinalizeEvent]:
     lease = new_lease_id(agent, day, b"0123456789abcdef")
-    return [FinalizeEvent(f"{lease}-{n}", lease, n, agent, day, 100, 70, 1) for n in range(1, many + 1)]
+    return [FinalizeEvent(lease, n, n, agent, day, 100, 70, 1) for n in range(1, many + 1)]
 
 
 def send_one_by_one(spine: Spine, some: list[Any]) -> None:
@@ -87,7 +87,7 @@ def test_killed_with_many_gathered_none_is_lost_and_none_settled_twice(
 def test_a_bad_message_among_them_is_set_aside_alone(spine: Spine, broker: redis.Redis) -> None:
     agent = spine.add("agent-7", 5 * M)
     good = events(agent, spine.today, 20)
-    bad = good[0]._replace(agent="nobody", lease="x" * 20, reservation="x" * 20 + "-1")
+    bad = good[0]._replace(agent="nobody", lease="x" * 20)
     spine.worker.container.kill("SIGSTOP")
     send_one_by_one(spine, [*good[:10], bad, *good[10:]])
     spine.app.send_task("daycap.finalize", kwargs={"event": "not events"}, queue=FINALIZE_QUEUE)

@@ -10,7 +10,8 @@ import pytest
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded
 from daycap.clock import day_start_ms
 from daycap.counter import Answer, SyncReply
-from daycap.lease_book import Hold, LeaseBook, Pending
+from daycap.lease import Hold
+from daycap.lease_book import LeaseBook, Pending
 from tests.model import lease_book as model
 from tests.model.counter import Reply, Terms
 
@@ -155,8 +156,8 @@ class Both:
         book = self.book
         assert real == (book.granted, book.returned, book.free, self.ms < book.deadline, book.events)
         assert sorted(hold.held_micros for hold in self.holds) == sorted(book.holds)
-        assert list(lease.unsettled) == [event.number for event in book.unsettled]
-        assert sum(event.drawn_micros for event in lease.unsettled.values()) + sum(book.holds) == book.away
+        assert [event.event for event in lease.unsettled] == [event.number for event in book.unsettled]
+        assert sum(event.drawn_micros for event in lease.unsettled) + sum(book.holds) == book.away
         assert lease.recalled == bool(book.recalled)
 
 

@@ -27,6 +27,7 @@ _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/lease_book.py": ([*_BOOK, _MODELS_BOOK], 0),
+    "daycap/lease.py": ([*_BOOK, _MODELS_BOOK], 0),
     "daycap/top_up.py": (["tests/unit/test_top_up.py"], 1),
     "daycap/memory_counter.py": (
         [*_COUNTER, _MODELS_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"],

@@ -10,7 +10,7 @@ from daycap import BudgetUnavailable, CapExceeded, HoldEnded, InvalidAmount
 from daycap.clock import DAY_MS
 from daycap.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
 from daycap.errors import AgentPaused, UnknownAgent
-from daycap.lease_book import Hold
+from daycap.lease import Hold
 from daycap.money import MAX_MICROS
 from daycap.wire import FinalizeEvent, lease_fits
 from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner

@@ -24,7 +24,7 @@ Opened = Callable[..., Outbox]
 
 
 def made(number: int, lease: str = "a" * 26) -> FinalizeEvent:
-    return FinalizeEvent(f"{lease}-{number}", lease, number, "agent-7", DAY, 50_000, 31_200, 1)
+    return FinalizeEvent(lease, number, number, "agent-7", DAY, 50_000, 31_200, 1)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from daycap import BudgetUnavailable
 from daycap.counter import SyncReply
 from daycap.errors import CounterUnavailable
-from daycap.lease_book import Hold, Pending
+from daycap.lease import Hold
+from daycap.lease_book import Pending
 from daycap.top_up import Step, top_up
 from tests.runner_without_io import DAY, Runner
 

@@ -49,10 +49,10 @@ def reserve(agent: str, estimate_micros: int, as_json: bool) -> None:
 @json_option
 def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_micros: int, as_json: bool) -> None:
     """Charge the actual cost, USD, of a hold that daycap reserve made, and wait until it is settled."""
-    lease = reservation.rpartition("-")[0]
-    if not lease:
+    lease, _, number = reservation.rpartition("-")
+    if not (lease and number.isdecimal()):
         raise click.BadParameter("a reservation is what daycap reserve printed: LEASE-NUMBER", param_hint="RESERVATION")
-    event = FinalizeEvent(reservation, lease, 1, agent, day, held_micros, actual_micros, wall_ms())
+    event = FinalizeEvent(lease, int(number), 1, agent, day, held_micros, actual_micros, wall_ms())
     FinalizeEvent.from_wire(event.to_wire())
     counts = answer_of(FINALIZE_TASK, events=[event.to_wire()])
     became = next((name for name in ("settled", "duplicates") if counts[name]), "dead letter")

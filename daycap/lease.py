@@ -1,0 +1,146 @@
+"""What a runner process has been granted, and the holds that it made of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from daycap.money import micros
+from daycap.wire import FinalizeEvent
+
+if TYPE_CHECKING:
+    from daycap.lease_book import LeaseBook
+
+
+class Lease:
+    """What the counter has set aside for this process, one agent, one day. Amounts are micros.
+
+    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
+    has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
+    each event until the counter says that the ledger has it. `owed_ns`: when something happened that may leave
+    money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants back
+    what is free.
+    """
+
+    __slots__ = (
+        "agent",
+        "cap",
+        "day",
+        "deadline_ns",
+        "events",
+        "foreign",
+        "free",
+        "granted",
+        "id",
+        "last_hold",
+        "leased",
+        "owed_ns",
+        "progress_ns",
+        "rate",
+        "recalled",
+        "released",
+        "resends",
+        "returned",
+        "spent",
+        "ttl_ms",
+        "unsettled",
+        "used",
+        "window_ns",
+    )
+
+    def __init__(self, agent: str, day: str, lease_id: str, now_ns: int) -> None:
+        self.agent = agent
+        self.day = day
+        self.id = lease_id
+        self.granted = self.returned = self.free = 0
+        self.deadline_ns = 0
+        self.last_hold = self.events = self.released = 0
+        self.unsettled: deque[FinalizeEvent] = deque()
+        self.progress_ns = now_ns
+        self.resends = 0
+        self.used = 0
+        self.window_ns = now_ns
+        self.rate = 0.0
+        self.cap = self.spent = self.leased = self.ttl_ms = 0
+        self.owed_ns = 0
+        self.recalled = self.foreign = False
+
+    @property
+    def live_holds(self) -> int:
+        """How many holds have not ended."""
+        return self.last_hold - self.events - self.released
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the counter must go on hearing of this lease."""
+        return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
+
+
+class Hold:
+    """One reservation, to be ended once: by `finalize` with the actual cost, or by `release`.
+
+    As a context manager it is finalized on leaving with `actual`, if that was set, and else with all that is
+    held: the provider may have billed the call even though it failed.
+    """
+
+    __slots__ = ("_actual", "_book", "_ended", "_lease", "_number", "held_micros")
+
+    def __init__(self, book: LeaseBook, lease: Lease, number: int, held_micros: int) -> None:
+        self._book = book
+        self._lease = lease
+        self._number = number
+        self._ended = False
+        self._actual: int | None = None
+        self.held_micros = held_micros
+
+    @property
+    def actual(self) -> int | None:
+        """The actual cost in micros, for leaving a `with` block; None until it is set. Raises `InvalidAmount`."""
+        return self._actual
+
+    @actual.setter
+    def actual(self, actual_micros: int) -> None:
+        self._actual = micros(actual_micros)
+
+    @property
+    def id(self) -> str:
+        """The reservation's id, `<lease>-<n>`."""
+        return f"{self._lease.id}-{self._number}"
+
+    @property
+    def agent(self) -> str:
+        """Whose money is held."""
+        return self._lease.agent
+
+    @property
+    def day(self) -> str:
+        """The UTC day that the cost will be charged to."""
+        return self._lease.day
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was finalized or released."""
+        return self._ended
+
+    def finalize(self, actual_micros: int) -> None:
+        """End the hold with what the call cost, in micros, queue the event and return.
+
+        A cost above the hold is taken: the wallet cannot undo a bill. Raises `InvalidAmount` (and the hold
+        stays as it was) or `HoldEnded`.
+        """
+        self._book.finalize(self, actual_micros)
+
+    def release(self) -> None:
+        """End the hold without a cost: only for a call that surely was not made. Raises `HoldEnded`."""
+        self._book.release(self)
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if not self._ended:
+            self.finalize(self.held_micros if self._actual is None else self._actual)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "live"
+        return f"<Hold {self.id} agent={self.agent} day={self.day} held_micros={self.held_micros} {state}>"
