@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from daycap.money import micros
@@ -55,7 +54,7 @@ class Lease:
         self.granted = self.returned = self.free = 0
         self.deadline_ns = 0
         self.last_hold = self.events = self.released = 0
-        self.unsettled: deque[FinalizeEvent] = deque()
+        self.unsettled: list[FinalizeEvent] = []
         self.progress_ns = now_ns
         self.resends = 0
         self.used = 0

@@ -412,10 +412,14 @@ class LeaseBook:
 
     def _drop_settled(self, lease: Lease, reply: SyncReply, now_ns: int) -> None:
         up_to = settled_up_to(reply.events, reply.last_event)
-        while lease.unsettled and lease.unsettled[0].event <= up_to:
-            self._settled(lease.unsettled.popleft())
-            lease.progress_ns = now_ns
-            lease.resends = 0
+        if not lease.unsettled or lease.unsettled[0].event > up_to:
+            return
+        many = up_to + 1 - lease.unsettled[0].event  # Their numbers have no gap.
+        settled, lease.unsettled[:many] = lease.unsettled[:many], []
+        lease.progress_ns = now_ns
+        lease.resends = 0
+        for event in settled:
+            self._settled(event)
 
 
 def resend_wait_ns(resend_ns: int, resends: int) -> int:
