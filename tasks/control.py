@@ -9,7 +9,7 @@ from typing import Any
 from daycap.errors import DaycapError, Unavailable
 from daycap.wire import OPEN_DAY_TASK
 from tasks.arguments import checked
-from worker import accounts, audit, dead_letter_replay, dead_letters, opening
+from worker import accounts, anchors, audit, dead_letter_replay, dead_letters, opening
 from worker.celery import app
 from worker.deployment import deployment
 from worker.ledger import passes, unavailable
@@ -59,10 +59,10 @@ def open_day(agent: str, day: str) -> JSON:
 @app.task(name="daycap.add_agents", ignore_result=False)
 @once
 @checked
-def add_agents(caps: dict[str, int], changed_by: str) -> JSON:
-    """Add agents with their daily caps in micros."""
+def add_agents(caps: dict[str, int], changed_by: str, anchors: dict[str, str] | None = None) -> JSON:
+    """Add agents with their daily caps in micros and, where they have one, their identity anchors."""
     parts = deployment()
-    return answer(lambda: accounts.add(parts.ledger, parts.publisher, caps, changed_by))
+    return answer(lambda: accounts.add(parts.ledger, parts.publisher, caps, changed_by, anchors))
 
 
 @app.task(name="daycap.set_cap", ignore_result=False)
@@ -81,6 +81,27 @@ def set_status(agent: str, status: str, changed_by: str) -> JSON:
     """Pause or resume an agent."""
     parts = deployment()
     return answer(lambda: accounts.set_status(parts.ledger, parts.publisher, agent, status, changed_by)._asdict())
+
+
+@app.task(name="daycap.set_anchor", ignore_result=False)
+@once
+@checked
+def set_anchor(agent: str, anchor: str, changed_by: str, rotate: bool = False) -> JSON:
+    """Give an agent its identity anchor, or another one; answers with every change of it."""
+    parts = deployment()
+    return answer(
+        lambda: [
+            change._asdict()
+            for change in anchors.set_anchor(parts.ledger, parts.publisher, agent, anchor, changed_by, rotate)
+        ]
+    )
+
+
+@app.task(name="daycap.find_anchor_changes", ignore_result=False)
+@checked
+def find_anchor_changes(agent: str) -> JSON:
+    """Every change of an agent's identity anchor, the oldest first."""
+    return answer(lambda: [change._asdict() for change in anchors.history(deployment().ledger, agent)])
 
 
 @app.task(name="daycap.find_agents", ignore_result=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -9,9 +10,11 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of
 from daycap.counter import ACTIVE, KEPT_DAYS, PAUSED
 from daycap.errors import InvalidInput, Refused, UnknownAgent
+from daycap.identity import identity_anchor
 from daycap.ledger_reader import read_snapshots
 from daycap.money import micros
 from daycap.wire import agent_id
+from worker.anchors import record_anchor
 from worker.ledger import Ledger, insert
 from worker.opening import open_days
 from worker.publish import CounterPublisher
@@ -35,11 +38,24 @@ class Account(NamedTuple):
     spent_micros: int
     uncovered_micros: int
     settled_count: int
+    identity_anchor: str | None
 
 
-def add(ledger: Ledger, publisher: CounterPublisher, caps: dict[str, int], changed_by: str) -> int:
-    """Add agents with their daily caps and open today for them. All or none; raises `AgentExists`."""
+def add(
+    ledger: Ledger,
+    publisher: CounterPublisher,
+    caps: Mapping[str, int],
+    changed_by: str,
+    anchors: Mapping[str, str] | None = None,
+) -> int:
+    """Add agents with their daily caps, and identity anchors where `anchors` has one, and open today for them.
+
+    All or none. Raises `AgentExists`, `AnchorTaken`, `InvalidInput` and `InvalidAmount`.
+    """
     caps = {agent_id(agent): micros(cap) for agent, cap in caps.items()}
+    anchors = {agent: identity_anchor(anchor) for agent, anchor in (anchors or {}).items()}
+    if others := sorted(anchors.keys() - caps.keys()):
+        raise InvalidInput(f"an identity anchor for {others[0]!r:.160}, which is not added here")
     now_ms = publisher.authoritative_ms()
     with ledger.writing() as connection:
         rows = [
@@ -64,6 +80,8 @@ def add(ledger: Ledger, publisher: CounterPublisher, caps: dict[str, int], chang
             sa.insert(cap_changes),
             [_change(agent, None, None, caps[agent], ACTIVE, changed_by, now_ms) for agent in sorted(caps)],
         )
+        for agent, anchor in sorted(anchors.items(), key=lambda each: each[1]):  # One order, against deadlocks.
+            record_anchor(connection, agent, None, anchor, changed_by, now_ms)
     today = day_of(now_ms)
     return open_days(ledger, publisher, [(agent, today) for agent in caps])
 
@@ -178,4 +196,5 @@ def _account(row: Any, today: str) -> Account:
         row[days.spent_micros] or 0,
         row[days.uncovered_micros] or 0,
         row[days.settled_count] or 0,
+        row[agent_accounts.c.identity_anchor],
     )

@@ -48,6 +48,9 @@ agent_accounts = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     _count("created_at"),
     _count("updated_at"),
+    sa.Column("identity_anchor", sa.Text),
+    sa.Index(None, "identity_anchor", unique=True),
+    sa.CheckConstraint("length(identity_anchor) BETWEEN 1 AND 256", name="identity_anchor"),
     sa.CheckConstraint("length(agent_account_id) BETWEEN 1 AND 128", name="agent_account_id"),
     sa.CheckConstraint(f"status IN ('{ACTIVE}', '{PAUSED}')", name="status"),
     **_CLUSTERED,
@@ -68,6 +71,30 @@ cap_changes = sa.Table(
     **_STRICT,
 )
 """Append-only: who changed which cap or status from what to what, and when. The first row has no old values."""
+
+identity_anchors = sa.Table(
+    "identity_anchors",
+    metadata,
+    sa.Column("identity_anchor", sa.Text, primary_key=True),
+    sa.Column("agent_account_id", sa.Text, sa.ForeignKey("agent_accounts.agent_account_id"), nullable=False),
+    sa.CheckConstraint("length(identity_anchor) BETWEEN 1 AND 256", name="identity_anchor"),
+    **_CLUSTERED,
+)
+"""Append-only: whose each anchor is, or was. The key is what keeps it from ever being another agent's."""
+
+anchor_changes = sa.Table(
+    "anchor_changes",
+    metadata,
+    sa.Column("anchor_change_id", Number, primary_key=True),
+    sa.Column("agent_account_id", sa.Text, sa.ForeignKey("agent_accounts.agent_account_id"), nullable=False),
+    sa.Column("old_anchor", sa.Text),
+    sa.Column("new_anchor", sa.Text, nullable=False),
+    sa.Column("changed_by", sa.Text, nullable=False),
+    _count("changed_at"),
+    sa.Index(None, "agent_account_id"),
+    **_STRICT,
+)
+"""Append-only: who gave which agent which identity anchor instead of which, and when. The first row has no old one."""
 
 daily_agent_spending = sa.Table(
     "daily_agent_spending",

@@ -12,6 +12,11 @@ from tests.migrated import migrate
 from worker.ledger import Ledger
 from worker.schema import metadata
 
+_ADD_ACCOUNT = (
+    "INSERT INTO agent_accounts (agent_account_id, daily_cap_micros, status, created_at, updated_at)"
+    " VALUES ('a', 100, 'active', 1, 1)"
+)
+
 
 def test_migrations_give_the_schema(ledger: Ledger) -> None:
     with ledger.reading() as connection:
@@ -57,6 +62,28 @@ def test_a_ledger_without_tables_says_what_to_do(empty: Ledger) -> None:
 
 @pytest.mark.parametrize("amount", [-1, 2**53, "text"])
 def test_the_ledger_itself_refuses_what_is_not_an_amount(ledger: Ledger, amount: object) -> None:
-    statement = sa.text("INSERT INTO agent_accounts VALUES ('a', :amount, 'active', 1, 1)")
+    statement = sa.text(_ADD_ACCOUNT.replace("100", ":amount"))
     with pytest.raises(sa.exc.DBAPIError), ledger.writing() as connection:
         connection.execute(statement, {"amount": amount})
+
+
+@pytest.mark.parametrize("anchor", ["''", f"'{257 * 'a'}'"])
+def test_the_ledger_itself_refuses_what_is_no_anchor(ledger: Ledger, anchor: str) -> None:
+    with ledger.writing() as connection:
+        connection.exec_driver_sql(_ADD_ACCOUNT)
+    with pytest.raises(sa.exc.IntegrityError), ledger.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE agent_accounts SET identity_anchor = {anchor}")
+
+
+def test_a_ledger_with_books_gets_anchors_and_loses_nothing(empty: Ledger) -> None:
+    # Given a ledger of before, with an account that other rows refer to
+    migrate(empty, "0001")
+    with empty.writing() as connection:
+        connection.exec_driver_sql(_ADD_ACCOUNT)
+        connection.exec_driver_sql("INSERT INTO daily_agent_spending VALUES ('a', '2026-11-24', 100, 7, 0, 1, 1, 1)")
+
+    migrate(empty)
+
+    with empty.reading() as connection:
+        assert connection.exec_driver_sql("SELECT * FROM agent_accounts").one() == ("a", 100, "active", 1, 1, None)
+        assert connection.exec_driver_sql("SELECT spent_micros FROM daily_agent_spending").scalar() == 7

@@ -22,7 +22,8 @@ def test_events_are_settled_in_the_middle_of_a_rollover(spine: Spine) -> None:
     agent, many = spine.add("agent-7", 5_000_000), 20_000
     spine.execute(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
-        "INSERT INTO agent_accounts SELECT printf('many-%05d', i), 100, 'active', 1, 1 FROM n"
+        "INSERT INTO agent_accounts (agent_account_id, daily_cap_micros, status, created_at, updated_at) "
+        "SELECT printf('many-%05d', i), 100, 'active', 1, 1 FROM n"
     )
 
     send(spine, "daycap.rollover")
