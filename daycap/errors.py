@@ -55,6 +55,10 @@ class AgentPaused(AgentRefused):
     """the agent is paused; resume it with: daycap resume NAME"""
 
 
+class NotYourAgent(AgentRefused):
+    """its identity anchor is not the one that this wallet is bound to (DAYCAP_IDENTITY_ANCHOR, or anchor=)"""
+
+
 class CapExceeded(AgentRefused):
     """the estimate would pass the agent's cap of the day
 

@@ -6,13 +6,14 @@ Needs SQLAlchemy (`pip install "daycap[ledger]"`), which is only imported when a
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from daycap.counter import UNKNOWN, DaySnapshot, LeaseTotals
-from daycap.errors import InvalidSetting, LedgerUnavailable
+from daycap.errors import InvalidSetting, LedgerUnavailable, UnknownAgent
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Engine, FromClause
@@ -102,11 +103,28 @@ class LedgerReader:
 
     def snapshots(self, agent_days: Sequence[tuple[str, str]]) -> list[DaySnapshot]:
         """See `read_snapshots`; one transaction."""
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+        with self._reading() as connection:
+            return read_snapshots(connection, agent_days)
+
+    def anchor_of(self, agent: str) -> str | None:
+        """The agent's identity anchor; None where it has none. Raises `UnknownAgent` too."""
+        import sqlalchemy as sa  # noqa: PLC0415  (an extra)
+
+        accounts = sa.table("agent_accounts", *map(sa.column, ("agent_account_id", "identity_anchor")))
+        with self._reading() as connection:
+            row = connection.execute(sa.select(accounts).where(accounts.c.agent_account_id == agent)).one_or_none()
+        if row is None:
+            raise UnknownAgent(agent)
+        anchor: str | None = row.identity_anchor
+        return anchor
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  (an extra)
 
         try:
             with self._engine.begin() as connection:
-                return read_snapshots(connection, agent_days)
+                yield connection
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"the ledger did not answer: {type(error).__name__}") from error
 
@@ -144,7 +162,12 @@ def _read_only_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "postgresql":
         return sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
-            connect_args={"connect_timeout": 2, "options": "-c default_transaction_read_only=on"},
+            # A server that is lost without a word must not hold a reserve up.
+            connect_args={
+                "connect_timeout": 2,
+                "tcp_user_timeout": 2000,
+                "options": "-c default_transaction_read_only=on",
+            },
             isolation_level="REPEATABLE READ",
             pool_pre_ping=True,
         )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from daycap.counter import LeaseTerms
-from daycap.errors import InvalidSetting
+from daycap.errors import InvalidInput, InvalidSetting
+from daycap.identity import identity_anchor
 from daycap.urls import check_url
 
 
@@ -23,6 +24,8 @@ class Settings:
     """Celery's broker. Empty: events are settled in this process's memory and recorded nowhere else."""
     ledger_url: str = field(default="", repr=False)
     """The ledger, as SQLAlchemy writes it. The worker owns it; a runner only reads it, and need not."""
+    identity_anchor: str = ""
+    """Whose wallet this is: no other agent than that of this anchor is served. Needs the ledger. Empty: any."""
     outbox: str = ""
     """A directory that keeps events until they are settled, over the runner's death. Empty: none."""
     outbox_megabytes: int = 64
@@ -52,6 +55,11 @@ class Settings:
     """Where a worker serves its Prometheus metrics; 0: nowhere."""
 
     def __post_init__(self) -> None:
+        if self.identity_anchor:
+            try:
+                identity_anchor(self.identity_anchor)
+            except InvalidInput as error:
+                raise InvalidSetting(f"DAYCAP_IDENTITY_ANCHOR: {error}") from error
         for name in ("lease_ttl_seconds", "redis_timeout_seconds", "open_timeout_seconds", "resend_seconds"):
             if not getattr(self, name) > 0:
                 raise InvalidSetting(f"DAYCAP_{name.upper()} must be more than 0")

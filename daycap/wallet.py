@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import os
 import threading
@@ -11,8 +12,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from daycap.binding import Binding
 from daycap.counter import SyncReply
-from daycap.errors import BudgetUnavailable, CounterUnavailable, OutboxFull, UnknownAgent
+from daycap.errors import BudgetUnavailable, CounterUnavailable, NotYourAgent, OutboxFull, UnknownAgent
+from daycap.identity import identity_anchor
 from daycap.keeper import Keeper
 from daycap.lease import Hold
 from daycap.lease_book import LeaseBook, Pending
@@ -51,6 +54,7 @@ class Wallet:
     def __init__(self, parts: Parts, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
         self._counter, transport, self._reader, self._outbox = parts
+        self._binding = Binding(self._settings.identity_anchor, self._reader)
         self._publisher = Publisher(transport)
         self._book = LeaseBook(
             _emitter(self._publisher, self._outbox),
@@ -73,6 +77,7 @@ class Wallet:
     def _forget(self) -> None:
         """In a forked child, which shares nothing with its parent but the settings."""
         self._begin()
+        self._binding.forget()
         self._book.forget()
         self._keeper.forget()
         self._publisher.forget()
@@ -83,14 +88,26 @@ class Wallet:
             self._reader.forget()
 
     @classmethod
-    def from_env(cls, *, caps: Mapping[str, int] | None = None, environ: Mapping[str, str] | None = None) -> Wallet:
+    def from_env(
+        cls,
+        *,
+        caps: Mapping[str, int] | None = None,
+        environ: Mapping[str, str] | None = None,
+        anchor: str | None = None,
+    ) -> Wallet:
         """A wallet as the environment says; the README has the table. Raises `InvalidSetting`.
 
         Without `DAYCAP_REDIS_URL` the counter is in this process's memory: opened from the ledger if
         `DAYCAP_LEDGER_URL` is set, else with `caps` (agent to micros a day). Without `DAYCAP_BROKER_URL` events
         are settled in memory and are gone with the process.
+
+        With `anchor`, else `DAYCAP_IDENTITY_ANCHOR`, the wallet is bound: it serves the agent of that identity anchor
+        and no other. That needs `DAYCAP_LEDGER_URL`. Raises `InvalidInput` for what cannot be an anchor.
         """
-        return cls.from_settings(Settings.from_env(environ), caps=caps)
+        settings = Settings.from_env(environ)
+        if anchor is not None:
+            settings = dataclasses.replace(settings, identity_anchor=identity_anchor(anchor))
+        return cls.from_settings(settings, caps=caps)
 
     @classmethod
     def from_settings(cls, settings: Settings, *, caps: Mapping[str, int] | None = None) -> Wallet:
@@ -106,8 +123,8 @@ class Wallet:
         counter, for at most `DAYCAP_REDIS_TIMEOUT_SECONDS` an exchange.
 
         Raises `CapExceeded` when it would pass the agent's cap of the day, `AgentPaused`, `UnknownAgent`,
-        `InvalidAmount` or `InvalidInput`, and `BudgetUnavailable` when the check could not be made safely
-        (`OutboxFull` when its event could not be kept).
+        `NotYourAgent`, `InvalidAmount` or `InvalidInput`, and `BudgetUnavailable` when the check could not be made
+        safely (`OutboxFull` when its event could not be kept).
         """
         estimate = micros(estimate_micros)
         if self._outbox is not None and self._outbox.full:
@@ -129,6 +146,14 @@ class Wallet:
     def spent(self, agent: str) -> Reading:
         """What was settled of the agent's money today. Tiers and errors as in `remaining`."""
         return self._readings.spent(agent)
+
+    def verify_identity_binding(self, agent: str, anchor: str) -> bool:
+        """Whether `anchor` is the agent's identity anchor now, says the ledger. False too where it has none.
+
+        Raises `UnknownAgent`, `InvalidInput`, `LedgerUnavailable` when the ledger does not answer, and
+        `InvalidSetting` when there is no `DAYCAP_LEDGER_URL` to ask.
+        """
+        return self._binding.verify(agent, anchor)
 
     def flush(self, timeout: float = 5) -> tuple[str, ...]:
         """Wait, at most `timeout` seconds, until the ledger has every event of this process.
@@ -202,8 +227,9 @@ class Wallet:
         if not lock.acquire(timeout=self._settings.open_timeout_seconds):
             raise BudgetUnavailable(f"agent {agent}: too many ask for its money at once; try again")
         try:
+            self._binding.check(agent)  # Whoever has a lease in the book came by here.
             return self._top_up(agent, estimate, start_s)
-        except UnknownAgent:
+        except (UnknownAgent, NotYourAgent):
             self._topping_up.pop(agent, None)
             raise
         finally:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from daycap.counter import ACTIVE, PAUSED, DayReading
 from daycap.errors import CounterUnavailable
@@ -25,11 +26,13 @@ def agent() -> None:
 @agent.command("add")
 @click.argument("name")
 @click.option("--cap", "cap_micros", type=Usd(), required=True, help="US dollars a day.")
+@click.option("--anchor", help="Its identity anchor: text that is no other agent's, for ever.")
 @by_option
 @json_option
-def add(name: str, cap_micros: int, by: str, as_json: bool) -> None:
+def add(name: str, cap_micros: int, anchor: str | None, by: str, as_json: bool) -> None:
     """Add agent NAME with a daily cap and open today for it."""
-    ask("daycap.add_agents", caps={name: cap_micros}, changed_by=by)
+    anchors = None if anchor is None else {name: anchor}
+    ask("daycap.add_agents", caps={name: cap_micros}, changed_by=by, anchors=anchors)
     show_accounts(ask("daycap.find_agents", agents=[name]), as_json)
 
 
@@ -132,7 +135,9 @@ def show_accounts(accounts: list[dict[str, Any]], as_json: bool) -> None:
     """Show accounts as the ledger has them."""
 
     def render() -> Table:
-        made = table("agent", "status", "daily cap>", "day", "cap>", "spent>", "uncovered>", "settled>")
+        named = any(account["identity_anchor"] for account in accounts)
+        columns = ("agent", "status", "daily cap>", "day", "cap>", "spent>", "uncovered>", "settled>")
+        made = table(*columns, *(["anchor"] if named else []))
         for account in accounts:
             made.add_row(
                 account["agent"],
@@ -143,6 +148,7 @@ def show_accounts(accounts: list[dict[str, Any]], as_json: bool) -> None:
                 money(account["spent_micros"]),
                 money(account["uncovered_micros"]),
                 f"{account['settled_count']:,}",
+                *([Text(account["identity_anchor"] or "-")] if named else []),
             )
         return made
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from worker.command_line.agents import by_option
 from worker.command_line.client import ask
-from worker.command_line.output import json_option, money, show, table
+from worker.command_line.output import json_option, money, show, table, time
 from worker.dead_letters import Kind
 
 _SHORTEST_ID = 12
@@ -97,7 +96,7 @@ def _list(letters: list[dict[str, Any]]) -> Table:
             letter["kind"],
             letter["agent"] or "-",
             f"{letter['times']:,}",
-            _time(letter["last_seen_at"]),
+            time(letter["last_seen_at"]),
             Text(letter["reason"]),
         )
     return made
@@ -108,7 +107,7 @@ def _letter(letter: dict[str, Any]) -> Group:
     for name in ("id", "kind", "agent", "reason", "times"):
         made.add_row(name, Text(str(letter[name])))
     for name in ("first_seen_at", "last_seen_at"):
-        made.add_row(name, _time(letter[name]))
+        made.add_row(name, time(letter[name]))
     return Group(made, "", Text(_pretty(letter["payload"])))
 
 
@@ -129,7 +128,3 @@ def _pretty(payload: str) -> str:
         return json.dumps(json.loads(payload), indent=2)
     except (ValueError, RecursionError):
         return payload  # It was cut, or is more than Python reads.
-
-
-def _time(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")

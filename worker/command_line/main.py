@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from daycap.errors import DaycapError
-from worker.command_line import agents, audit, dead_letters, doctor, run, trying
+from worker.command_line import agents, audit, dead_letters, doctor, identity, run, trying
 
 
 class Commands(click.Group):
@@ -31,6 +31,9 @@ def cli() -> None:
     """
     logging.getLogger("daycap").setLevel(logging.ERROR)
 
+
+agents.agent.add_command(identity.anchor)
+agents.agent.add_command(identity.address)
 
 for command in (
     run.run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -53,6 +54,11 @@ def table(*columns: str) -> Table:
 def money(micros: int | None) -> str:
     """Micros as dollars, or a dash where there is nothing to say."""
     return "-" if micros is None else format_usd(micros)
+
+
+def time(at_ms: int) -> str:
+    """Milliseconds since 1970 as a date and a time of day, UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def bar(spent: int, leased: int, cap: int, width: int = 24) -> Text:
