@@ -92,7 +92,7 @@ def test_a_rotation_is_noticed_by_processes_that_begin_after_it(ledger: Ledger, 
 
     anchors.set_anchor(ledger, NOWHERE, "a", "new anchor of a", "ann", rotate=True)
 
-    before.reserve("a", 1).release()
+    before.reserve("a", 2).release()  # More than it has leased: it has to ask.
     bound("new anchor of a").reserve("a", 1).release()
     for wallet in (idle, bound("anchor of a")):
         with pytest.raises(NotYourAgent):
