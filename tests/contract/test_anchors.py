@@ -58,23 +58,18 @@ def test_another_anchor_is_refused_unless_it_is_a_rotation(ledger: Ledger) -> No
     assert changes(ledger, "a") == [(None, "anchor of a", "ann"), ("anchor of a", "another", "bob")]
     assert said == anchors.history(ledger, "a")
     assert said[0].changed_at_ms <= said[1].changed_at_ms
-
-
-def test_the_anchor_that_it_has_changes_nothing(ledger: Ledger) -> None:
+    # And the anchor that it has changes nothing.
     for rotate in (False, True):
-        assert len(set_anchor(ledger, "a", "anchor of a", rotate=rotate)) == 1
+        assert set_anchor(ledger, "a", "another", rotate=rotate) == said
 
 
-@pytest.mark.parametrize("by", ["", "  "])
-def test_a_change_without_who_is_refused(ledger: Ledger, by: str) -> None:
-    with pytest.raises(InvalidInput, match="say who"):
-        set_anchor(ledger, "a", "another", by, rotate=True)
-    assert anchor_of(ledger, "a") == "anchor of a"
-
-
-def test_an_agent_without_an_anchor_has_none_to_rotate(ledger: Ledger) -> None:
+def test_a_rotation_needs_who_and_an_anchor(ledger: Ledger) -> None:
+    for by in ("", "  "):
+        with pytest.raises(InvalidInput, match="say who"):
+            set_anchor(ledger, "a", "another", by, rotate=True)
     with pytest.raises(InvalidInput, match="no identity anchor"):
         set_anchor(ledger, "b", "another", rotate=True)
+    assert [anchor_of(ledger, agent) for agent in "ab"] == ["anchor of a", None]
 
 
 def test_an_anchor_never_becomes_another_agents(ledger: Ledger) -> None:

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from daycap import (
-    BudgetUnavailable,
-    InvalidInput,
-    InvalidSetting,
-    LedgerUnavailable,
-    NotYourAgent,
-    Settings,
-    UnknownAgent,
-    Wallet,
-)
+from daycap import InvalidInput, NotYourAgent, UnknownAgent, Wallet
 from daycap.counter import LeaseTerms
-from daycap.ledger_reader import LedgerReader
-from daycap.memory_counter import MemoryCounter
-from daycap.memory_ledger import MemoryLedger, caps_in_code
-from daycap.setups import Parts
 from worker import accounts, anchors
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
@@ -131,35 +117,3 @@ def test_a_binding_is_verified_with_the_ledger_as_it_is_now(ledger: Ledger, boun
     for agent, anchor in (("a", ""), ("a", "\ud800"), ("a b", "anchor")):
         with pytest.raises(InvalidInput):
             wallet.verify_identity_binding(agent, anchor)
-
-
-def test_without_a_ledger_nothing_can_be_bound_or_verified() -> None:
-    with pytest.raises(InvalidSetting, match="DAYCAP_LEDGER_URL"):
-        Wallet.from_env(caps={"a": 100}, environ={}, anchor="anchor of a")
-    with pytest.raises(InvalidSetting, match="DAYCAP_LEDGER_URL"):
-        Wallet.from_env(caps={"a": 100}, environ={"DAYCAP_IDENTITY_ANCHOR": "anchor of a"})
-    with (
-        Wallet.from_env(caps={"a": 100}, environ={}) as wallet,
-        pytest.raises(InvalidSetting, match="DAYCAP_LEDGER_URL"),
-    ):
-        wallet.verify_identity_binding("a", "anchor of a")
-
-
-def test_what_cannot_be_an_anchor_is_refused_before_a_wallet_is_made() -> None:
-    with pytest.raises(InvalidSetting, match="DAYCAP_IDENTITY_ANCHOR"):
-        Settings.from_env({"DAYCAP_IDENTITY_ANCHOR": "a\0b"})
-    # An empty one in code is a mistake, and does not make a wallet that serves all.
-    with pytest.raises(InvalidInput, match="identity anchor"):
-        Wallet.from_env(caps={"a": 100}, environ={}, anchor="")
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_while_the_ledger_is_away_nobody_new_is_served(tmp_path: Path) -> None:
-    counter, settings = MemoryCounter(), Settings(identity_anchor="anchor of a")
-    transport = MemoryLedger(counter, settings.terms, caps_in_code({"a": 100}))
-    reader = LedgerReader(f"sqlite:///{tmp_path}/nowhere.sqlite3")
-    with Wallet(Parts(counter, transport, reader, None), settings) as wallet:
-        with pytest.raises(BudgetUnavailable, match="this wallet's own: the ledger did not answer"):
-            wallet.reserve("a", 1)
-        with pytest.raises(LedgerUnavailable):
-            wallet.verify_identity_binding("a", "anchor of a")
