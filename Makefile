@@ -42,10 +42,10 @@ mutants: setup   ## break the code in small ways, see what tests notice: make mu
 	@$(UV) run --no-sync python -m tests.mutation $(ARGS)
 
 chaos: setup     ## a fault campaign over real processes: make chaos ARGS="--rounds 200 --plot chaos.png"
-	@$(UV) run --locked --quiet --group chaos python -m tests.chaos $(ARGS)
+	@$(UV) run --locked --quiet --group plot python -m tests.chaos $(ARGS)
 
-bench: setup     ## measure against floors in the same run: make bench ARGS="--only settle --json bench.json"
-	@$(UV) run --no-sync python -m tests.benchmarks $(ARGS)
+bench: setup     ## measure against floors in the same run: make bench ARGS="--only settle --plot bench.png"
+	@$(UV) run --locked --quiet --group plot python -m tests.benchmarks $(ARGS)
 
 clean:           ## remove what was made here
 	@rm -rf .venv .run dist

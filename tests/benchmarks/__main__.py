@@ -1,4 +1,4 @@
-"""`make bench`: measure daycap against floors in the same run; `--only TEXT` for some, `--json FILE` to keep them."""
+"""`make bench`: measure daycap against floors in the same run; `--only NAME` for some."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from tests.benchmarks import bench_settle, bench_wallet
-from tests.benchmarks.figures import Figure, table
+from tests.benchmarks import bench_growth, bench_memory, bench_settle, bench_shared, bench_wallet
+from tests.benchmarks.figures import Figure, plot, table
 
 BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
     "wallet": bench_wallet.figures,
     "settle": bench_settle.figures,
+    "growth": bench_growth.figures,
+    "memory": bench_memory.figures,
+    "shared": bench_shared.figures,
 }
 
 
 @click.command()
 @click.option("--only", type=click.Choice(list(BENCHES)), multiple=True, help="Only this one, or these.")
 @click.option("--json", "path", type=Path, help="Write the figures there.")
-def main(only: tuple[str, ...], path: Path | None) -> None:
+@click.option("--plot", "picture", type=Path, help="Draw them there, as PNG.")
+def main(only: tuple[str, ...], path: Path | None, picture: Path | None) -> None:
     """Show each figure as it is found."""
     console, found = Console(), list[Figure]()
     with Live(table(found), console=console, auto_refresh=False) as live:
         for name in only or BENCHES:
+            console.print(f"measuring {name} ...", style="dim")
             for figure in BENCHES[name]():
                 found.append(figure)
                 live.update(table(found), refresh=True)
@@ -37,6 +42,8 @@ def main(only: tuple[str, ...], path: Path | None) -> None:
         path.write_text(
             json.dumps({"machine": machine, "figures": [each.as_json() for each in found]}, indent=2) + "\n"
         )
+    if picture:
+        plot(found, picture)
 
 
 if __name__ == "__main__":

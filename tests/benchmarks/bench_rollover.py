@@ -7,23 +7,19 @@ Printed are the time for all, the longest slice, which is how long an event may 
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
-from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
-from tests.migrated import migrated_sqlite
+from tests.benchmarks.place import place
 from worker import housekeeping, opening, retention
 from worker.ledger import Ledger
-from worker.local_server import LocalServer
 from worker.publish import CounterPublisher
-from worker.schema import agent_accounts, lease_totals, settlements
+from worker.schema import lease_totals, settlements
 from worker.slices import Place, Slice, slice_of
 
 SETTINGS = Settings()
@@ -33,30 +29,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--agents", type=int, default=100_000)
     agents = parser.parse_args().agents
-    with tempfile.TemporaryDirectory() as directory:
-        ledger = Ledger(f"sqlite:///{migrated_sqlite(Path(directory) / 'ledger.sqlite3')}")
-        server = LocalServer(directory=Path(directory)).start()
-        publisher = CounterPublisher(RedisCounter(server.url(), 5), SETTINGS.terms)
-        try:
-            add_accounts(ledger, agents)
-            print(f"{agents:,} agents")
-            measure_all(ledger, publisher)
-        finally:
-            publisher.close()
-            server.stop()
-            ledger.close()
+    with place(agents) as here:
+        print(f"{agents:,} agents")
+        measure_all(here.ledger, here.publisher)
 
 
 def measure_all(ledger: Ledger, publisher: CounterPublisher) -> None:
-    measure("rollover, today", lambda place: opening.rollover(ledger, publisher, 0, place))
-    measure("rollover, the next day", lambda place: opening.rollover(ledger, publisher, DAY_MS, place))
-    measure("rollover, nothing missing", lambda place: opening.rollover(ledger, publisher, DAY_MS, place))
-    measure("expire", lambda place: housekeeping.expire(ledger, publisher, lambda now_ms: now_ms, place))
-    measure("reconcile", lambda place: housekeeping.reconcile(ledger, publisher, place))
+    measure("rollover, today", lambda at: opening.rollover(ledger, publisher, 0, at))
+    measure("rollover, the next day", lambda at: opening.rollover(ledger, publisher, DAY_MS, at))
+    measure("rollover, nothing missing", lambda at: opening.rollover(ledger, publisher, DAY_MS, at))
+    measure("expire", lambda at: housekeeping.expire(ledger, publisher, lambda now_ms: now_ms, at))
+    measure("reconcile", lambda at: housekeeping.reconcile(ledger, publisher, at))
     now_ms = publisher.authoritative_ms()
     add_settlements(ledger, day_of(now_ms))
     later_ms = now_ms + (SETTINGS.books_days + 2) * DAY_MS
-    measure("prune", lambda place: retention.prune(ledger, SETTINGS, later_ms, place))
+    measure("prune", lambda at: retention.prune(ledger, SETTINGS, later_ms, at))
 
 
 def measure(name: str, step: Callable[[Place], Slice]) -> None:
@@ -71,13 +58,6 @@ def measure(name: str, step: Callable[[Place], Slice]) -> None:
         at = done.place
     took = f"{sum(slices):6.1f} s, longest slice {max(slices) * 1000:4.0f} ms of {len(slices)}"
     print(f"{name:<26} {took}   {', '.join(f'{key} {count:,}' for key, count in counts.items() if count)}")
-
-
-def add_accounts(ledger: Ledger, agents: int) -> None:
-    row = {"daily_cap_micros": 5_000_000, "status": "active", "created_at": 1, "updated_at": 1}
-    rows = [{"agent_account_id": f"agent-{number:07d}", **row} for number in range(agents)]
-    with ledger.writing() as connection:
-        connection.execute(sa.insert(agent_accounts), rows)
 
 
 def add_settlements(ledger: Ledger, day: str) -> None:

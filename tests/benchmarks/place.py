@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import redis
 import sqlalchemy as sa
@@ -15,46 +17,47 @@ import sqlalchemy as sa
 from daycap import Settings
 from daycap.clock import day_of, wall_ms
 from daycap.redis_counter import RedisCounter
-from daycap.wire import FINALIZE_QUEUE, FinalizeEvent, new_lease_id
+from daycap.wire import FinalizeEvent, new_lease_id
 from tests.migrated import migrated_sqlite
 from tests.processes import LocalWorker
 from tests.spine import environment
 from worker.ledger import Ledger
 from worker.local_server import LocalServer
+from worker.opening import rollover
 from worker.publish import CounterPublisher
 from worker.schema import agent_accounts, daily_agent_spending
+from worker.slices import all_of
 
 CAP_MICROS = 10**12
+_AGENTS_A_MESSAGE = 100
 
 
 class Place:
-    """Server and ledger in a directory of their own; `worker` starts one."""
+    """Server and ledger in a directory of their own, with agents whose caps nobody reaches; `worker` starts one."""
 
-    def __init__(self, directory: Path, agents: int) -> None:
-        self.directory = directory
-        self.server = LocalServer(directory=directory / "server").start()
+    def __init__(self, directory: Path, agents: int, cap_micros: int, settings: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._server = LocalServer(directory=directory / "server").start()
         self.ledger_path = migrated_sqlite(directory / "ledger.sqlite3")
-        self.environment = environment(self.server.url().rsplit("/", 1)[0], self.ledger_path)
+        self.environment = {**environment(self._server.url().rsplit("/", 1)[0], self.ledger_path), **settings}
         self.settings = Settings.from_env(self.environment)
         self.ledger = Ledger(self.settings.ledger_url)
-        self.agents = [f"agent-{number:06d}" for number in range(agents)]
-        self.add_accounts(self.agents)
+        self.counter = RedisCounter(self.settings.redis_url, 5)
+        self.publisher = CounterPublisher(self.counter, self.settings.terms)
         self.broker = redis.Redis.from_url(self.settings.broker_url)
-        self.counter = redis.Redis.from_url(self.settings.redis_url)
-
-    def add_accounts(self, agents: Sequence[str], cap_micros: int = CAP_MICROS) -> None:
+        self.agents = [f"agent-{number:07d}" for number in range(agents)]
         row = {"daily_cap_micros": cap_micros, "status": "active", "created_at": 1, "updated_at": 1}
         with self.ledger.writing() as connection:
-            connection.execute(sa.insert(agent_accounts), [{"agent_account_id": agent, **row} for agent in agents])
+            connection.execute(sa.insert(agent_accounts), [{"agent_account_id": each, **row} for each in self.agents])
 
-    def publisher(self) -> CounterPublisher:
-        """A worker's way to the counter."""
-        return CounterPublisher(RedisCounter(self.settings.redis_url, 5), self.settings.terms)
+    def open_days(self) -> None:
+        """Open today for every agent, as the rollover does."""
+        all_of(lambda where: rollover(self.ledger, self.publisher, 0, where))
 
     @contextmanager
     def worker(self, *options: str) -> Iterator[LocalWorker]:
         """A worker, from its start to its end."""
-        worker = LocalWorker(self.directory, self.environment, *options)
+        worker = LocalWorker(self._directory, self.environment, *options)
         try:
             yield worker
         finally:
@@ -65,23 +68,38 @@ class Place:
         with self.ledger.reading() as connection:
             return int(connection.scalar(sa.select(sa.func.sum(daily_agent_spending.c.settled_count))) or 0)
 
-    def waiting(self) -> int:
-        """Messages in the queue and those that a worker has."""
-        return int(self.broker.llen(FINALIZE_QUEUE)) + int(self.broker.hlen("unacked"))
+    def forget_days(self) -> None:
+        """As before today was opened."""
+        with self.ledger.writing() as connection:
+            connection.execute(sa.delete(daily_agent_spending))
+        with redis.Redis.from_url(self.settings.redis_url) as counter:
+            counter.flushdb()
+
+    def ledger_bytes(self) -> int:
+        """The size of the ledger's file, with all that was committed in it."""
+        connection = sqlite3.connect(self.ledger_path)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()
+        return self.ledger_path.stat().st_size
+
+    @property
+    def today(self) -> str:
+        return day_of(self.counter.now_ms())
 
     def close(self) -> None:
         self.broker.close()
-        self.counter.close()
+        self.publisher.close()
         self.ledger.close()
-        self.server.stop()
+        self._server.stop()
 
 
 @contextmanager
-def place(agents: int = 100) -> Iterator[Place]:
+def place(
+    agents: int = 100, cap_micros: int = CAP_MICROS, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Place]:
     """A place of its own, gone afterwards."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     with tempfile.TemporaryDirectory(prefix="daycap-bench-", ignore_cleanup_errors=True) as directory:
-        made = Place(Path(directory), agents)
+        made = Place(Path(directory), agents, cap_micros, settings)
         try:
             yield made
         finally:
@@ -89,15 +107,23 @@ def place(agents: int = 100) -> Iterator[Place]:
 
 
 def batches(agents: Sequence[str], events: int, each: int) -> list[list[FinalizeEvent]]:
-    """Events of new leases, one lease an agent, in messages of `each`."""
-    day = day_of(wall_ms())
+    """Events of new leases, one lease an agent, in messages of `each`; messages have 100 agents, each in its turn."""
+    now_ms = wall_ms()
+    day = day_of(now_ms)
     leases = {agent: new_lease_id(agent, day, os.urandom(16)) for agent in agents}
+    numbers = dict.fromkeys(agents, 0)
     made = []
-    for number in range(events):
-        agent = agents[number % len(agents)]
-        lease, nth = leases[agent], number // len(agents) + 1
-        made.append(FinalizeEvent(lease, nth, nth, agent, day, 100, 90, wall_ms()))
-    return [made[start : start + each] for start in range(0, events, each)]
+    for start in range(0, events, each):
+        first = start // each * _AGENTS_A_MESSAGE
+        some = [agents[nth % len(agents)] for nth in range(first, first + _AGENTS_A_MESSAGE)]
+        message = []
+        for nth in range(start, start + each):
+            agent = some[nth % _AGENTS_A_MESSAGE]
+            numbers[agent] += 1
+            number = numbers[agent]
+            message.append(FinalizeEvent(leases[agent], number, number, agent, day, 100, 90, now_ms))
+        made.append(message)
+    return made
 
 
 def rate(progress: Callable[[], int], total: int, timeout_s: float = 120) -> float:
