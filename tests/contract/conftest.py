@@ -1,4 +1,4 @@
-"""A ledger on each database that there is: SQLite, and a real PostgreSQL server from a wheel."""
+"""A ledger on each database that there is, SQLite and a real PostgreSQL server; a counter whose clock is set."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from daycap.clock import day_start_ms
+from daycap.counter import LeaseTerms
+from daycap.memory_counter import MemoryCounter
 from tests.migrated import migrate
 from tests.postgresql import LocalPostgreSQL
 from worker.ledger import Ledger
+from worker.publish import CounterPublisher
+
+DAY, NEXT = "2026-11-24", "2026-11-25"
+TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)
+
+
+class ServerClock:
+    """The counter's clock, as a test sets it; it begins at noon of `DAY`."""
+
+    def __init__(self) -> None:
+        self.ms = day_start_ms(DAY) + 12 * 3_600_000
+
+    def __call__(self) -> int:
+        return self.ms
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -34,3 +51,18 @@ def ledger(empty: Ledger) -> Ledger:
     """A ledger as the migrations leave it."""
     migrate(empty)
     return empty
+
+
+@pytest.fixture
+def clock() -> ServerClock:
+    return ServerClock()
+
+
+@pytest.fixture
+def counter(clock: ServerClock) -> MemoryCounter:
+    return MemoryCounter(clock)
+
+
+@pytest.fixture
+def publisher(counter: MemoryCounter) -> CounterPublisher:
+    return CounterPublisher(counter, TERMS)

@@ -10,40 +10,14 @@ from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.counter import Answer, DayReading, DaySnapshot, LeaseTerms, SyncRequest
 from daycap.ledger_reader import read_snapshots
 from daycap.memory_counter import MemoryCounter
+from tests.contract.conftest import DAY, NEXT, ServerClock
 from worker import accounts, days, housekeeping, opening
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
 from worker.schema import daily_agent_spending
 from worker.slices import all_of, slice_of
 
-DAY = "2026-11-24"
-NEXT = "2026-11-25"
 AHEAD_MS = 2 * 3_600_000
-
-
-class ServerClock:
-    """The counter's clock, as a test sets it."""
-
-    def __init__(self) -> None:
-        self.ms = day_start_ms(DAY) + 12 * 3_600_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-
-@pytest.fixture
-def clock() -> ServerClock:
-    return ServerClock()
-
-
-@pytest.fixture
-def counter(clock: ServerClock) -> MemoryCounter:
-    return MemoryCounter(clock)
-
-
-@pytest.fixture
-def publisher(counter: MemoryCounter) -> CounterPublisher:
-    return CounterPublisher(counter, LeaseTerms(30_000, 1_000, 10_000))
 
 
 def open_rows(ledger: Ledger, day: str) -> list[str]:

@@ -44,7 +44,7 @@ TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/redis_counter.py": ([*_COUNTER, "-k", "test_counter.py and (redis or expiry)"], 0),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
-    "worker/housekeeping.py": (_OPENING, 1),
+    "worker/housekeeping.py": (["tests/contract/test_housekeeping.py", "-k", "sqlite"], 0),
 }
 """The mutated files: which tests try their mutants, and how many seeds of each scenario after these."""
 
