@@ -58,12 +58,17 @@ def counter_key(agent: str, day: str) -> str:
 class RedisCounter(Counter):
     """The counter behind `url` (redis://, rediss://, unix://); no wait on it is longer than `timeout_s`."""
 
-    def __init__(self, url: str, timeout_s: float = 0.25) -> None:
-        self._pool = redis.ConnectionPool.from_url(
-            url,
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._pool = self._make_pool()
+
+    def _make_pool(self) -> redis.ConnectionPool:
+        return redis.ConnectionPool.from_url(
+            self._url,
             protocol=2,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
             max_connections=2**31,  # As many as threads ask at once: redis-py would refuse the hundred-and-first.
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=_learn_run_id,
@@ -142,18 +147,13 @@ class RedisCounter(Counter):
         return int(seconds) * 1000 + int(micros) // 1000
 
     def info(self) -> dict[str, str]:
-        """The server's own account: INFO, and its eviction policy, or `unknown` where this user may not ask."""
+        """The server's own account, as INFO gives it."""
         (info,) = self._round_trip([("INFO",)])
-        try:
-            (config,) = self._round_trip([("CONFIG", "GET", "maxmemory-policy")])
-        except CounterUnavailable as error:
-            if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
-                raise
-            config = []
-        return {**_parse_info(info), "maxmemory_policy": config[1] if config else "unknown"}
+        return _parse_info(info)
 
     def forget(self) -> None:
-        self._pool.reset()
+        # Not `reset`: it waits for a lock that a thread of the parent may have held, and nobody here would let go of.
+        self._pool = self._make_pool()
 
     def close(self) -> None:
         self._pool.disconnect()
@@ -184,7 +184,7 @@ class RedisCounter(Counter):
             connection.disconnect()
             raise CounterUnavailable(f"the counter's server is a replica: {error}") from error
         except (redis.RedisError, OSError) as error:
-            raise CounterUnavailable(f"the counter did not answer: {_describe(error)}") from error
+            raise CounterUnavailable(f"the counter did not answer: {type(error).__name__}: {error}") from error
         finally:
             if connection is not None:
                 self._pool.release(connection)
@@ -201,8 +201,7 @@ def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
         connection.send_packed_command(
             connection.pack_commands(
                 [tuple(run_id if word is _RUN_ID else word for word in command) for command in commands]
-            ),
-            check_health=False,
+            )
         )
         replies = [_read(connection) for _ in commands]
     except BaseException:
@@ -234,15 +233,10 @@ def _load_scripts(connection: Any) -> None:
 
 def _plain(connection: Any, commands: Iterable[tuple[str, ...]]) -> list[Any]:
     commands = list(commands)
-    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    connection.send_packed_command(connection.pack_commands(commands))
     return [connection.read_response() for _ in commands]
 
 
 def _parse_info(text: str) -> dict[str, str]:
-    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
-    return dict(pair for pair in pairs if len(pair) == 2)
-
-
-def _describe(error: BaseException) -> str:
-    """The error in words, without the address: a URL may carry a password."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name: value for name, colon, value in pairs if colon}

@@ -41,7 +41,10 @@ TESTS: dict[str, tuple[list[str], int]] = {
         0,
     ),
     "daycap/scripts/read.lua": ([*_COUNTER, _DAMAGED, "-k", "process or scripts or damaged"], 0),
-    "daycap/redis_counter.py": ([*_COUNTER, "-k", "test_counter.py and (redis or expiry)"], 0),
+    "daycap/redis_counter.py": (
+        ["tests/contract/test_counter.py", "tests/contract/test_redis_counter.py", "-k", "redis or expiry"],
+        0,
+    ),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
     "worker/housekeeping.py": (["tests/contract/test_housekeeping.py", "-k", "sqlite"], 0),

@@ -66,7 +66,7 @@ def _check_counter(settings: Settings) -> Iterator[Finding]:
         counter.close()
     yield _version(info)
     yield Finding("scripts", OK, "sync, publish and read are loaded")
-    yield _eviction(info["maxmemory_policy"])
+    yield _eviction(info.get("maxmemory_policy", "unknown"))
     yield _clock(now_ms - wall_ms())
 
 
@@ -82,7 +82,7 @@ def _eviction(policy: str) -> Finding:
     if policy == "noeviction":
         return Finding("eviction", OK, policy)
     if policy == "unknown":
-        return Finding("eviction", WARN, "this user may not read it", "make sure that it is noeviction")
+        return Finding("eviction", WARN, "the server does not tell", "make sure that it is noeviction")
     return Finding(
         "eviction", FAIL, policy, "a full server would drop counters: CONFIG SET maxmemory-policy noeviction"
     )
