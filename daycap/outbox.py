@@ -41,9 +41,13 @@ class _Segment:
 
     def __init__(self, path: Path) -> None:
         with path.open("xb+") as file:
-            file.write(bytes(SEGMENT_BYTES))  # All of it, now: a full disk says so here and not in the mapping.
-            file.flush()
-            self._bytes = mmap.mmap(file.fileno(), SEGMENT_BYTES)
+            try:
+                file.write(bytes(SEGMENT_BYTES))  # All of it, now: a full disk says so here and not in the mapping.
+                file.flush()
+                self._bytes = mmap.mmap(file.fileno(), SEGMENT_BYTES)
+            except OSError:
+                path.unlink()  # It would stand in the way once there is room.
+                raise
         self.path = path
         self.unsettled = 0
         self._end = 0
@@ -59,7 +63,6 @@ class _Segment:
         return True
 
     def remove(self) -> None:
-        self._bytes.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -167,12 +170,7 @@ class Outbox:
     def _add_segment(self) -> _Segment:
         if self._own is None:
             self._own = self._make_own()
-        path = self._own / f"{self._made:08d}.events"
-        try:
-            segment = _Segment(path)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+        segment = _Segment(self._own / f"{self._made:08d}.events")
         self._made += 1
         for full_one in [each for each in self._segments if each.unsettled == 0]:
             full_one.remove()
@@ -243,7 +241,8 @@ class AbandonedOutbox:
         """Remove the files if nothing is left in them; else let the next process adopt them."""
         if not self._events:
             if self._unreadable:
-                (self._path / _LOCK).unlink()  # Without it, it is no outbox any longer: nobody adopts it again.
+                # Without its lock it is no outbox any longer: nobody adopts it again.
+                (self._path / _LOCK).unlink(missing_ok=True)
                 logger.error(
                     "%d lines of the outbox in %s cannot be read; it stays there", self._unreadable, self._path
                 )

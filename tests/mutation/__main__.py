@@ -33,7 +33,7 @@ TESTS: dict[str, tuple[list[str], int]] = {
         [*_COUNTER, _MODELS_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"],
         0,
     ),
-    "daycap/outbox.py": (["tests/unit/test_outbox.py"], 0),
+    "daycap/outbox.py": (["tests/unit/test_outbox_files.py", "tests/unit/test_outbox.py"], 0),
     "daycap/publisher.py": (["tests/unit"], 0),
     "daycap/scripts/sync.lua": ([*_COUNTER, _DAMAGED, _MODELS_COUNTER, "-k", "process or scripts or damaged"], 0),
     "daycap/scripts/publish.lua": (

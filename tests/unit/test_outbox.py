@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,33 +14,7 @@ from daycap import InvalidSetting, OutboxFull, Settings, Wallet
 from daycap.counter import LeaseKey
 from daycap.outbox import SEGMENT_BYTES, Outbox
 from daycap.wire import FinalizeEvent
-
-DAY = "2026-11-24"
-ROOM = 64 * SEGMENT_BYTES
-
-Opened = Callable[..., Outbox]
-
-
-def made(number: int, lease: str = "a" * 26) -> FinalizeEvent:
-    return FinalizeEvent(lease, number, number, "agent-7", DAY, 50_000, 31_200, 1)
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "outbox"
-
-
-@pytest.fixture
-def opened(directory: Path) -> Iterator[Opened]:
-    """Open the outbox as one process does; all are let go at the end."""
-    with ExitStack() as stack:
-
-        def make(limit_bytes: int = ROOM) -> Outbox:
-            outbox = Outbox(directory, limit_bytes)
-            stack.callback(outbox.close)
-            return outbox
-
-        yield make
+from tests.unit.conftest import DAY, ROOM, Opened, made
 
 
 @pytest.fixture
@@ -58,7 +30,7 @@ _WRITE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from daycap.outbox import Outbox
-from tests.unit.test_outbox import made
+from tests.unit.conftest import made
 outbox = Outbox(Path(sys.argv[1]), 1 << 24)
 for number in (1, 2, 3):
     outbox.append(made(number))
@@ -98,11 +70,13 @@ def test_adopted_events_go_when_they_are_settled(
     assert list(directory.iterdir()) == []
 
 
-def test_a_line_that_was_being_written_is_no_event_and_a_broken_one_is_kept(directory: Path, opened: Opened) -> None:
+def test_a_line_that_was_being_written_is_no_event_and_a_broken_one_is_kept(
+    directory: Path, opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
     dead = directory / "1-dead"
     dead.mkdir(parents=True)
     (dead / "lock").touch()
-    (dead / "00000000.events").write_bytes(b'not an event\n{"v": 1, "reserv' + bytes(100))
+    (dead / "00000000.events").write_bytes(b'not an event\nnor this\n{"v": 1, "reserv' + bytes(100))
 
     outbox = opened()
     (adopted,) = outbox.adopt()
@@ -111,6 +85,7 @@ def test_a_line_that_was_being_written_is_no_event_and_a_broken_one_is_kept(dire
 
     assert outbox.adopt() == []
     assert (dead / "00000000.events").is_file()
+    assert [record.getMessage()[:8] for record in caplog.records] == ["2 lines "]
 
 
 def test_a_living_process_keeps_its_own_and_leaves_nothing_when_all_is_settled(directory: Path, opened: Opened) -> None:
