@@ -1,5 +1,7 @@
 """daycap keeps AI agents inside their daily budget."""
 
+from daycap.async_wallet import AsyncWallet
+from daycap.base_wallet import WalletStats
 from daycap.errors import (
     AgentPaused,
     BudgetUnavailable,
@@ -17,15 +19,17 @@ from daycap.errors import (
     Unavailable,
     UnknownAgent,
 )
-from daycap.lease import Hold
+from daycap.lease import AsyncHold, Hold
 from daycap.money import MAX_MICROS, format_usd, usd
 from daycap.readings import Reading
 from daycap.settings import Settings
-from daycap.wallet import Wallet, WalletStats
+from daycap.wallet import Wallet
 
 __all__ = [
     "MAX_MICROS",
     "AgentPaused",
+    "AsyncHold",
+    "AsyncWallet",
     "BudgetUnavailable",
     "CapExceeded",
     "CounterUnavailable",

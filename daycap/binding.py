@@ -27,9 +27,13 @@ class Binding:
         self._ledger = ledger
         self._own: set[str] = set()
 
+    def must_look(self, agent: str) -> bool:
+        """Whether `check` has to ask the ledger."""
+        return bool(self._anchor) and agent not in self._own
+
     def check(self, agent: str) -> None:
         """Raise `NotYourAgent` unless the wallet may serve the agent, `BudgetUnavailable` if that cannot be said."""
-        if not self._anchor or agent in self._own:
+        if not self.must_look(agent):
             return
         try:
             own = self.verify(agent, self._anchor)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from daycap.counter import Answer, Counter, settled_up_to
 from daycap.errors import CounterUnavailable
@@ -29,7 +30,7 @@ class Keeper:
     """Renews what `book` has leased, a third of a ttl apart, and sends again what is not settled in time."""
 
     def __init__(
-        self, book: LeaseBook, counter: Counter, publisher: Publisher, outbox: Outbox | None, settings: Settings
+        self, book: LeaseBook[Any], counter: Counter, publisher: Publisher, outbox: Outbox | None, settings: Settings
     ) -> None:
         self._book = book
         self._counter = counter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from daycap.money import micros
 from daycap.wire import FinalizeEvent
@@ -75,16 +75,16 @@ class Lease:
         return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
 
 
-class Hold:
+class BaseHold:
     """One reservation, to be ended once: by `finalize` with the actual cost, or by `release`.
 
     As a context manager it is finalized on leaving with `actual`, if that was set, and else with all that is
-    held: the provider may have billed the call even though it failed.
+    held: the provider may have billed the call even though it failed, or was cancelled.
     """
 
     __slots__ = ("_actual", "_book", "_ended", "_lease", "_number", "held_micros")
 
-    def __init__(self, book: LeaseBook, lease: Lease, number: int, held_micros: int) -> None:
+    def __init__(self, book: LeaseBook[Any], lease: Lease, number: int, held_micros: int) -> None:
         self._book = book
         self._lease = lease
         self._number = number
@@ -129,11 +129,20 @@ class Hold:
         """
         self._book.finalize(self, actual_micros)
 
+    def settle_part(self, actual_micros: int) -> None:
+        """Charge a part of the call now, in micros, and hold the rest: for a long one, so that a crash loses little.
+
+        The part is taken out of what is held, and settled as an event of its own; `finalize` then takes what came
+        after the last part. Of a part that costs more than is held the rest is an overage, as in `finalize`. Raises
+        `InvalidAmount` or `HoldEnded`, and the hold stays as it was.
+        """
+        self._book.settle_part(self, actual_micros)
+
     def release(self) -> None:
         """End the hold without a cost: only for a call that surely was not made. Raises `HoldEnded`."""
         self._book.release(self)
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -142,4 +151,29 @@ class Hold:
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "live"
-        return f"<Hold {self.id} agent={self.agent} day={self.day} held_micros={self.held_micros} {state}>"
+        facts = f"agent={self.agent} day={self.day} held_micros={self.held_micros}"
+        return f"<{type(self).__name__} {self.id} {facts} {state}>"
+
+
+class Hold(BaseHold):
+    """A hold of a `Wallet`."""
+
+    __slots__ = ()
+
+    def extend(self, more_micros: int) -> None:
+        """Hold so many micros more, in the middle of the call. Waits and raises as `Wallet.reserve` does.
+
+        A hold cannot be extended when its day is over: `BudgetUnavailable`; then `settle_part` what it has cost and
+        reserve anew. Refused, it stays as it was. Raises `HoldEnded`.
+        """
+        self._book.join(self, self._book.reserve_more(self.agent, more_micros))
+
+
+class AsyncHold(BaseHold):
+    """A hold of an `AsyncWallet`. Only `extend` may have to wait, all else is done in memory."""
+
+    __slots__ = ()
+
+    async def extend(self, more_micros: int) -> None:
+        """See `Hold.extend`."""
+        self._book.join(self, await self._book.reserve_more(self.agent, more_micros))

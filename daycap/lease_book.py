@@ -11,12 +11,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
 from daycap.counter import KEPT_DAYS, Answer, SyncReply, SyncRequest, settled_up_to
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
-from daycap.lease import Hold, Lease
+from daycap.lease import BaseHold, Hold, Lease
 from daycap.money import MAX_MICROS, micros
 from daycap.wire import FinalizeEvent, new_lease_id
 
@@ -42,12 +42,16 @@ class Pending(NamedTuple):
     earmarked: int = 0
 
 
-class LeaseBook:
+H = TypeVar("H", bound=BaseHold)
+
+
+class LeaseBook(Generic[H]):
     """All leases of one runner process. Threads may share it; a forked child starts with an empty one.
 
-    `guard_ms` is how long before the counter's deadline this process stops to trust a lease, and how old an
-    answer may be; `slice_seconds` is how many seconds of an agent's use are asked for at once, 0 for none.
-    `emit` is told of each event that a finalize makes, `settled` of each that the ledger has.
+    `emit` is told of each event that a finalize makes, `settled` of each that the ledger has. `new_hold` makes the
+    holds; `reserve_more` is their wallet's reserve, for `extend`. `guard_ms` is how long before the counter's deadline
+    this process stops to trust a lease, and how old an answer may be; `slice_seconds` is how many seconds of an
+    agent's use are asked for at once, 0 for none.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class LeaseBook:
         emit: Callable[[FinalizeEvent], None],
         settled: Callable[[FinalizeEvent], None] = lambda _: None,
         *,
+        new_hold: type[H] = Hold,  # type: ignore[assignment]
+        reserve_more: Callable[[str, int], Any] | None = None,
         guard_ms: int,
         slice_seconds: float,
         now_ns: Callable[[], int] = boot_ns,
@@ -62,6 +68,8 @@ class LeaseBook:
     ) -> None:
         self._emit = emit
         self._settled = settled
+        self._new_hold = new_hold
+        self.reserve_more: Any = reserve_more
         self._guard_ns = guard_ms * _MS
         self._slice_seconds = slice_seconds
         self._now_ns = now_ns
@@ -79,7 +87,7 @@ class LeaseBook:
 
     # --- the hot path -----------------------------------------------------------------------------------
 
-    def reserve(self, agent: str, estimate: int) -> Hold | None:
+    def reserve(self, agent: str, estimate: int) -> H | None:
         """A hold out of the lease's free money, or None if the counter has to be asked. No I/O."""
         lease = self._current.get(agent)
         if lease is None:
@@ -97,9 +105,9 @@ class LeaseBook:
                 lease.used -= estimate
                 lease.released += 1
             return None
-        return Hold(self, lease, number, estimate)
+        return self._new_hold(self, lease, number, estimate)
 
-    def finalize(self, hold: Hold, actual: int) -> None:
+    def finalize(self, hold: BaseHold, actual: int) -> None:
         """See `Hold.finalize`."""
         micros(actual)
         lease = hold._lease
@@ -127,7 +135,40 @@ class LeaseBook:
             # Emitted under the lock, so that events travel in the order of their numbers.
             self._emit(event)
 
-    def release(self, hold: Hold) -> None:
+    def settle_part(self, hold: BaseHold, actual: int) -> None:
+        """See `Hold.settle_part`. A part is a hold of its own, split off and finalized."""
+        micros(actual)
+        with self._lock:
+            if hold._ended or hold._lease.foreign:
+                raise _ended(hold)
+            lease, held = hold._lease, min(actual, hold.held_micros)
+            lease.last_hold += 1
+            part = self._new_hold(self, lease, lease.last_hold, held)
+            hold.held_micros -= held
+        try:
+            self.finalize(part, actual)
+        except BaseException:  # A signal's handler.
+            if not part._ended:
+                self.join(hold, part)
+            raise
+
+    def join(self, hold: BaseHold, more: BaseHold) -> None:
+        """Let `hold` have what `more` holds. Raises `BudgetUnavailable` or `HoldEnded`, and `more` is released."""
+        with self._lock:
+            lease = hold._lease
+            together = not hold._ended and lease is more._lease
+            if together:
+                hold.held_micros += more.held_micros
+                more._ended = True
+                lease.released += 1
+        if together:
+            return
+        more.release()
+        if hold._ended or lease.foreign:
+            raise _ended(hold)
+        raise BudgetUnavailable(f"hold {hold.id} cannot be extended any more; settle its part and reserve anew")
+
+    def release(self, hold: BaseHold) -> None:
         """See `Hold.release`."""
         with self._lock:
             if hold._ended or hold._lease.foreign:
@@ -158,7 +199,7 @@ class LeaseBook:
             request = SyncRequest(agent, lease.day, lease.id, lease.granted, lease.returned, need, want)
         return Pending(lease, request, now_ns, earmarked)
 
-    def finish_top_up(self, pending: Pending, reply: SyncReply, estimate: int) -> Hold | None:
+    def finish_top_up(self, pending: Pending, reply: SyncReply, estimate: int) -> H | None:
         """Apply the reply and reserve. None if it must be asked anew; raises what the counter's no means.
 
         Raises `CapExceeded`, `AgentPaused`, `UnknownAgent` or, for a fence, `BudgetUnavailable`.
@@ -182,7 +223,7 @@ class LeaseBook:
                 if self._now_ns() < lease.deadline_ns:
                     lease.used += estimate
                     lease.last_hold += 1
-                    return Hold(self, lease, lease.last_hold, estimate)
+                    return self._new_hold(self, lease, lease.last_hold, estimate)
                 lease.free += estimate
             if late or free_before > 0 or lease.returned != pending.request.returned_micros:
                 return None  # The answer was to other totals than those of now.
@@ -439,7 +480,7 @@ def _expired(day: str, today: str) -> bool:
     return day_start_ms(today) > day_start_ms(day) + KEPT_DAYS * DAY_MS
 
 
-def _ended(hold: Hold) -> HoldEnded:
+def _ended(hold: BaseHold) -> HoldEnded:
     if hold._lease.foreign:
         return HoldEnded(f"hold {hold.id} belongs to the process that this one was forked from")
     return HoldEnded(f"hold {hold.id} was finalized or released before")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daycap.counter import UNKNOWN, Counter, DayReading, DaySnapshot
 from daycap.errors import BudgetUnavailable, CounterUnavailable, LedgerUnavailable, Unavailable, UnknownAgent
@@ -28,7 +28,9 @@ class Reading(NamedTuple):
 class Readings:
     """What is left and what is spent, from the first tier that answers."""
 
-    def __init__(self, book: LeaseBook, counter: Counter, ledger: LedgerReader | None, transport: Transport) -> None:
+    def __init__(
+        self, book: LeaseBook[Any], counter: Counter, ledger: LedgerReader | None, transport: Transport
+    ) -> None:
         self._book = book
         self._counter = counter
         self._tier = "redis" if isinstance(counter, RedisCounter) else "memory"

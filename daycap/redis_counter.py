@@ -32,7 +32,7 @@ from daycap.counter import (
 )
 from daycap.errors import CounterUnavailable
 
-_MAX_PER_ROUND_TRIP = 500
+MAX_PER_ROUND_TRIP = 500
 
 
 class Script(NamedTuple):
@@ -55,6 +55,31 @@ def counter_key(agent: str, day: str) -> str:
     return f"daycap:{{{agent}}}:{day}"
 
 
+Call = tuple[Any, ...]
+"""What a script is called with: the key, and its arguments after the run id."""
+
+
+def sync_call(request: SyncRequest) -> Call:
+    """What `SYNC` is called with for this request."""
+    return (
+        counter_key(request.agent, request.day),
+        day_start_ms(request.day),
+        request.lease,
+        request.granted_micros,
+        request.returned_micros,
+        request.need_micros,
+        request.want_micros,
+    )
+
+
+def sync_reply(said: Sequence[Any]) -> SyncReply:
+    """What `SYNC` answered."""
+    answer, *rest = said
+    if len(rest) == 1:
+        return SyncReply(Answer(answer), rest[0])
+    return SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
+
+
 class RedisCounter(Counter):
     """The counter behind `url` (redis://, rediss://, unix://); no wait on it is longer than `timeout_s`."""
 
@@ -66,35 +91,13 @@ class RedisCounter(Counter):
     def _make_pool(self) -> redis.ConnectionPool:
         return redis.ConnectionPool.from_url(
             self._url,
-            protocol=2,
-            socket_timeout=self._timeout_s,
-            socket_connect_timeout=self._timeout_s,
-            max_connections=2**31,  # As many as threads ask at once: redis-py would refuse the hundred-and-first.
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=_learn_run_id,
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            decode_responses=True,
+            **pool_options(self._timeout_s),
         )
 
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
-        calls = [
-            (
-                counter_key(request.agent, request.day),
-                day_start_ms(request.day),
-                request.lease,
-                request.granted_micros,
-                request.returned_micros,
-                request.need_micros,
-                request.want_micros,
-            )
-            for request in requests
-        ]
-        return [
-            SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
-            if len(rest) > 1
-            else SyncReply(Answer(answer), rest[0])
-            for answer, *rest in self._call(SYNC, calls)
-        ]
+        return [sync_reply(reply) for reply in self._call(SYNC, [sync_call(request) for request in requests])]
 
     def publish(
         self,
@@ -158,16 +161,12 @@ class RedisCounter(Counter):
     def close(self) -> None:
         self._pool.disconnect()
 
-    def _call(self, script: Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run `script` once per call: (key, arguments after the run id...)."""
+    def _call(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run `script` once per call."""
         replies: list[Any] = []
-        for start in range(0, len(calls), _MAX_PER_ROUND_TRIP):
-            replies += self._round_trip(
-                [
-                    ("EVALSHA", script.sha1, 1, key, _RUN_ID, *rest)
-                    for key, *rest in calls[start : start + _MAX_PER_ROUND_TRIP]
-                ]
-            )
+        for start in range(0, len(calls), MAX_PER_ROUND_TRIP):
+            some = calls[start : start + MAX_PER_ROUND_TRIP]
+            replies += self._round_trip([command_of(script, call) for call in some])
         return replies
 
     def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
@@ -180,11 +179,10 @@ class RedisCounter(Counter):
                 # Someone flushed the scripts in the middle of this connection's life; nothing of ours ran.
                 _load_scripts(connection)
                 return _exchange(connection, commands)
-        except redis.ReadOnlyError as error:
-            connection.disconnect()
-            raise CounterUnavailable(f"the counter's server is a replica: {error}") from error
         except (redis.RedisError, OSError) as error:
-            raise CounterUnavailable(f"the counter did not answer: {type(error).__name__}: {error}") from error
+            if isinstance(error, redis.ReadOnlyError):
+                connection.disconnect()
+            raise unavailable(error) from error
         finally:
             if connection is not None:
                 self._pool.release(connection)
@@ -194,15 +192,41 @@ _RUN_ID = object()
 """Stands in a command for the run id of the connection that it is sent on."""
 
 
+def pool_options(timeout_s: float) -> dict[str, Any]:
+    """How connections to the counter are made, for threads and for an event loop."""
+    return {
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "max_connections": 2**31,  # As many as ask at once: redis-py would refuse the hundred-and-first.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "decode_responses": True,
+    }
+
+
+def command_of(script: Script, call: Call) -> Call:
+    """The command that runs `script`."""
+    key, *rest = call
+    return ("EVALSHA", script.sha1, 1, key, _RUN_ID, *rest)
+
+
+def packed(connection: Any, commands: Iterable[Call]) -> Any:
+    """`commands` as they are sent on `connection`, with its run id."""
+    run_id = connection.daycap_run_id
+    return connection.pack_commands([[run_id if word is _RUN_ID else word for word in each] for each in commands])
+
+
+def unavailable(error: Exception) -> CounterUnavailable:
+    """What a failed exchange means."""
+    if isinstance(error, redis.ReadOnlyError):
+        return CounterUnavailable(f"the counter's server is a replica: {error}")
+    return CounterUnavailable(f"the counter did not answer: {type(error).__name__}: {error}")
+
+
 def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
     """Send all, then read all. After anything but complete replies the connection is dropped."""
-    run_id = connection.daycap_run_id
     try:
-        connection.send_packed_command(
-            connection.pack_commands(
-                [tuple(run_id if word is _RUN_ID else word for word in command) for command in commands]
-            )
-        )
+        connection.send_packed_command(packed(connection, commands))
         replies = [_read(connection) for _ in commands]
     except BaseException:
         connection.disconnect()
@@ -223,16 +247,20 @@ def _read(connection: Any) -> Any:
 def _learn_run_id(connection: Any) -> None:
     connection.on_connect()
     (info,) = _plain(connection, [("INFO", "server")])
-    connection.daycap_run_id = _parse_info(info)["run_id"]
+    connection.daycap_run_id = run_id_in(info)
     _load_scripts(connection)
+
+
+def run_id_in(info: str) -> str:
+    """The server's run id, out of what INFO says."""
+    return _parse_info(info)["run_id"]
 
 
 def _load_scripts(connection: Any) -> None:
     _plain(connection, [("SCRIPT", "LOAD", script.source) for script in (SYNC, PUBLISH, READ)])
 
 
-def _plain(connection: Any, commands: Iterable[tuple[str, ...]]) -> list[Any]:
-    commands = list(commands)
+def _plain(connection: Any, commands: list[tuple[str, ...]]) -> list[Any]:
     connection.send_packed_command(connection.pack_commands(commands))
     return [connection.read_response() for _ in commands]
 

@@ -10,18 +10,19 @@ from collections.abc import Callable, Generator
 
 from daycap.counter import Answer, SyncReply
 from daycap.errors import BudgetUnavailable, CounterUnavailable
-from daycap.lease import Hold
-from daycap.lease_book import LeaseBook, Pending
+from daycap.lease_book import H, LeaseBook, Pending
 
 Step = Pending | float
 """A sync to send, answered with its reply or by throwing `CounterUnavailable` in; or seconds to wait."""
+
+Steps = Generator[Step, SyncReply | None, H]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 
 
 def top_up(
-    book: LeaseBook, agent: str, estimate: int, *, end_s: float, ask_to_open: Callable[[str, str], None]
-) -> Generator[Step, SyncReply | None, Hold]:
+    book: LeaseBook[H], agent: str, estimate: int, *, end_s: float, ask_to_open: Callable[[str, str], None]
+) -> Steps[H]:
     """Reserve `estimate` micros with the counter's help, until `end_s` of the monotonic clock at the latest.
 
     One at a time for each agent. Raises what `Wallet.reserve` raises.

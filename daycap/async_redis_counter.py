@@ -1,0 +1,149 @@
+"""The counter in Redis for an event loop: the one verb that a runner's call may wait for.
+
+What is sent and what the answers mean is `daycap.redis_counter`'s; here is only the waiting. All tasks of a loop share
+one connection: what gathered while the last exchange was under way goes in the next, however many ask at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import redis
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from daycap.counter import SyncReply, SyncRequest
+from daycap.errors import CounterUnavailable
+from daycap.redis_counter import (
+    MAX_PER_ROUND_TRIP,
+    SYNC,
+    command_of,
+    packed,
+    pool_options,
+    run_id_in,
+    sync_call,
+    sync_reply,
+    unavailable,
+)
+
+Asked = tuple[SyncRequest, "asyncio.Future[SyncReply]"]
+
+
+class AsyncRedisCounter:
+    """The counter behind `url`; no wait on it is longer than `timeout_s`.
+
+    It may be used in one event loop after the other: a loop that ended takes its connection with it.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child, or in another loop: let go of what is not this one's without touching it."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool: Any = None
+        self._asked: list[Asked] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def sync(self, request: SyncRequest) -> SyncReply:
+        """See `Counter.sync`. Raises `CounterUnavailable`."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self.forget()
+            self._loop = loop
+            self._pool = ConnectionPool.from_url(
+                self._url,
+                retry=Retry(NoBackoff(), 0),
+                redis_connect_func=_learn_run_id,
+                **pool_options(self._timeout_s),
+            )
+        answer: asyncio.Future[SyncReply] = loop.create_future()
+        self._asked.append((request, answer))
+        if self._sending is None:
+            self._sending = loop.create_task(self._send_all(), name="daycap-sync")
+        return await answer
+
+    async def close(self) -> None:
+        """Let go of this loop's connection."""
+        pool = self._pool if self._loop is asyncio.get_running_loop() else None
+        self.forget()
+        if pool is not None:
+            await pool.disconnect()
+
+    async def _send_all(self) -> None:
+        try:
+            while self._asked:
+                # Whoever was cancelled meanwhile asks no longer.
+                some = [each for each in self._asked[:MAX_PER_ROUND_TRIP] if not each[1].done()]
+                del self._asked[:MAX_PER_ROUND_TRIP]
+                replies = await self._round_trip([request for request, _ in some])
+                for (_, answer), reply in zip(some, replies, strict=True):
+                    _give(answer, reply)
+        finally:
+            self._sending = None
+
+    async def _round_trip(self, requests: list[SyncRequest]) -> list[SyncReply | CounterUnavailable]:
+        """The reply to each, or why there is none."""
+        connection: Any = None
+        try:
+            connection = await self._pool.get_connection()
+            try:
+                replies = await _exchange(connection, requests)
+            except redis.exceptions.NoScriptError:
+                # Someone flushed the scripts in the middle of this connection's life; nothing of ours ran.
+                await _plain(connection, "SCRIPT", "LOAD", SYNC.source)
+                replies = await _exchange(connection, requests)
+            return [sync_reply(reply) for reply in replies]
+        except (redis.RedisError, OSError) as error:
+            if isinstance(error, redis.ReadOnlyError):
+                await connection.disconnect(nowait=True)
+            return [unavailable(error) for _ in requests]
+        finally:
+            if connection is not None:
+                await self._pool.release(connection)
+
+
+def _give(answer: asyncio.Future[SyncReply], reply: SyncReply | CounterUnavailable) -> None:
+    if answer.done():
+        return
+    if isinstance(reply, CounterUnavailable):
+        answer.set_exception(reply)
+    else:
+        answer.set_result(reply)
+
+
+async def _exchange(connection: Any, requests: list[SyncRequest]) -> list[Any]:
+    """Send all, then read all. After anything but complete replies the connection is dropped."""
+    commands = [command_of(SYNC, sync_call(request)) for request in requests]
+    try:
+        await connection.send_packed_command(packed(connection, commands))
+        replies = [await _read(connection) for _ in commands]
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+async def _read(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except redis.ResponseError as error:
+        return error
+
+
+async def _learn_run_id(connection: Any) -> None:
+    await connection.on_connect()
+    connection.daycap_run_id = run_id_in(await _plain(connection, "INFO", "server"))
+    await _plain(connection, "SCRIPT", "LOAD", SYNC.source)
+
+
+async def _plain(connection: Any, *command: str) -> Any:
+    await connection.send_packed_command(connection.pack_command(*command))
+    return await connection.read_response()

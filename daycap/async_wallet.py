@@ -1,0 +1,138 @@
+"""The wallet of a program that runs in an event loop. Over the same book, threads and protocol as `Wallet`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from daycap.async_redis_counter import AsyncRedisCounter
+from daycap.base_wallet import BaseWallet, too_many
+from daycap.counter import SyncReply
+from daycap.errors import CounterUnavailable, NotYourAgent, UnknownAgent
+from daycap.lease import AsyncHold
+from daycap.lease_book import Pending
+from daycap.memory_counter import MemoryCounter
+from daycap.readings import Reading
+from daycap.redis_counter import RedisCounter
+from daycap.settings import Settings
+from daycap.setups import Parts
+from daycap.top_up import Step, Steps
+
+
+class AsyncWallet(BaseWallet[AsyncHold]):
+    """`Wallet` with `await`: the same verbs, amounts and errors. Tasks may share one; make one for each process.
+
+    Use `AsyncWallet.from_env()`, as a context manager: `async with`. Nothing blocks the event loop: a reserve that
+    memory answers does not even yield to it, one that must ask awaits Redis, and all else is done by the wallet's
+    threads. A hold's `finalize` and `release` never wait and are plain calls, so that they work while a task is being
+    cancelled; `with await wallet.reserve(...) as hold:` finalizes whatever happens.
+    """
+
+    _hold_type = AsyncHold
+
+    def __init__(self, parts: Parts, settings: Settings | None = None) -> None:
+        super().__init__(parts, settings)
+        self._redis = (
+            AsyncRedisCounter(self._settings.redis_url, self._settings.redis_timeout_seconds)
+            if isinstance(self._counter, RedisCounter)
+            else None
+        )
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._topping_up: dict[str, asyncio.Lock] = {}
+
+    def _forget(self) -> None:
+        super()._forget()
+        if self._redis is not None:
+            self._redis.forget()
+
+    async def reserve(self, agent: str, estimate_micros: int) -> AsyncHold:
+        """See `Wallet.reserve`. If the task is cancelled while it waits, nothing is held."""
+        hold = self._from_memory(agent, estimate_micros)
+        return hold if hold is not None else await self._ask(agent, estimate_micros)
+
+    async def remaining(self, agent: str) -> Reading:
+        """See `Wallet.remaining`."""
+        return await asyncio.to_thread(self._readings.remaining, agent)
+
+    async def spent(self, agent: str) -> Reading:
+        """See `Wallet.spent`."""
+        return await asyncio.to_thread(self._readings.spent, agent)
+
+    async def verify_identity_binding(self, agent: str, anchor: str) -> bool:
+        """See `Wallet.verify_identity_binding`."""
+        return await asyncio.to_thread(self._binding.verify, agent, anchor)
+
+    async def flush(self, timeout: float = 5) -> tuple[str, ...]:
+        """See `Wallet.flush`."""
+        return await asyncio.to_thread(self._flush, timeout)
+
+    async def close(self, timeout: float = 5) -> tuple[str, ...]:
+        """See `Wallet.close`."""
+        unsettled = await asyncio.to_thread(self._close, timeout)
+        if self._redis is not None:
+            await self._redis.close()
+        return unsettled
+
+    async def __aenter__(self) -> AsyncWallet:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    async def _ask(self, agent: str, estimate: int) -> AsyncHold:
+        """Drive a top-up: one at a time for each agent."""
+        start_s = self._begin_to_ask(agent)
+        lock = self._lock_of(agent)
+        try:
+            async with asyncio.timeout(self._settings.open_timeout_seconds):
+                await lock.acquire()
+        except TimeoutError:
+            raise too_many(agent) from None
+        try:
+            if self._binding.must_look(agent):
+                await asyncio.to_thread(self._binding.check, agent)
+            return await self._drive(self._steps(agent, estimate, start_s), start_s)
+        except (UnknownAgent, NotYourAgent):
+            self._topping_up.pop(agent, None)
+            raise
+        finally:
+            lock.release()
+
+    def _lock_of(self, agent: str) -> asyncio.Lock:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._topping_up = loop, {}
+        return self._topping_up.setdefault(agent, asyncio.Lock())
+
+    async def _drive(self, steps: Steps[AsyncHold], start_s: float) -> AsyncHold:
+        answer: SyncReply | None = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            try:
+                answer = await self._take(step, start_s)
+            except BaseException as error:  # Cancellation too.
+                steps.throw(error)  # What was taken out of the book for the question is put back.
+                raise
+
+    async def _take(self, step: Step, start_s: float) -> SyncReply | None:
+        if not isinstance(step, Pending):
+            await asyncio.sleep(step)
+            return None
+        self._fail_like_others(start_s)
+        try:
+            if self._redis is not None:
+                return await self._redis.sync(step.request)
+            if isinstance(self._counter, MemoryCounter):
+                return self._counter.sync([step.request])[0]
+            return (await asyncio.to_thread(self._counter.sync, [step.request]))[0]
+        except CounterUnavailable as error:
+            self._no_answer = (time.monotonic(), error)
+            raise

@@ -1,0 +1,228 @@
+"""What both faces of a wallet have in common: its parts, its hot path, its beginning and end."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Self
+
+from daycap.binding import Binding
+from daycap.errors import BudgetUnavailable, CounterUnavailable, OutboxFull
+from daycap.identity import identity_anchor
+from daycap.keeper import Keeper
+from daycap.lease import BaseHold
+from daycap.lease_book import H, LeaseBook
+from daycap.money import micros
+from daycap.outbox import Outbox
+from daycap.publisher import Publisher
+from daycap.readings import Readings
+from daycap.settings import Settings
+from daycap.setups import Parts, make_parts
+from daycap.top_up import Steps, top_up
+from daycap.wire import FinalizeEvent, agent_id
+
+logger = logging.getLogger("daycap")
+
+
+@dataclass(frozen=True, slots=True)
+class WalletStats:
+    """What this process holds and has done since it started."""
+
+    live_holds: int
+    unsettled: int
+    waiting: int
+    send_failures: int
+    fallthroughs: int
+    resent: int
+    outbox_failures: int
+
+
+class BaseWallet(Generic[H]):
+    """A wallet without what waits, and without what decides how to wait."""
+
+    _hold_type: ClassVar[type[BaseHold]]
+
+    def __init__(self, parts: Parts, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+        self._counter, transport, self._reader, self._outbox = parts
+        self._binding = Binding(self._settings.identity_anchor, self._reader)
+        self._publisher = Publisher(transport)
+        self._book: LeaseBook[H] = LeaseBook(
+            _emitter(self._publisher, self._outbox),
+            self._outbox.settled if self._outbox is not None else lambda _: None,
+            new_hold=self._hold_type,  # type: ignore[arg-type]
+            reserve_more=self.reserve,
+            guard_ms=self._settings.guard_ms,
+            slice_seconds=self._settings.slice_seconds,
+        )
+        transport.use_clock(self._book.counter_ms)
+        self._keeper = Keeper(self._book, self._counter, self._publisher, self._outbox, self._settings)
+        self._readings = Readings(self._book, self._counter, self._reader, transport)
+        self._begin()
+        _wallets.add(self)
+        self._keeper.follow_adopted()
+
+    def _begin(self) -> None:
+        self._no_answer: tuple[float, CounterUnavailable] | None = None
+        self._closed = False
+
+    def _forget(self) -> None:
+        """In a forked child, which shares nothing with its parent but the settings."""
+        self._begin()
+        self._binding.forget()
+        self._book.forget()
+        self._keeper.forget()
+        self._publisher.forget()
+        self._counter.forget()
+        if self._outbox is not None:
+            self._outbox.forget()
+        if self._reader is not None:
+            self._reader.forget()
+
+    @classmethod
+    def from_env(
+        cls,
+        *,
+        caps: Mapping[str, int] | None = None,
+        environ: Mapping[str, str] | None = None,
+        anchor: str | None = None,
+    ) -> Self:
+        """A wallet as the environment says; the README has the table. Raises `InvalidSetting`.
+
+        Without `DAYCAP_REDIS_URL` the counter is in this process's memory: opened from the ledger if
+        `DAYCAP_LEDGER_URL` is set, else with `caps` (agent to micros a day). Without `DAYCAP_BROKER_URL` events
+        are settled in memory and are gone with the process.
+
+        With `anchor`, else `DAYCAP_IDENTITY_ANCHOR`, the wallet is bound: it serves the agent of that identity anchor
+        and no other. That needs `DAYCAP_LEDGER_URL`. Raises `InvalidInput` for what cannot be an anchor.
+        """
+        settings = Settings.from_env(environ)
+        if anchor is not None:
+            settings = dataclasses.replace(settings, identity_anchor=identity_anchor(anchor))
+        return cls.from_settings(settings, caps=caps)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, caps: Mapping[str, int] | None = None) -> Self:
+        """See `from_env`."""
+        return cls(make_parts(settings, caps), settings)
+
+    def stats(self) -> WalletStats:
+        """Counts for a metrics endpoint."""
+        return WalletStats(
+            live_holds=self._book.live_holds(),
+            unsettled=len(self._keeper.unsettled()),
+            waiting=self._publisher.waiting,
+            send_failures=self._publisher.failures,
+            fallthroughs=self._readings.fallthroughs,
+            resent=self._keeper.resent,
+            outbox_failures=self._outbox.failures if self._outbox is not None else 0,
+        )
+
+    # --- what may wait, for each face to call in its own way ------------------------------------------------
+
+    def reserve(self, agent: str, estimate_micros: int) -> Any:
+        """See the face's own."""
+        raise NotImplementedError
+
+    def _from_memory(self, agent: str, estimate_micros: int) -> H | None:
+        """A hold out of what this process has leased, or None if the counter has to be asked."""
+        estimate = micros(estimate_micros)
+        if self._outbox is not None and self._outbox.full:
+            raise OutboxFull
+        try:
+            return self._book.reserve(agent, estimate)
+        except TypeError:  # It cannot even be looked up: agent_id says why.
+            agent_id(agent)
+            raise
+
+    def _steps(self, agent: str, estimate: int, start_s: float) -> Steps[H]:
+        """The steps of a top-up, for as long as reserve may take."""
+        end_s = start_s + self._settings.open_timeout_seconds
+        return top_up(self._book, agent, estimate, end_s=end_s, ask_to_open=self._keeper.ask_to_open)
+
+    def _begin_to_ask(self, agent: str) -> float:
+        """Whether the agent can be asked for at all; returns when that began, on the monotonic clock."""
+        agent_id(agent)
+        if self._closed:
+            raise BudgetUnavailable("this wallet is closed")
+        self._keeper.start()
+        return time.monotonic()
+
+    def _fail_like_others(self, start_s: float) -> None:
+        """Who waited while another's question got no answer does not ask again and wait as long once more."""
+        if self._no_answer is not None and self._no_answer[0] >= start_s:
+            raise self._no_answer[1]
+
+    def _flush(self, timeout: float) -> tuple[str, ...]:
+        end = time.monotonic() + timeout
+        pause_s = 0.002
+        while unsettled := self._keeper.unsettled():
+            if time.monotonic() >= end:
+                logger.warning("flush: %d events are not known to be settled", len(unsettled))
+                break
+            if not self._publisher.waiting:
+                self._keeper.learn_settled()
+            time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
+            pause_s = min(pause_s * 1.5, 0.05)
+        return tuple(event.reservation for event in unsettled)
+
+    def _close(self, timeout: float) -> tuple[str, ...]:
+        if self._closed:
+            return ()
+        self._closed = True
+        self._book.close()
+        self._flush(timeout)
+        if live := self._book.live_holds():
+            logger.warning("closing with %d live holds; their money comes back when the lease expires", live)
+        self._keeper.renew(hand_back=True)
+        unsettled = tuple(event.reservation for event in self._keeper.unsettled())
+        self._keeper.stop(timeout)
+        self._publisher.close(timeout)
+        if self._outbox is not None:
+            self._outbox.close()
+        self._counter.close()
+        if self._reader is not None:
+            self._reader.close()
+        return unsettled
+
+
+def too_many(agent: str) -> BudgetUnavailable:
+    """Why a reserve gave up that waited for its turn."""
+    return BudgetUnavailable(f"agent {agent}: too many ask for its money at once; try again")
+
+
+def _emitter(publisher: Publisher, outbox: Outbox | None) -> Callable[[FinalizeEvent], None]:
+    """What is done with each event at once: it is kept on disk first, where there is an outbox."""
+    put = publisher.put
+    if outbox is None:
+        return put
+
+    def keep_and_put(event: FinalizeEvent) -> None:
+        outbox.append(event)
+        put(event)
+
+    return keep_and_put
+
+
+_wallets: weakref.WeakSet[BaseWallet[Any]] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for wallet in list(_wallets):
+        if wallet._keeper.started:
+            wallet._close(timeout=5)
+
+
+def _forget_the_parent() -> None:
+    for wallet in list(_wallets):
+        wallet._forget()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_the_parent)
