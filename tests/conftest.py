@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from daycap import Wallet
+from tests.in_loop import InLoop
 from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
+from tests.spine import Spine
 from worker.local_server import LocalServer
 
 
@@ -46,3 +49,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPostgr
 def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite ledger with nothing in it, to be copied."""
     return migrated_sqlite(tmp_path_factory.mktemp("ledger") / "empty.sqlite3")
+
+
+@pytest.fixture(params=["threads", "loop"])
+def both_faces(request: pytest.FixtureRequest, spine: Spine) -> None:
+    """The test's wallets are those of threads, and then those of an event loop."""
+    spine.face = Wallet.from_settings if request.param == "threads" else InLoop

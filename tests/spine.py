@@ -67,11 +67,13 @@ class Spine:
         self.counter = RedisCounter(self.settings.redis_url, timeout_s=2)
         self.redis = redis.Redis.from_url(self.settings.redis_url, decode_responses=True)
         self._ledger = sa.create_engine(self.settings.ledger_url, poolclass=sa.NullPool)
+        self.face: Callable[[Settings], Any] = Wallet.from_settings
+        """Which of the two faces of a wallet its runners have."""
         self._wallets: list[Wallet] = []
 
     def wallet(self, **changes: Any) -> Wallet:
         """A runner's wallet in this process."""
-        wallet = Wallet.from_settings(dataclasses.replace(self.settings, **changes))
+        wallet: Wallet = self.face(dataclasses.replace(self.settings, **changes))
         self._wallets.append(wallet)
         return wallet
 

@@ -40,6 +40,7 @@ def proxy(spine: Spine) -> Iterator[Proxy]:
     proxy.close()
 
 
+@pytest.mark.usefixtures("both_faces")
 @pytest.mark.parametrize("fault", ["down", "hanging", "half open"])
 def test_finalize_does_not_wait_for_the_broker(spine: Spine, proxy: Proxy, fault: str) -> None:
     agent, server = spine.add("agent-7", 5 * M), spine.broker.container
@@ -75,6 +76,7 @@ def _finalize_until(wallet: Wallet, agent: str, over: Callable[[], bool]) -> tup
     raise AssertionError
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_leases_are_renewed_while_the_broker_hangs(spine: Spine) -> None:
     """P4: a runner that lives keeps its leases, whatever its broker does to those who ask how long the queue is."""
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
@@ -110,6 +112,7 @@ def _everything(broker: redis.Redis) -> None:
     broker.flushall()
 
 
+@pytest.mark.usefixtures("both_faces")
 @pytest.mark.parametrize("lose", [_queue, _one_by_one, _everything])
 def test_messages_that_the_broker_loses_are_sent_again_and_settled_once(
     spine: Spine, broker: redis.Redis, lose: Callable[[redis.Redis], None]
@@ -171,6 +174,7 @@ def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
 # --- the broker restarts ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_a_broker_that_restarts_under_load_costs_no_event_and_ends_no_worker(
     spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
 ) -> None:

@@ -95,6 +95,7 @@ def audited(spine: Spine, *days: str) -> list[object]:
     return [difference for day in days for difference in spine.ask("daycap.audit", day=day)["differences"]]
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_a_hold_of_the_last_second_is_charged_to_its_own_day_under_that_days_cap(
     spine: Spine, clock: FakeClock
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_hold_of_the_last_second_is_charged_to_its_own_day_under_that_days_cap
     assert audited(spine, DAY, NEXT) == []
 
 
+@pytest.mark.usefixtures("both_faces")
 @pytest.mark.parametrize("opened_ahead", [True, False])
 def test_reserving_goes_on_over_midnight_and_each_hold_is_of_the_day_that_it_is(
     spine: Spine, clock: FakeClock, opened_ahead: bool
@@ -156,6 +158,7 @@ def test_reserving_goes_on_over_midnight_and_each_hold_is_of_the_day_that_it_is(
     assert audited(spine, DAY, NEXT) == []
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_what_is_held_over_midnight_stays_held_and_the_rest_is_handed_back(spine: Spine, clock: FakeClock) -> None:
     agent, wallet = spine.add("agent-7", 100 * M), spine.wallet()
     clock.set(DAY, "23:59:58")

@@ -30,6 +30,7 @@ def spend(wallet: Wallet, agent: str, held: int, actual: int) -> None:
 # --- the checks of the original system, by name -----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_persistence_after_finalize(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
 
@@ -42,6 +43,7 @@ def test_persistence_after_finalize(spine: Spine) -> None:
     assert settlement["charged_micros"] == 31_200
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_accumulation_over_several(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
 
@@ -65,6 +67,7 @@ def test_redis_counts_and_expires_from_the_first_write(spine: Spine) -> None:
     assert spine.redis.pexpiretime(key) == two_days_after_its_end
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_broken_redis_falls_through_to_sqlite(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     spend(wallet, agent, held=50_000, actual=31_200)
@@ -86,6 +89,7 @@ def test_memory_only() -> None:
     wallet.close()
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_actual_is_capped_at_finalize(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     spend(wallet, agent, held=4 * M, actual=4 * M)
@@ -98,6 +102,7 @@ def test_actual_is_capped_at_finalize(spine: Spine) -> None:
     assert (row["spent_micros"], row["uncovered_micros"]) == (5 * M, 2 * M)
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_reservation_is_refused_when_the_cap_is_reached(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     spend(wallet, agent, held=5 * M, actual=5 * M)
@@ -109,6 +114,7 @@ def test_reservation_is_refused_when_the_cap_is_reached(spine: Spine) -> None:
     assert (refused.value.remaining_micros, refused.value.day) == (0, spine.today)
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_redis_is_read_first(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     spend(wallet, agent, held=50_000, actual=31_200)
@@ -118,6 +124,7 @@ def test_redis_is_read_first(spine: Spine) -> None:
     assert wallet.spent(agent) == (777, "redis")
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_sqlite_is_read_when_redis_has_nothing(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     spend(wallet, agent, held=50_000, actual=31_200)
@@ -127,6 +134,7 @@ def test_sqlite_is_read_when_redis_has_nothing(spine: Spine) -> None:
     assert wallet.spent(agent) == (31_200, "ledger")
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_full_cap_before_any_finalize(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
 
@@ -134,6 +142,7 @@ def test_full_cap_before_any_finalize(spine: Spine) -> None:
     assert wallet.spent(agent) == (0, "redis")
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_sync_and_authoritative_answers_agree_after_finalize(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     for cost in (10_000, 20_000, 30_000):
@@ -226,6 +235,7 @@ def test_a_foreign_lease_belongs_to_the_agent_that_it_was_first_seen_with(spine:
     assert [row["kind"] for row in spine.rows("SELECT kind FROM dead_letters")] == ["wrong_lease"]
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_the_largest_amount_survives_every_tier(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", MAX_MICROS), spine.wallet()
     assert wallet.remaining(agent) == (MAX_MICROS, "redis")
@@ -242,6 +252,7 @@ def test_the_largest_amount_survives_every_tier(spine: Spine) -> None:
     assert outcome["dead_letters"] == 1
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_an_unknown_agent_is_refused_quickly_and_its_event_kept(spine: Spine) -> None:
     with pytest.raises(UnknownAgent):
         spine.wallet().reserve("nobody", 1)
@@ -274,6 +285,7 @@ def test_bad_events_do_not_hold_up_the_rest_of_their_batch(spine: Spine) -> None
     assert kinds == {"malformed", "wrong_day", "day_closed"}
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_a_wallet_opens_a_day_that_nobody_opened(spine: Spine) -> None:
     agent = spine.add("agent-7", 5 * M)
     # Given a counter that knows nothing and a ledger without the day's row, as for an agent's first use
@@ -286,6 +298,7 @@ def test_a_wallet_opens_a_day_that_nobody_opened(spine: Spine) -> None:
     assert spine.day_row(agent)["cap_micros"] == 5 * M
 
 
+@pytest.mark.usefixtures("both_faces")
 def test_caps_and_pauses_are_on_record_and_in_force(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet(slice_seconds=0)
 
