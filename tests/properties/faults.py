@@ -1,0 +1,100 @@
+"""The ways between wallets, worker and counter, each of which does to the next exchange what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from daycap.counter import DaySnapshot, SyncReply, SyncRequest
+from daycap.errors import CounterUnavailable
+from daycap.publisher import Transport
+from daycap.redis_counter import RedisCounter
+from daycap.wire import FinalizeEvent
+from tests.properties.world import SETTINGS
+from worker.publish import CounterPublisher
+
+if TYPE_CHECKING:
+    from tests.properties.deployment import Deployment
+
+_PATIENCE_S = 10
+"""How long the sockets really wait: the machine's speed decides nothing. The guard is that of the settings."""
+
+
+class FaultyCounter(RedisCounter):
+    """The counter of one wallet over a network that does to the next sync what `fault` says."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(deployment.world.server.url, _PATIENCE_S)
+        self._deployment = deployment
+        self.fault = ""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens while an answer is late."""
+
+    def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
+        fault, self.fault = self.fault, ""
+        if fault == "request late":
+            self._deployment.late.append(lambda: super(FaultyCounter, self).sync(requests))
+        if fault in ("request late", "request lost"):
+            raise CounterUnavailable("the request was lost, or is late")
+        sent_ms = self._deployment.world.ms
+        replies = super().sync(requests)
+        if fault == "reply lost":
+            raise CounterUnavailable("the reply was lost")
+        if fault == "reply late":
+            self._deployment.pass_time(SETTINGS.guard_ms + 1000)
+            self.meanwhile()
+        else:
+            self._deployment.truth.hear(sent_ms, zip(requests, replies, strict=True))
+        return replies
+
+
+class Queue(Transport):
+    """The way from every wallet to the worker: messages that the test delivers, doubles, loses and reorders."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self.away = False
+
+    def send(self, events: Sequence[FinalizeEvent]) -> None:
+        if self.away:
+            raise ConnectionError("the broker is away")
+        self._deployment.queue.append((self._deployment.world.ms, list(events)))
+
+    def open_day(self, agent: str, day: str) -> None:
+        self._deployment.openings.append((agent, day))
+
+    def backlog(self) -> int:
+        return len(self._deployment.queue)
+
+    def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class FaultyPublisher(CounterPublisher):
+    """The worker's way to the counter: the next publish is sent, lost, late or doubled as `fault` says."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(RedisCounter(deployment.world.server.url, _PATIENCE_S), SETTINGS.terms)
+        self._deployment = deployment
+        self.fault = ""
+
+    def publish(
+        self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
+    ) -> list[Any]:
+        def send() -> list[Any]:
+            replies = super(FaultyPublisher, self).publish(
+                snapshots, expire_before_ms=expire_before_ms, opened_at_ms=opened_at_ms
+            )
+            for snapshot, reply in zip(snapshots, replies, strict=False):
+                self._deployment.truth.given_up[snapshot.day] += reply.given_up_micros
+            return replies
+
+        if self.fault == "late" or (self.fault == "doubled" and opened_at_ms is None):
+            self._deployment.late.append(send)
+        return [] if self.fault in ("late", "lost") else send()

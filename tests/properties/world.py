@@ -1,0 +1,75 @@
+"""What outlives the examples: the server, the ledger and the time, which only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import redis
+
+from daycap import Settings
+from daycap.clock import DAY_MS, day_start_ms
+from tests.fake_clock import FakeClock
+from tests.processes import LocalRedis
+from worker.ledger import Ledger
+from worker.schema import metadata
+
+AGENT = "agent"
+START_MS = day_start_ms("2026-03-02") + DAY_MS - 120_000
+SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds=0.25)
+
+
+class World:
+    """The server and the ledger, which outlive the examples, and the time."""
+
+    def __init__(self, directory: Path, ledger: Ledger) -> None:
+        self.clock = FakeClock(directory / "clock")
+        self.ledger = ledger
+        self.random = Random(0)
+        self.ms = START_MS
+        self.pass_time(0)
+        self.server = LocalRedis(directory, self.clock)
+        self.server.ready()
+        self.client = redis.Redis.from_url(self.server.url)
+
+    def pass_time(self, ms: int) -> None:
+        self.ms += ms
+        self.clock.stop_at(self.ms)
+
+    def begin(self) -> None:
+        """Empty all for the next example."""
+        self.random = Random(0)
+        self.ms = START_MS
+        self.pass_time(0)
+        self.client.flushall()
+        with self.ledger.writing() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
+
+    def restart(self, kept: dict[bytes, bytes]) -> None:
+        """A new life of the server, with `kept` as its data: none, or as old as it may be."""
+        self.client.flushall()
+        self.client.connection_pool.disconnect()
+        self.server.restart()
+        for key, dumped in kept.items():
+            self.client.restore(key, 0, dumped)
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.teardown()
+
+
+class Waiting:
+    """In the place of `time` where a reserve waits for an answer: it waits in no time, and the worker goes on."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def sleep(self, _seconds: float) -> None:
+        self._now_s += SETTINGS.open_timeout_seconds / 3
+        self.meanwhile()
