@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import sqlalchemy as sa
+
 from daycap import Hold, Wallet
 from daycap.clock import day_of
 from daycap.setups import Parts
@@ -18,6 +20,7 @@ from tests.properties.promises import Truth
 from tests.properties.world import AGENT, SETTINGS, World
 from worker import accounts, housekeeping, opening, settle
 from worker.retention import open_days
+from worker.schema import agent_accounts
 from worker.slices import all_of
 
 
@@ -177,6 +180,11 @@ class Deployment:
 
     def reconcile(self) -> None:
         all_of(lambda place: housekeeping.reconcile(self.ledger, self.publisher, place))
+
+    def cap(self) -> int:
+        """The agent's, of the days to come."""
+        with self.ledger.reading() as connection:
+            return connection.scalar(sa.select(agent_accounts.c.daily_cap_micros)) or 0
 
     def set_cap(self, cap: int) -> None:
         accounts.set_cap(self.ledger, self.publisher, AGENT, cap, "test")

@@ -181,8 +181,12 @@ class FaultyWallets(LoneWallet):
 
     @rule(number=which, estimate=amounts, lost=st.booleans(), minute=st.booleans())
     def the_answer_comes_after_much_else(self, number: int, estimate: int, lost: bool, minute: bool) -> None:
-        """A sync is under way while the runner's keeper sends others: for the guard that throws late replies away."""
+        """For the guard that throws late replies away: a sync is under way while the keeper sends others.
+
+        What is held before has the lease renewed meanwhile.
+        """
         one, other = self.runner(number), self.runner(number + 1)
+        self.try_to_reserve(one, 20)
 
         def meanwhile() -> None:
             if lost:
@@ -216,13 +220,15 @@ class FaultyWallets(LoneWallet):
             self.deployment.close_wallet(self.runner(number))
         self.deployment.start(2)
 
-    @rule(number=which)
-    def pause_a_wallet(self, number: int) -> None:
-        """It stands still for longer than its leases live; the others go on, and take what they can."""
-        one = self.runner(number)
+    @rule(number=which, estimate=amounts, released=st.booleans())
+    def pause_a_wallet(self, number: int, estimate: int, released: bool) -> None:
+        """For the local deadline: it stands still for longer than its leases live, and others take what they can."""
+        one, other = self.runner(number), self.runner(number + 1)
+        if (call := self.try_to_reserve(one, estimate)) and released:
+            self.deployment.end(call, None)
         self.deployment.a_minute_goes_by(paused=one)
-        for runner in (self.runner(number + 1), one):
-            self.try_to_reserve(runner, 60)
+        for runner in (other, one):
+            self.try_to_reserve(runner, estimate)
 
     @rule(number=which, fate=st.sampled_from(["lost", "doubled", "settled twice", "settled, not published"]))
     def deliver_badly(self, number: int, fate: str) -> None:
@@ -266,6 +272,16 @@ class FaultyWallets(LoneWallet):
         for runner in (other, one):
             self.try_to_reserve(runner, estimate)
 
+    @rule(number=which, low=st.sampled_from([20, 0]), estimate=amounts)
+    def lower_the_cap_for_a_while(self, number: int, low: int, estimate: int) -> None:
+        """For the guard that counts as used what was drawn though it was not charged."""
+        before = self.deployment.cap()
+        self.deployment.set_cap(low)
+        while queue := self.deployment.queue:
+            self.deployment.settle([queue.pop(0)])
+        self.deployment.set_cap(before)
+        self.try_to_reserve(self.runner(number), estimate)
+
     @rule(cap=caps, later=caps)
     def a_publish_overtakes_another(self, cap: int, later: int) -> None:
         """For the guard that ignores an older seq."""
@@ -280,18 +296,25 @@ class FaultyWallets(LoneWallet):
     def copy_the_counter(self) -> None:
         self.deployment.copy()
 
-    @rule(number=which, how=st.sampled_from(["flush", "flush", "delete a key", "restart"]), minute=st.booleans())
-    def lose_the_counter(self, number: int, how: str, minute: bool) -> None:
-        """Others find it as it is then, or as a minute of renewals leaves it."""
+    @rule(
+        number=which,
+        estimate=amounts,
+        how=st.sampled_from(["flush", "delete a key", "restart", "restart"]),
+        minute=st.booleans(),
+    )
+    def lose_the_counter(self, number: int, estimate: int, how: str, minute: bool) -> None:
+        """For the fence, the run id and putting back: what one holds by then, no other gets, now or a minute later."""
+        self.try_to_reserve(self.runner(number), estimate)
         if how == "flush":
             self.deployment.delete()
         elif how == "delete a key" and (keys := sorted(self.world.client.keys())):
             self.deployment.delete(keys[number % len(keys)])
         elif how == "restart":
             copies = self.deployment.copies
-            self.deployment.restart(copies[number % len(copies)])
+            self.deployment.restart(copies[-1 - number % len(copies)])
         if minute:
             self.deployment.a_minute_goes_by()
+        self.try_to_reserve(self.runner(number + 1), estimate)
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +352,10 @@ def test_no_step_breaks_a_promise(
     # Nobody else publishes here: a counter that is behind stays behind.
     monkeypatch.setattr(housekeeping, "_PUBLISH_S", 0)
     if not THOROUGH:
-        monkeypatch.setattr(engine, "MAX_SHRINKING_SECONDS", 30)
+        monkeypatch.setattr(engine, "MAX_SHRINKING_SECONDS", 0 if world.broken else 30)
         machine = seed(number)(type(machine.__name__, (machine,), {}))
-    run_state_machine_as_test(machine, settings=PROFILE)
+    try:
+        run_state_machine_as_test(machine, settings=PROFILE)
+    except BaseException:
+        world.broken = True
+        raise

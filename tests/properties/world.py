@@ -26,6 +26,8 @@ class World:
     def __init__(self, directory: Path, ledger: Ledger) -> None:
         self.clock = FakeClock(directory / "clock")
         self.ledger = ledger
+        self.broken = False
+        """Whether a promise was: the steps that did it first are shrunk, for half a minute, others are not."""
         self.random = Random(0)
         self.ms = START_MS
         self.pass_time(0)
