@@ -60,7 +60,6 @@ class Deployment:
     """Wallets, queue, worker, and what is known of the truth. All money is of one agent; days are those of `AGENT`."""
 
     def __init__(self, world: World, cap: int) -> None:
-        world.begin()
         self.world = world
         self.ledger = world.ledger
         self.runners: list[Runner] = []
@@ -188,6 +187,13 @@ class Deployment:
 
     def set_cap(self, cap: int) -> None:
         accounts.set_cap(self.ledger, self.publisher, AGENT, cap, "test")
+
+    def make_room(self, room: int) -> None:
+        """Raise the cap where less than `room` could be lent: where all is spent, nothing more can go wrong."""
+        today = day_of(self.world.ms)
+        taken = sum(micros for day, micros in self.truth.taken.values() if day == today)
+        if self.cap() < taken + room:
+            self.set_cap(taken + room)
 
     def set_status(self, status: str) -> None:
         accounts.set_status(self.ledger, self.publisher, AGENT, status, "test")

@@ -46,6 +46,8 @@ PROFILE = settings(
 # cap: the promises are decided there.
 which = st.integers(0, 7)
 amounts = st.sampled_from([60, 100, 40, 20, 1, 0])
+costs = st.sampled_from([0, 1, 20, 100])
+overage = st.sampled_from([0, 0, 0, 0, 0, 7])
 caps = st.sampled_from([100, 20, 100, 150, 0])
 on_the_way = st.sampled_from(["", "", "", "request lost", "request late", "reply lost", "reply late"])
 publish = st.sampled_from(["", "", "", "lost", "late", "doubled"])
@@ -58,8 +60,9 @@ class LoneWallet(RuleBasedStateMachine):
     waiting: Waiting
     wallets = 1
 
-    @initialize(slice_seconds=st.sampled_from([0, 2]))
-    def begin(self, slice_seconds: float) -> None:
+    @initialize(slice_seconds=st.sampled_from([0, 2]), seconds_left=st.sampled_from([600, 120, 30]))
+    def begin(self, slice_seconds: float, seconds_left: int) -> None:
+        self.world.begin(seconds_left)
         self.deployment = Deployment(self.world, cap=100)
         for _ in range(self.wallets):
             self.deployment.start(slice_seconds)
@@ -90,7 +93,7 @@ class LoneWallet(RuleBasedStateMachine):
         for number, estimate in asked:
             self.try_to_reserve(self.runner(number), estimate)
 
-    @rule(number=which, actual=amounts, over=st.sampled_from([0, 0, 0, 7]), send=st.booleans())
+    @rule(number=which, actual=costs, over=overage, send=st.booleans())
     def finalize(self, number: int, actual: int, over: int, send: bool) -> None:
         if calls := self.deployment.calls:
             call = calls[number % len(calls)]
@@ -98,7 +101,7 @@ class LoneWallet(RuleBasedStateMachine):
             if send:
                 call.runner.send()
 
-    @rule(number=which, estimate=amounts, actual=amounts, over=st.sampled_from([0, 0, 0, 7]), settle=st.booleans())
+    @rule(number=which, estimate=amounts, actual=costs, over=overage, settle=st.booleans())
     def spend(self, number: int, estimate: int, actual: int, over: int, settle: bool) -> None:
         """A whole call, up to its message or to its settlement."""
         if call := self.try_to_reserve(self.runner(number), estimate):
@@ -185,6 +188,7 @@ class FaultyWallets(LoneWallet):
 
         What is held before has the lease renewed meanwhile.
         """
+        self.deployment.make_room(100)
         one, other = self.runner(number), self.runner(number + 1)
         self.try_to_reserve(one, 20)
 
@@ -223,6 +227,7 @@ class FaultyWallets(LoneWallet):
     @rule(number=which, estimate=amounts, released=st.booleans())
     def pause_a_wallet(self, number: int, estimate: int, released: bool) -> None:
         """For the local deadline: it stands still for longer than its leases live, and others take what they can."""
+        self.deployment.make_room(100)
         one, other = self.runner(number), self.runner(number + 1)
         if (call := self.try_to_reserve(one, estimate)) and released:
             self.deployment.end(call, None)
@@ -275,7 +280,11 @@ class FaultyWallets(LoneWallet):
     @rule(number=which, low=st.sampled_from([20, 0]), estimate=amounts)
     def lower_the_cap_for_a_while(self, number: int, low: int, estimate: int) -> None:
         """For the guard that counts as used what was drawn though it was not charged."""
+        self.deployment.make_room(100)
         before = self.deployment.cap()
+        if call := self.try_to_reserve(self.runner(number), estimate):
+            self.finalize_call(call, estimate, 0)
+            call.runner.send()
         self.deployment.set_cap(low)
         while queue := self.deployment.queue:
             self.deployment.settle([queue.pop(0)])
@@ -304,6 +313,7 @@ class FaultyWallets(LoneWallet):
     )
     def lose_the_counter(self, number: int, estimate: int, how: str, minute: bool) -> None:
         """For the fence, the run id and putting back: what one holds by then, no other gets, now or a minute later."""
+        self.deployment.make_room(100)
         self.try_to_reserve(self.runner(number), estimate)
         if how == "flush":
             self.deployment.delete()
@@ -336,7 +346,7 @@ def runs() -> list[tuple[type[LoneWallet], int]]:
     """The machines, each with the seeds of its runs."""
     if THOROUGH:
         return [(LoneWallet, 0), (FaultyWallets, 0)]
-    return [(LoneWallet, number) for number in range(4)] + [(FaultyWallets, number) for number in range(12)]
+    return [(LoneWallet, number) for number in range(4)] + [(FaultyWallets, number) for number in range(16)]
 
 
 @pytest.mark.timeout(0 if THOROUGH else 120)

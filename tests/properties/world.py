@@ -9,14 +9,14 @@ from random import Random
 import redis
 
 from daycap import Settings
-from daycap.clock import DAY_MS, day_start_ms
+from daycap.clock import day_start_ms
 from tests.fake_clock import FakeClock
 from tests.processes import LocalRedis
 from worker.ledger import Ledger
 from worker.schema import metadata
 
 AGENT = "agent"
-START_MS = day_start_ms("2026-03-02") + DAY_MS - 120_000
+MIDNIGHT_MS = day_start_ms("2026-03-03")
 SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds=0.25)
 
 
@@ -29,7 +29,7 @@ class World:
         self.broken = False
         """Whether a promise was: the steps that did it first are shrunk, for half a minute, others are not."""
         self.random = Random(0)
-        self.ms = START_MS
+        self.ms = MIDNIGHT_MS
         self.pass_time(0)
         self.server = LocalRedis(directory, self.clock)
         self.server.ready()
@@ -39,10 +39,10 @@ class World:
         self.ms += ms
         self.clock.stop_at(self.ms)
 
-    def begin(self) -> None:
-        """Empty all for the next example."""
+    def begin(self, seconds_left: int) -> None:
+        """Empty all for the next example, which begins so long before midnight."""
         self.random = Random(0)
-        self.ms = START_MS
+        self.ms = MIDNIGHT_MS - seconds_left * 1000
         self.pass_time(0)
         self.client.flushall()
         with self.ledger.writing() as connection:
