@@ -18,6 +18,7 @@ from daycap.errors import (
     Refused,
     Unavailable,
     UnknownAgent,
+    UnknownModel,
 )
 from daycap.lease import AsyncHold, Hold
 from daycap.money import MAX_MICROS, format_usd, usd
@@ -47,6 +48,7 @@ __all__ = [
     "Settings",
     "Unavailable",
     "UnknownAgent",
+    "UnknownModel",
     "Wallet",
     "WalletStats",
     "format_usd",

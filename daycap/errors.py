@@ -28,7 +28,22 @@ class InvalidAmount(Refused, ValueError):
 
 
 class InvalidInput(Refused, ValueError):
-    """an agent, a day or a message is not of the form that the contract gives it"""
+    """an agent, a day, a message or a usage is not of the form that the contract gives it"""
+
+
+class UnknownModel(Refused, LookupError):
+    """there is no price for this model
+
+    `model` and `provider` as they were given; the message says what is missing, and how to give a price.
+    """
+
+    def __init__(self, model: str, provider: str | None, what: str) -> None:
+        self.model = model
+        self.provider = provider
+        super().__init__(
+            f"no price for model {shown(model, 100)}{f' of {shown(provider, 60)}' if provider else ''}: {what}; "
+            "give one in the file that DAYCAP_PRICES_FILE names"
+        )
 
 
 class InvalidSetting(DaycapError, ValueError):

@@ -30,6 +30,8 @@ class Settings:
     """A directory that keeps events until they are settled, over the runner's death. Empty: none."""
     outbox_megabytes: int = 64
     """How much each process may keep there before reserve raises OutboxFull."""
+    prices_file: str = ""
+    """A file of own prices, before those that genai-prices carries. Empty: none."""
     slice_seconds: float = 2.0
     """How many seconds of an agent's use to lease ahead; 0 leases exactly what each reserve needs."""
     lease_ttl_seconds: float = 30.0
