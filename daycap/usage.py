@@ -116,17 +116,25 @@ class _Fields:
         """Whether a field of this name has a value."""
         return self._get(name) is not None
 
+    def lacks(self, name: str) -> bool:
+        """Whether there is no such field, not even an empty one."""
+        if isinstance(self._source, Mapping):
+            return name not in self._source and _camel(name) not in self._source
+        return not hasattr(self._source, name)
+
     def count(self, *names: str) -> int:
         """The first of these fields that has a value, 0 if none has."""
         return next((value for name in names if (value := self.optional(name)) is not None), 0)
 
     def required(self, name: str) -> int:
+        """A count that must be there."""
         value = self.optional(name)
         if value is None:
             raise InvalidInput(f"{self._path} has no {name}: what the call cost cannot be told")
         return value
 
     def optional(self, name: str) -> int | None:
+        """A count, None where there is no value. Raises `InvalidInput` for what is not one."""
         value = self._get(name)
         if value is None:
             return None
@@ -174,8 +182,8 @@ def _chat(usage: _Fields) -> UsedTokens:
     details = usage.inside("prompt_tokens_details")
     prompt = usage.required("prompt_tokens")
     total = usage.optional("total_tokens")
-    # An embedding leaves completion_tokens out, and says with its total that nothing came out.
-    completion = usage.optional("completion_tokens") if total == prompt else usage.required("completion_tokens")
+    # An embedding has no completion_tokens, and says with its total that nothing came out.
+    completion = 0 if usage.lacks("completion_tokens") and total == prompt else usage.required("completion_tokens")
     # Where the cached ones are not among the details: DeepSeek; Moonshot; Databricks and LiteLLM's older form.
     read = details.count("cached_tokens") or usage.count(
         "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens"
@@ -185,7 +193,7 @@ def _chat(usage: _Fields) -> UsedTokens:
     return UsedTokens(
         (
             *_input(details, prompt, read, written, ttls),
-            *_output(usage.inside("completion_tokens_details"), _whole_output(completion or 0, prompt, total)),
+            *_output(usage.inside("completion_tokens_details"), _whole_output(completion, prompt, total)),
         ),
         max(each.count("web_search_requests") for each in (usage.inside("server_tool_use"), details)),
         _service_tier(usage),
@@ -223,7 +231,7 @@ def _google(usage: _Fields) -> UsedTokens:
     total = usage.optional("total_token_count")
     # Where nothing came out but thoughts, Google leaves the candidates out; the total says that it is so.
     candidates = usage.count("candidates_token_count", "response_token_count")
-    if not candidates and total is None:
+    if total is None and not usage.has("candidates_token_count") and not usage.has("response_token_count"):
         raise InvalidInput("usage has neither candidates_token_count nor total_token_count")
     asked = usage.by_modality("prompt_tokens_details"), usage.by_modality("tool_use_prompt_tokens_details")
     came = usage.by_modality("candidates_tokens_details") or usage.by_modality("response_tokens_details")
