@@ -159,9 +159,10 @@ def find_model(snapshot: DataSnapshot, model: str, provider: str | None) -> Mode
     else:
         known = _provider(snapshot, told)
     if known is None:
-        raise UnknownModel(
-            model, provider, f"genai-prices knows no provider {told!r:.60}" if told else "not a known one"
+        whose = (
+            "whose it is cannot be told from its name, write provider/model" if told is None else "of no known provider"
         )
+        raise UnknownModel(model, provider, whose)
     for each in _spellings(snapshot, known, name):
         info = known.find_model(each, all_providers=snapshot.providers)
         if info is not None:

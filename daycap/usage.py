@@ -315,6 +315,9 @@ _TIERS_OF_TRAFFIC = {"on_demand_priority": "priority", "on_demand_flex": "flex"}
 
 
 def _service_tier(usage: _Fields) -> str:
+    # Anthropic adds a part where the place is asked for; whether there is a price for that is seen where prices are.
+    if (place := usage.text("inference_geo")) not in {"", "global", "not_available"}:
+        return f"inference_geo={place}"
     if usage.text("speed") == "fast":
         return "fast"
     if (tier := _TIERS_OF_TRAFFIC.get(usage.text("traffic_type"))) is not None:

@@ -211,6 +211,8 @@ def test_of_which_kind_was_what_is_cached_is_believed_where_it_is_told(usage: di
         ({"service_tier": "priority"}, ""),
         ({"service_tier": "batch"}, "batch"),
         ({"service_tier": "standard", "speed": "fast"}, "fast"),
+        ({"service_tier": "standard", "inference_geo": "global"}, ""),
+        ({"speed": "fast", "inference_geo": "us"}, "inference_geo=us"),
         ({"traffic_type": "ON_DEMAND_PRIORITY"}, "priority"),
         ({"traffic_type": "ON_DEMAND"}, ""),
     ],

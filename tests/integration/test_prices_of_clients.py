@@ -1,0 +1,240 @@
+"""The usage objects of the real client packages, priced and worked out by hand; and what LiteLLM says of the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import anthropic.types
+import pytest
+from google.genai import types as google
+from openai.types import CompletionUsage, CreateEmbeddingResponse
+from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
+from openai.types.create_embedding_response import Usage as EmbeddingUsage
+from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails, ResponseUsage
+
+from daycap import InvalidInput, UnknownModel
+from daycap.prices import Prices
+
+PRICES = Prices.default()
+
+
+@pytest.fixture(scope="module")
+def litellm() -> Any:
+    """The package, with the prices that it carries instead of those it would fetch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        import litellm
+
+    return litellm
+
+
+def each_form(usage: Any) -> list[Any]:
+    """The object, as a dict, and as JSON has it."""
+    return [usage, usage.model_dump(), usage.model_dump(mode="json", by_alias=True, exclude_none=True)]
+
+
+def test_openais_chat_completions_have_cached_and_reasoning_tokens_inside() -> None:
+    usage = CompletionUsage(
+        prompt_tokens=1000,
+        completion_tokens=200,
+        total_tokens=1200,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=600, audio_tokens=0),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=150, rejected_prediction_tokens=10),
+    )
+    for form in each_form(usage):
+        # gpt-4o: 2.50 in, 1.25 cached, 10 out
+        assert PRICES.actual_micros("gpt-4o", form) == 400 * 2.5 + 600 * 1.25 + 200 * 10
+
+
+def test_openais_audio_tokens_have_their_own_price() -> None:
+    usage = CompletionUsage(
+        prompt_tokens=1000,
+        completion_tokens=200,
+        total_tokens=1200,
+        prompt_tokens_details=PromptTokensDetails(audio_tokens=900),
+        completion_tokens_details=CompletionTokensDetails(audio_tokens=150),
+    )
+    for form in each_form(usage):
+        # gpt-audio: 2.50 in and 10 out, of audio 32 in and 64 out
+        assert PRICES.actual_micros("gpt-audio", form) == 100 * 2.5 + 900 * 32 + 50 * 10 + 150 * 64
+
+
+def test_openais_responses_have_cached_and_reasoning_tokens_inside() -> None:
+    usage = ResponseUsage(
+        input_tokens=1000,
+        input_tokens_details=InputTokensDetails(cached_tokens=600, cache_write_tokens=100),
+        output_tokens=200,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=150),
+        total_tokens=1200,
+    )
+    for form in each_form(usage):
+        # gpt-6-sol: 2 in, 0.20 cached, 2.50 written, 10 out
+        assert PRICES.actual_micros("gpt-6-sol", form) == 300 * 2 + 600 * 0.2 + 100 * 2.5 + 200 * 10
+
+
+def test_openais_embeddings_only_read() -> None:
+    answer = CreateEmbeddingResponse(
+        data=[], model="e", object="list", usage=EmbeddingUsage(prompt_tokens=1000, total_tokens=1000)
+    )
+    for form in each_form(answer.usage):
+        assert PRICES.actual_micros("openai/text-embedding-3-small", form) == 20
+
+
+def anthropic_usage(**more: Any) -> anthropic.types.Usage:
+    return anthropic.types.Usage(
+        input_tokens=100,
+        output_tokens=200,
+        cache_read_input_tokens=5000,
+        cache_creation_input_tokens=3000,
+        cache_creation=anthropic.types.CacheCreation(ephemeral_5m_input_tokens=2000, ephemeral_1h_input_tokens=1000),
+        **more,
+    )
+
+
+# claude-opus-4-5: 5 in, 0.50 read from a cache, 6.25 and 10 written for 5m and 1h, 25 out
+ANTHROPIC_MICROS = 100 * 5 + 5000 * 0.5 + 2000 * 6.25 + 1000 * 10 + 200 * 25
+
+
+def test_anthropics_cached_tokens_come_on_top() -> None:
+    for form in each_form(anthropic_usage(service_tier="priority", speed="standard", inference_geo="global")):
+        assert PRICES.actual_micros("claude-opus-4-5", form) == ANTHROPIC_MICROS
+
+
+def test_anthropics_searches_batches_and_fast_mode_have_their_prices() -> None:
+    searched = anthropic_usage(
+        server_tool_use=anthropic.types.ServerToolUsage(web_fetch_requests=9, web_search_requests=3)
+    )
+    for form in each_form(searched):
+        assert PRICES.actual_micros("claude-opus-4-5", form) == ANTHROPIC_MICROS + 30_000
+    for form in each_form(anthropic_usage(service_tier="batch")):
+        assert PRICES.actual_micros("claude-opus-4-5", form) == ANTHROPIC_MICROS / 2
+    for form in each_form(anthropic_usage(speed="fast")):
+        assert PRICES.actual_micros("claude-opus-5", form) == ANTHROPIC_MICROS * 2
+        with pytest.raises(UnknownModel, match="fast"):
+            PRICES.actual_micros("claude-opus-4-5", form)
+    for form in each_form(anthropic_usage(inference_geo="us")):
+        with pytest.raises(UnknownModel, match="inference_geo=us"):
+            PRICES.actual_micros("claude-opus-5", form)
+
+
+def test_what_anthropic_sends_at_the_end_of_a_stream_may_lack_what_went_in() -> None:
+    whole = anthropic.types.MessageDeltaUsage(input_tokens=100, output_tokens=200, cache_read_input_tokens=5000)
+    part = anthropic.types.MessageDeltaUsage(output_tokens=200)
+
+    assert PRICES.actual_micros("claude-opus-4-5", whole) == 100 * 5 + 5000 * 0.5 + 200 * 25
+    with pytest.raises(InvalidInput, match="not a usage"):
+        PRICES.actual_micros("claude-opus-4-5", part)
+
+
+def modal(**counts: int) -> list[google.ModalityTokenCount]:
+    return [
+        google.ModalityTokenCount(modality=google.MediaModality[each.upper()], token_count=count)
+        for each, count in counts.items()
+    ]
+
+
+def test_googles_thoughts_and_tool_prompts_come_on_top_and_cached_tokens_are_inside() -> None:
+    usage = google.GenerateContentResponseUsageMetadata(
+        prompt_token_count=1000,
+        prompt_tokens_details=modal(text=700, audio=300),
+        cached_content_token_count=400,
+        cache_tokens_details=modal(text=300, audio=100),
+        candidates_token_count=50,
+        candidates_tokens_details=modal(text=50),
+        thoughts_token_count=70,
+        tool_use_prompt_token_count=200,
+        total_token_count=1320,
+    )
+    # gemini-2.5-flash: 0.30 in, 0.03 cached, of audio 1 and 0.10; 2.50 out
+    expected = math.ceil(600 * 0.3 + 300 * 0.03 + 200 * 1 + 100 * 0.1 + 120 * 2.5)
+    for form in each_form(usage):
+        assert PRICES.actual_micros("gemini-2.5-flash", form) == expected
+
+
+def test_google_leaves_out_what_did_not_come_out() -> None:
+    usage = google.GenerateContentResponseUsageMetadata(
+        prompt_token_count=1000, thoughts_token_count=70, total_token_count=1070
+    )
+    for form in each_form(usage):
+        assert PRICES.actual_micros("gemini-2.5-flash", form) == 300 + 175
+    with pytest.raises(InvalidInput, match="neither"):
+        PRICES.actual_micros("gemini-2.5-flash", google.GenerateContentResponseUsageMetadata(prompt_token_count=9))
+
+
+def test_a_large_context_has_googles_price_for_it() -> None:
+    for prompt, input_price, output_price in (200_000, 1.25, 10), (200_001, 2.5, 15):
+        usage = google.GenerateContentResponseUsageMetadata(
+            prompt_token_count=prompt, candidates_token_count=100, total_token_count=prompt + 100
+        )
+        expected = math.ceil(prompt * input_price + 100 * output_price)
+        assert PRICES.actual_micros("gemini-2.5-pro", usage) == expected
+
+
+def test_litellms_usage_of_anthropic_costs_what_anthropics_own_does(litellm: Any) -> None:
+    # Given what LiteLLM itself makes of Anthropic's usage
+    usage = litellm.AnthropicConfig().calculate_usage(
+        usage_object=anthropic_usage().model_dump(), reasoning_content=None
+    )
+
+    assert type(usage) is litellm.Usage
+    assert usage.prompt_tokens == 8100
+    for form in usage, usage.model_dump():
+        assert PRICES.actual_micros("anthropic/claude-opus-4-5", form) == ANTHROPIC_MICROS
+
+
+def test_litellms_usage_of_google_costs_what_googles_own_does(litellm: Any) -> None:
+    metadata = google.GenerateContentResponseUsageMetadata(
+        prompt_token_count=1000,
+        prompt_tokens_details=modal(text=700, audio=300),
+        cached_content_token_count=400,
+        cache_tokens_details=modal(text=400),
+        candidates_token_count=50,
+        thoughts_token_count=70,
+        total_token_count=1120,
+    )
+    answer = {"usageMetadata": metadata.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    usage = litellm.VertexGeminiConfig._calculate_usage(answer)
+
+    own = PRICES.actual_micros("gemini/gemini-2.5-flash", metadata)
+    assert PRICES.actual_micros("gemini/gemini-2.5-flash", usage) == own
+
+
+def test_a_stream_whose_usage_litellm_did_not_hear_is_refused(litellm: Any) -> None:
+    with pytest.raises(InvalidInput, match="not reported"):
+        PRICES.actual_micros("gpt-4o", litellm.Usage())
+
+
+@pytest.mark.filterwarnings("ignore:Item:UserWarning")  # Pydantic, of a type of LiteLLM's with fields to read only.
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gpt-4o",
+        "openai/gpt-4o-mini",
+        "gpt-4.1",
+        "gpt-5",
+        "gpt-5-mini",
+        "o3",
+        "gpt-6-sol",
+        "azure/gpt-4o",
+        "anthropic/claude-haiku-4-5",
+        "claude-sonnet-4-5",
+        "claude-opus-4-7",
+        "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+        "gemini/gemini-2.5-flash",
+        "vertex_ai/gemini-2.5-pro",
+        "cohere/command-a-03-2025",
+    ],
+)
+def test_litellm_finds_the_same_cost(litellm: Any, model: str) -> None:
+    usage = litellm.Usage(
+        prompt_tokens=10_000,
+        completion_tokens=3000,
+        total_tokens=13_000,
+        prompt_tokens_details={"cached_tokens": 4001},
+        completion_tokens_details={"reasoning_tokens": 1000},
+    )
+    cost = litellm.completion_cost(litellm.ModelResponse(model=model, usage=usage), model=model)
+
+    # Its sums are floats: they are off by far less than a hundredth of a micro.
+    assert PRICES.actual_micros(model, usage) == math.ceil(cost * 1e6 - 0.01)
