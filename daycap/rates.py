@@ -148,21 +148,15 @@ def find_model(snapshot: DataSnapshot, model: str, provider: str | None) -> Mode
 
     Raises `UnknownModel`: a model of an unknown provider is not taken for another's of the same name.
     """
-    name = model.lower()
-    told = provider
-    if told is None and "/" in name:
-        told, name = name.split("/", 1)
-    if told is None:
-        known = next(
-            (each for each in snapshot.providers if each.model_match and each.model_match.is_match(name)), None
-        )
+    before, slash, after = model.lower().partition("/")
+    if provider is None and slash:
+        known, name = _provider(snapshot, before), after
+    elif provider is None:
+        known, name = _whose(snapshot, before), before
     else:
-        known = _provider(snapshot, told)
+        known, name = _provider(snapshot, provider), model.lower()
     if known is None:
-        whose = (
-            "whose it is cannot be told from its name, write provider/model" if told is None else "of no known provider"
-        )
-        raise UnknownModel(model, provider, whose)
+        raise UnknownModel(model, provider, "its provider is not a known one, or must be told: provider/model")
     for each in _spellings(snapshot, known, name):
         info = known.find_model(each, all_providers=snapshot.providers)
         if info is not None:
@@ -176,6 +170,10 @@ def _provider(snapshot: DataSnapshot, name: str) -> Provider | None:
     wanted = name.strip().lower()
     wanted = _LITELLM.get(wanted, wanted)
     return next((each for each in snapshot.providers if each.id == wanted), None)
+
+
+def _whose(snapshot: DataSnapshot, name: str) -> Provider | None:
+    return next((each for each in snapshot.providers if each.model_match and each.model_match.is_match(name)), None)
 
 
 def _spellings(snapshot: DataSnapshot, known: Provider, name: str) -> Iterator[str]:

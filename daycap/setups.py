@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from daycap.celery_transport import CeleryTransport
 from daycap.counter import UNKNOWN, Counter, DaySnapshot
@@ -20,6 +20,9 @@ from daycap.publisher import Transport
 from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
 from daycap.wire import agent_id
+
+if TYPE_CHECKING:
+    from daycap.prices import Prices
 
 logger = logging.getLogger("daycap")
 
@@ -74,6 +77,18 @@ def _days_of(reader: LedgerReader) -> DaySource:
         return None if snapshot.status == UNKNOWN else snapshot
 
     return source
+
+
+def make_prices(settings: Settings) -> Prices:
+    """The prices that `settings` ask for: own ones, if there is a file of them, before those of genai-prices.
+
+    Raises `InvalidSetting`.
+    """
+    try:
+        from daycap.prices import Prices  # noqa: PLC0415  (an extra, and it takes half a second)
+    except ImportError as error:
+        raise InvalidSetting('prices need genai-prices: pip install "daycap[prices]"') from error
+    return Prices.from_file(settings.prices_file) if settings.prices_file else Prices.default()
 
 
 def _outbox(settings: Settings) -> Outbox | None:

@@ -31,7 +31,7 @@ class InputOutputUsage(Protocol):
     """
 
     @property
-    def input_tokens(self) -> int: ...
+    def input_tokens(self) -> int | None: ...
     @property
     def output_tokens(self) -> int: ...
 
@@ -45,8 +45,8 @@ class GoogleUsage(Protocol):
     def total_token_count(self) -> int | None: ...
 
 
-AnyUsage: TypeAlias = ChatUsage | InputOutputUsage | GoogleUsage | Mapping[str, object]
-"""The usage of one call, of any of these shapes."""
+AnyUsage: TypeAlias = ChatUsage | InputOutputUsage | GoogleUsage | Mapping[str, object] | None
+"""The usage of one call, of any of these shapes. None, which clients have where a provider said nothing, is refused."""
 
 
 class Part(NamedTuple):

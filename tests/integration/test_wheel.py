@@ -25,7 +25,7 @@ def test_the_wheel_contains_the_library_alone(tmp_path: Path) -> None:
         *names
     }
 
-    # And a runner that has only the wheel can use it, without SQLAlchemy or anything of the worker's.
+    # And a runner that has only the wheel can use it, without SQLAlchemy, genai-prices or anything of the worker's.
     tried = subprocess.run(
         [sys.executable, "-c", _TRY, str(wheel)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -35,7 +35,7 @@ def test_the_wheel_contains_the_library_alone(tmp_path: Path) -> None:
 _TRY = """
 import sys
 sys.path[:] = [sys.argv[1]] + [path for path in sys.path if "site-packages" in path or "lib/python" in path]
-sys.modules["sqlalchemy"] = sys.modules["worker"] = None  # As if they were not installed.
+sys.modules["sqlalchemy"] = sys.modules["genai_prices"] = sys.modules["worker"] = None  # As if they were not installed.
 import daycap
 assert daycap.__file__.startswith(sys.argv[1]), daycap.__file__
 wallet = daycap.Wallet.from_env(caps={"a": daycap.usd(5)}, environ={})

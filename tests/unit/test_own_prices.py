@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from daycap import InvalidSetting, UnknownModel
 from daycap.prices import Prices
 from daycap.settings import Settings
+from daycap.setups import make_prices
 
 GOOD = """
 ["gateway/*"]
@@ -46,8 +49,6 @@ def worst(prices: Prices, model: str, **how: Any) -> int:
 
 
 def as_json(toml: str) -> str:
-    import tomllib
-
     return json.dumps(tomllib.loads(toml))
 
 
@@ -179,6 +180,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         Prices.from_file(latin)
 
 
-def test_the_setting_names_the_file() -> None:
-    assert Settings.from_env({"DAYCAP_PRICES_FILE": "/etc/prices.toml"}).prices_file == "/etc/prices.toml"
-    assert Settings.from_env({}).prices_file == ""
+def test_the_setting_names_the_file_and_without_it_there_are_no_own_prices(file: Path) -> None:
+    file.write_text(GOOD, encoding="utf-8")
+
+    assert worst(make_prices(Settings.from_env({"DAYCAP_PRICES_FILE": str(file)})), "gpt-4o") == 7 * 1100
+    assert worst(make_prices(Settings.from_env({})), "gpt-4o") == worst(Prices.default(), "gpt-4o")
+
+
+def test_without_genai_prices_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "daycap.prices", None)
+
+    with pytest.raises(InvalidSetting, match=r"pip install .*daycap\[prices\]"):
+        make_prices(Settings())
