@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Context, Decimal, localcontext
 from pathlib import Path
+from typing import NamedTuple
 
-from genai_prices.data_snapshot import get_snapshot
+from genai_prices.data_snapshot import DataSnapshot, get_snapshot
 from genai_prices.types import TieredPrices
 
 from daycap.errors import InvalidInput, shown
@@ -26,6 +27,13 @@ _DIGITS = 200
 _KNOWN_TTLS = {"", *(kind.get("cache_ttl", "") for kind in KINDS.values())}
 
 
+class _Remembered(NamedTuple):
+    """The models that were found in a snapshot; replaced as one, so that none outlives it."""
+
+    snapshot: DataSnapshot
+    models: dict[tuple[str, str | None], ModelRates]
+
+
 class Prices:
     """The prices of models: own ones from a file, before those of genai-prices. Threads may share it.
 
@@ -37,8 +45,7 @@ class Prices:
     ) -> None:
         self._own = tuple(own)
         self._now = now
-        self._snapshot = get_snapshot()
-        self._remembered: dict[tuple[str, str | None], ModelRates] = {}
+        self._remembered = _Remembered(get_snapshot(), {})
 
     @classmethod
     def default(cls) -> Prices:
@@ -105,19 +112,23 @@ class Prices:
         if not isinstance(names[0], str) or not isinstance(names[1], str | None):
             raise InvalidInput(f"a model and a provider are names, not {shown(names, 100)}")
         snapshot = get_snapshot()
-        if snapshot is not self._snapshot or len(self._remembered) >= _MOST_REMEMBERED:
-            self._snapshot, self._remembered = snapshot, {}
-        found = self._remembered.get((model, provider))
+        remembered = self._remembered
+        if remembered.snapshot is not snapshot:
+            remembered = self._remembered = _Remembered(snapshot, {})
+        found = remembered.models.get((model, provider))
         if found is None:
-            found = self._remembered[model, provider] = self._look_up(model, provider)
+            found = self._look_up(snapshot, model, provider)
+            if len(remembered.models) >= _MOST_REMEMBERED:
+                remembered.models.clear()
+            remembered.models[model, provider] = found
         return found
 
-    def _look_up(self, model: str, provider: str | None) -> ModelRates:
+    def _look_up(self, snapshot: DataSnapshot, model: str, provider: str | None) -> ModelRates:
         names = [model] if provider is None else [model, f"{provider}/{model}"]
         for own in self._own:
             if any(own.matches(name) for name in names):
                 return own.rates(model, provider)
-        return find_model(self._snapshot, model, provider)
+        return find_model(snapshot, model, provider)
 
 
 def _exact() -> AbstractContextManager[Context]:

@@ -23,6 +23,7 @@ _COUNTER = ["tests/contract/test_counter_to_the_millisecond.py", "tests/contract
 _DAMAGED = "tests/contract/test_damaged_counter.py"
 _MODELS_BOOK = "tests/model/test_lease_book_is_the_model.py"
 _MODELS_COUNTER = "tests/model/test_counter_is_the_model.py"
+_PRICES = [f"tests/unit/test_{part}.py" for part in ("usage", "prices", "own_prices")]
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
@@ -35,6 +36,10 @@ TESTS: dict[str, tuple[list[str], int]] = {
     ),
     "daycap/outbox.py": (["tests/unit/test_outbox_files.py", "tests/unit/test_outbox.py"], 0),
     "daycap/publisher.py": (["tests/unit"], 0),
+    "daycap/usage.py": (_PRICES, 0),
+    "daycap/rates.py": (_PRICES, 0),
+    "daycap/own_prices.py": (_PRICES, 0),
+    "daycap/prices.py": (_PRICES, 0),
     "daycap/scripts/sync.lua": ([*_COUNTER, _DAMAGED, _MODELS_COUNTER, "-k", "process or scripts or damaged"], 0),
     "daycap/scripts/publish.lua": (
         [*_COUNTER, _DAMAGED, _MODELS_COUNTER, "-k", "process or scripts or expiry or damaged"],

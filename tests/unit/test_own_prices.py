@@ -120,6 +120,15 @@ def test_own_prices_hold_for_each_service_tier_and_each_time_in_a_cache(file: Pa
     )
 
 
+def test_a_price_may_be_nothing_or_a_million_or_a_millionth_of_a_micro(file: Path) -> None:
+    file.write_text('["x"]\ninput = 0\noutput = 1_000_000\ncache_write = 0.000000000001', encoding="utf-8")
+    prices = Prices.from_file(file)
+
+    assert prices.worst_case_micros("x", input_tokens=0, max_output_tokens=1) == 1_000_000
+    assert prices.worst_case_micros("x", input_tokens=10**12, max_output_tokens=0) == 1
+    assert prices.worst_case_micros("x", input_tokens=10**12 + 1, max_output_tokens=0) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

@@ -88,6 +88,12 @@ MODELS = [
         PriceVariant({"processing": "batch"}, flat(input_mtok="2", output_mtok="4")),
         PriceVariant({"service_tier": "fast"}, flat(input_mtok="60"), StartDateConstraint(date(2026, 11, 25))),
     ),
+    model(
+        "requests",
+        flat(input_mtok="1", requests_kcount="5"),
+        PriceVariant({"search_type": "web"}, flat(requests_kcount="7")),
+        PriceVariant({"search_type": "flex"}, flat(requests_kcount="3")),
+    ),
     model("searches", flat(input_mtok="1", output_mtok="1", web_searches_kcount="10", requests_kcount="5")),
     model("embedding", flat(input_mtok="0.02")),
     model("whisper", flat(input_mtok="1", output_mtok="1", audio_hours="0.36")),
@@ -250,6 +256,12 @@ def test_requests_and_searches_are_paid_for_each() -> None:
         worst("plain", max_web_searches=1)
 
 
+@pytest.mark.parametrize(("tier", "micros", "most"), [("", 5000, 5000), ("web", 7000, 7000), ("flex", 3000, 5000)])
+def test_a_request_may_cost_more_in_a_service_tier(tier: str, micros: int, most: int) -> None:
+    assert actual("requests", 1, 0, service_tier=tier) == micros + 1
+    assert worst("requests", 1, service_tier=tier) == most + 1
+
+
 def test_an_embedding_has_no_price_for_what_comes_out() -> None:
     assert worst("embedding", 100) == Prices.default().actual_micros(
         "embedding", {"prompt_tokens": 100, "total_tokens": 100}
@@ -354,8 +366,11 @@ def test_prices_that_were_updated_count_at_once() -> None:
 
 def test_only_so_many_names_are_remembered() -> None:
     prices = Prices.default()
+    remembered = []
     for number in range(1500):
+        prices.worst_case_micros(f"many-{number}", input_tokens=1, max_output_tokens=0)
         prices.worst_case_micros(f"many-{number}", input_tokens=1, max_output_tokens=0)
         with pytest.raises(UnknownModel):
             prices.worst_case_micros(f"unknown-{number}", input_tokens=1, max_output_tokens=0)
-    assert len(prices._remembered) <= 1024
+        remembered.append(len(prices._remembered.models))
+    assert max(remembered) == 1024
