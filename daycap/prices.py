@@ -64,7 +64,7 @@ class Prices:
         input_tokens: int,
         max_output_tokens: int,
         provider: str | None = None,
-        service_tier: str = "",
+        service_tier: str | None = None,
         max_web_searches: int = 0,
     ) -> int:
         """The most that a call can cost, in micros, rounded up. What it did cost is not more, within these limits.
@@ -82,7 +82,7 @@ class Prices:
         }
         searches = _count("max_web_searches", max_web_searches)
         found = self._find(model, provider)
-        possible = found.possible(self._now(), service_tier)
+        possible = found.possible(self._now(), _tier(service_tier))
         with _exact():
             cost = sum(
                 count * _dearest(found, possible, direction, tokens["input"])
@@ -91,7 +91,9 @@ class Prices:
             )
             return _rounded_up(cost + max(_besides(found, rates, searches) for rates in possible))
 
-    def actual_micros(self, model: str, usage: AnyUsage, *, provider: str | None = None, service_tier: str = "") -> int:
+    def actual_micros(
+        self, model: str, usage: AnyUsage, *, provider: str | None = None, service_tier: str | None = None
+    ) -> int:
         """What a call did cost, in micros, rounded up, by its usage and the prices of now.
 
         `usage` is the object, or the same as a dict, that OpenAI (chat completions, Responses, embeddings),
@@ -102,7 +104,7 @@ class Prices:
         """
         used = read_usage(usage)
         found = self._find(model, provider)
-        rates = found.at(self._now(), used.service_tier or service_tier)
+        rates = found.at(self._now(), used.service_tier or _tier(service_tier))
         with _exact():
             cost = sum(part.tokens * _price(found, rates, part, used.input_tokens) for part in used.parts)
             return _rounded_up(cost + _besides(found, rates, used.web_searches))
@@ -144,6 +146,12 @@ def _count(name: str, value: object) -> int:
     if type(value) is not int or not 0 <= value <= MAX_MICROS:
         raise InvalidInput(f"{name} must be an int from 0 to 2**53 - 1, not {shown(value, 40)}")
     return value
+
+
+def _tier(service_tier: object) -> str:
+    if not isinstance(service_tier, str | None):
+        raise InvalidInput(f"service_tier is a name, not {shown(service_tier, 40)}")
+    return (service_tier or "").lower()
 
 
 def _price(found: ModelRates, rates: Rates, part: Part, size: int) -> Decimal:

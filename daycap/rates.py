@@ -37,7 +37,7 @@ KINDS = {
 """The price keys of tokens, and of which tokens: the more is said of them, the closer the price."""
 
 _TOLD_BY_USAGE = {"tokens", "requests", "tool_calls"}
-_NOT_DEARER = {"", "auto", "batch", "default", "flex", "standard"}
+_NOT_DEARER = {"", "auto", "batch", "default", "flex", "on_demand", "scale", "standard", "standard_only"}
 _AHEAD = timedelta(days=1)
 """A hold belongs to one day, so a price that begins later cannot be its call's."""
 

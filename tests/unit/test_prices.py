@@ -217,7 +217,11 @@ def test_a_service_tier_has_its_price_where_it_has_one_and_the_usual_one_elsewhe
     details = {"cached_tokens": 50}
     assert actual("tiers", 100, 10, service_tier="priority", prompt_tokens_details=details) == 300 + 50 + 160
     assert actual("tiers", 100, 10, service_tier="batch") == 200 + 40
-    assert actual("tiers", 100, 10, service_tier="flex") == actual("tiers", 100, 10, service_tier="default") == 480
+    assert actual("tiers", 100, 10, service_tier="Priority") == 600 + 160
+    for usual in (None, "", "auto", "default", "flex", "on_demand", "scale", "standard", "standard_only"):
+        assert actual("tiers", 100, 10, service_tier=usual) == worst("tiers", 100, 10, service_tier=usual) == 480
+    with pytest.raises(InvalidInput, match="service_tier"):
+        worst("tiers", 100, 10, service_tier=["priority"])
 
 
 def test_the_worst_case_of_a_service_tier_is_never_less_than_the_usual_one() -> None:
