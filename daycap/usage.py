@@ -91,7 +91,7 @@ def read_usage(usage: AnyUsage) -> UsedTokens:
         used = _google(fields)
     elif fields.has("prompt_tokens"):
         used = _chat(fields)
-    elif fields.has("input_tokens") and fields.has("output_tokens"):
+    elif fields.has("input_tokens") or fields.has("output_tokens"):
         used = _input_output(fields)
     else:
         raise InvalidInput(

@@ -73,6 +73,27 @@ MODELS = [
         ],
     ),
     model(
+        "cheap nights",
+        [
+            ConditionalPrice(prices=flat(input_mtok="3", output_mtok="6")),
+            ConditionalPrice(TimeOfDateConstraint(time(20), time(8)), prices=flat(input_mtok="1", output_mtok="2")),
+        ],
+    ),
+    model(
+        "falls",
+        [
+            ConditionalPrice(prices=flat(input_mtok="9", output_mtok="9")),
+            ConditionalPrice(StartDateConstraint(date(2026, 11, 25)), prices=flat(input_mtok="1", output_mtok="1")),
+        ],
+    ),
+    model(
+        "begins",
+        [
+            ConditionalPrice(StartDateConstraint(date(2027, 1, 1)), prices=flat(input_mtok="9", output_mtok="9")),
+            ConditionalPrice(StartDateConstraint(date(2028, 1, 1)), prices=flat(input_mtok="8", output_mtok="8")),
+        ],
+    ),
+    model(
         "dates",
         [
             ConditionalPrice(prices=flat(input_mtok="9", output_mtok="9")),
@@ -201,6 +222,20 @@ def test_the_hour_decides_the_price_and_the_worst_case_takes_the_dearest_hour(ho
     now = datetime(2026, 11, 24, hour, tzinfo=UTC)
     assert actual("hours", 10, 0, now=now) == 10 * price
     assert worst("hours", 10, 1, now=now) == 10 * 3 + 6
+
+
+def test_a_discount_at_night_is_no_worst_case_at_night() -> None:
+    night = datetime(2026, 11, 24, 23, tzinfo=UTC)
+    assert actual("cheap nights", 10, 0, now=night) == 10
+    assert worst("cheap nights", 10, now=night) == 30
+
+
+def test_a_price_that_falls_tomorrow_is_todays_today() -> None:
+    assert actual("falls", 10, 0) == worst("falls", 10) == 90
+
+
+def test_before_its_first_price_a_model_has_that() -> None:
+    assert actual("begins", 10, 0) == worst("begins", 10) == 90
 
 
 @pytest.mark.parametrize(

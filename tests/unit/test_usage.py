@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from daycap.errors import InvalidInput
+from daycap.money import MAX_MICROS
 from daycap.usage import Part, read_usage
 
 CHAT = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
@@ -32,6 +33,7 @@ def test_each_shape_is_read_from_a_dict_and_from_an_object(usage: dict[str, int]
 
     assert used(usage) == expected
     assert used(SimpleNamespace(**usage)) == expected
+    assert read_usage(usage).web_searches == 0
 
 
 def test_jsons_camel_case_is_read_as_well() -> None:
@@ -144,8 +146,41 @@ def test_a_usage_of_nothing_is_refused_for_it_was_not_reported(usage: dict[str, 
         read_usage(usage)
 
 
+@pytest.mark.parametrize("usage", [{"input_tokens": 100}, {"input_tokens": 100, "output_tokens": None}])
+def test_the_error_says_which_count_is_missing(usage: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="usage has no output_tokens"):
+        read_usage(usage)
+
+
 def test_an_embedding_says_that_nothing_came_out() -> None:
-    assert used({"prompt_tokens": 100, "total_tokens": 100}) == {(100, "input", "", "text")}
+    embedding = {"prompt_tokens": 100, "total_tokens": 100}
+
+    assert used(embedding) == used(SimpleNamespace(**embedding)) == {(100, "input", "", "text")}
+    with pytest.raises(InvalidInput, match="completion_tokens"):
+        read_usage(SimpleNamespace(**embedding, completion_tokens=None))
+
+
+def test_the_largest_count_is_one() -> None:
+    assert read_usage({"input_tokens": MAX_MICROS, "output_tokens": 0}).input_tokens == MAX_MICROS
+
+
+def test_googles_counts_are_added_where_there_is_no_total() -> None:
+    usage = {
+        "prompt_token_count": 100,
+        "tool_use_prompt_token_count": 11,
+        "candidates_token_count": 20,
+        "thoughts_token_count": 7,
+    }
+    assert (read_usage(usage).input_tokens, read_usage(usage).output_tokens) == (111, 27)
+
+
+def test_more_cached_of_a_kind_than_there_is_of_it_is_taken_for_text() -> None:
+    details = {"cached_tokens": 40, "cached_tokens_details": {"audio_tokens": 35}}
+
+    assert used({**CHAT, "prompt_tokens_details": details}) - {(20, "output", "", "text")} == {
+        (40, "input", "cache_read", "text"),
+        (60, "input", "", "text"),
+    }
 
 
 @pytest.mark.parametrize(
