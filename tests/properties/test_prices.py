@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ModelInfo, Provider, Usage
+from genai_prices.types import ConditionalPrice, ModelInfo, Provider, StartDateConstraint, TimeOfDateConstraint, Usage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,11 +31,36 @@ def models() -> Iterator[tuple[Provider, ModelInfo]]:
                 yield provider, model
 
 
+def conditions(model: ModelInfo) -> list[ConditionalPrice]:
+    return model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
+
+
+def is_rare(model: ModelInfo) -> bool:
+    """Whether it has a price by the hour, or for a kind of token that few have one for."""
+    return any(
+        isinstance(each.constraint, TimeOfDateConstraint)
+        or any(
+            kind in key for key in vars(each.prices) for kind in ("audio", "image", "video", "reasoning", "requests")
+        )
+        for each in conditions(model)
+    )
+
+
 MODELS = list(models())
+RARE = [found for found in MODELS if is_rare(found[1])]
 tokens = st.one_of(st.integers(0, 1000), st.integers(0, 2_000_000))
-times = st.integers(0, 4 * 365 * 24 * 60).map(
-    lambda minutes: datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
-)
+minutes = st.integers(0, 24 * 60).map(lambda count: timedelta(minutes=count))
+
+
+@st.composite
+def models_and_times(draw: st.DrawFn) -> tuple[Provider, ModelInfo, datetime]:
+    """Any model, the rare ones often; at any time, often on the day before one of its prices begins."""
+    provider, model = draw(st.one_of(st.sampled_from(MODELS), st.sampled_from(RARE)))
+    days = [
+        each.constraint.start_date for each in conditions(model) if isinstance(each.constraint, StartDateConstraint)
+    ]
+    day = draw(st.sampled_from([date(2024, 1, 1), date(2027, 1, 1), *days]))
+    return provider, model, datetime.combine(day, time(), tzinfo=UTC) - draw(minutes)
 
 
 @st.composite
@@ -89,18 +114,17 @@ def google_usages(draw: st.DrawFn) -> dict[str, Any]:
 
 @PROFILE
 @given(
-    st.sampled_from(MODELS),
+    models_and_times(),
     st.one_of(chat_usages(), anthropic_usages(), google_usages()),
-    times,
-    st.floats(0, 1),
+    minutes,
     st.sampled_from(TIERS),
     st.integers(0, 1000),
 )
 def test_a_call_never_costs_more_than_its_worst_case(
-    found: tuple[Provider, ModelInfo], usage: dict[str, Any], now: datetime, later: float, tier: str, spare: int
+    found: tuple[Provider, ModelInfo, datetime], usage: dict[str, Any], took: timedelta, tier: str, spare: int
 ) -> None:
     # Given a call within its limits, of any model at any time, that ends within a day
-    provider, model = found
+    provider, model, now = found
     used = read_usage(usage)
     limits = {
         "input_tokens": used.input_tokens + spare,
@@ -115,19 +139,19 @@ def test_a_call_never_costs_more_than_its_worst_case(
         return
 
     # Or its cost is known afterwards, whatever service tier served it, and was foreseen
-    ended = Prices(now=lambda: now + later * timedelta(days=1))
+    ended = Prices(now=lambda: now + took)
     for served in {tier, "default"}:
         actual = ended.actual_micros(model.id, usage, provider=provider.id, service_tier=served)
         assert 0 <= actual <= worst <= MAX_MICROS
 
 
 @PROFILE
-@given(st.sampled_from(MODELS), chat_usages(), times)
+@given(models_and_times(), chat_usages())
 def test_a_call_costs_what_genai_prices_says(
-    found: tuple[Provider, ModelInfo], usage: dict[str, Any], now: datetime
+    found: tuple[Provider, ModelInfo, datetime], usage: dict[str, Any]
 ) -> None:
     # Given a usage of which genai-prices needs not be told what was cached of which kind
-    provider, model = found
+    provider, model, now = found
     asked, came = usage["prompt_tokens_details"], usage["completion_tokens_details"]
     asked["audio_tokens"] = asked["image_tokens"] = 0
     try:

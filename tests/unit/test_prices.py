@@ -61,6 +61,7 @@ MODELS = [
             output_reasoning_mtok="9",
         ),
     ),
+    model("reasoning", flat(input_mtok="2", output_mtok="8", output_reasoning_mtok="9")),
     model("large", ModelPrice(input_mtok=tiered(1, (100, 3), (200, 2)), output_mtok=tiered(10, (100, 20)))),
     model(
         "hours",
@@ -187,6 +188,13 @@ def test_the_closest_kind_with_a_price_counts() -> None:
     spoken = {"audio_tokens": 5, "reasoning_tokens": 2, "text_tokens": 3}
     assert actual("audio", 1, 10, completion_tokens_details=spoken) == 2 + 5 * 80 + 2 * 9 + 3 * 8
     assert worst("audio", 1, 1) == 40 + 80
+
+
+def test_the_worst_case_is_all_reasoning_where_that_is_dearest() -> None:
+    assert (
+        worst("reasoning", 0, 10) == actual("reasoning", 1, 10, completion_tokens_details={"reasoning_tokens": 10}) - 2
+    )
+    assert worst("reasoning", 0, 10) == 90
 
 
 def test_tokens_kept_longer_in_a_cache_than_any_price_is_for_are_refused() -> None:
