@@ -26,6 +26,9 @@ from daycap.errors import UnknownModel
 Rates: TypeAlias = Mapping[str, Decimal | TieredPrices]
 """Prices in US dollars by genai-prices' price keys: `input_mtok` is for a million tokens that are read."""
 
+Constraint: TypeAlias = StartDateConstraint | TimeOfDateConstraint | None
+"""When a price holds; None: always."""
+
 UNITS = {unit.price_key: unit for unit in UnitRegistry(unit_data).units.values()}
 """What each price key counts, and for how many of it the price is."""
 
@@ -54,15 +57,15 @@ class ModelRates(NamedTuple):
     def at(self, now: datetime, service_tier: str) -> Rates:
         """The prices that hold at `now`. Raises `UnknownModel`, also for a dearer service tier without prices."""
         special: dict[str, Decimal | TieredPrices] = {}
-        for variant in self._variants(service_tier):
-            if variant.constraint is None or variant.constraint.active(now):
+        for variant in self._variants(service_tier, now):
+            if _holds(variant.constraint, now):
                 special = {**_given(variant.prices), **special}
         return self._usable({**_given(self.info.get_prices(now)), **special})
 
     def possible(self, now: datetime, service_tier: str) -> list[Rates]:
         """All prices that may hold from `now` on for a day, those of `service_tier` besides the usual ones."""
         usual = [self._usable(_given(prices)) for prices in self._usual(now)]
-        special = [each.prices for each in self._variants(service_tier) if _may_hold(each.constraint, now)]
+        special = [each.prices for each in self._variants(service_tier, now) if _may_hold(each.constraint, now)]
         return usual + [{**rates, **_given(prices)} for rates in usual for prices in special]
 
     def unknown(self, what: str) -> UnknownModel:
@@ -77,15 +80,16 @@ class ModelRates(NamedTuple):
         for each in reversed(self.info.prices):
             if _may_hold(each.constraint, now):
                 yield each.prices
-                if not isinstance(each.constraint, TimeOfDateConstraint) and _holds(each.constraint, now):
+                if not _at_some_hour(each.constraint) and _holds(each.constraint, now):
                     return
         yield self.info.prices[0].prices
 
-    def _variants(self, service_tier: str) -> list[PriceVariant]:
+    def _variants(self, service_tier: str, now: datetime) -> list[PriceVariant]:
         if self.own:
             return []
         variants = [each for each in self.variants if all(value == service_tier for value in each.when.values())]
-        if not variants and service_tier not in _NOT_DEARER:
+        begun = any(_at_some_hour(each.constraint) or _holds(each.constraint, now) for each in variants)
+        if not begun and service_tier not in _NOT_DEARER:
             raise self.unknown(f"none for service_tier {service_tier!r:.40}")
         return variants
 
@@ -104,12 +108,16 @@ def _given(prices: ModelPrice) -> dict[str, Decimal | TieredPrices]:
     return {key: price for key, price in vars(prices).items() if price is not None}
 
 
-def _holds(constraint: StartDateConstraint | TimeOfDateConstraint | None, now: datetime) -> bool:
+def _at_some_hour(constraint: Constraint) -> bool:
+    return isinstance(constraint, TimeOfDateConstraint)
+
+
+def _holds(constraint: Constraint, now: datetime) -> bool:
     return constraint is None or constraint.active(now)
 
 
-def _may_hold(constraint: StartDateConstraint | TimeOfDateConstraint | None, now: datetime) -> bool:
-    return isinstance(constraint, TimeOfDateConstraint) or _holds(constraint, now + _AHEAD)
+def _may_hold(constraint: Constraint, now: datetime) -> bool:
+    return _at_some_hour(constraint) or _holds(constraint, now + _AHEAD)
 
 
 # --- finding a model ------------------------------------------------------------------------------------------

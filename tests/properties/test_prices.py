@@ -10,7 +10,15 @@ from decimal import Decimal
 from typing import Any
 
 from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ConditionalPrice, ModelInfo, Provider, StartDateConstraint, TimeOfDateConstraint, Usage
+from genai_prices.types import (
+    ConditionalPrice,
+    ModelInfo,
+    Provider,
+    StartDateConstraint,
+    TieredPrices,
+    TimeOfDateConstraint,
+    Usage,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,9 +44,10 @@ def conditions(model: ModelInfo) -> list[ConditionalPrice]:
 
 
 def is_rare(model: ModelInfo) -> bool:
-    """Whether it has a price by the hour, or for a kind of token that few have one for."""
+    """Whether it has a price by the hour or by the context, or for a kind of token that few have one for."""
     return any(
         isinstance(each.constraint, TimeOfDateConstraint)
+        or any(isinstance(price, TieredPrices) for price in vars(each.prices).values())
         or any(
             kind in key for key in vars(each.prices) for kind in ("audio", "image", "video", "reasoning", "requests")
         )
@@ -48,7 +57,7 @@ def is_rare(model: ModelInfo) -> bool:
 
 MODELS = list(models())
 RARE = [found for found in MODELS if is_rare(found[1])]
-tokens = st.one_of(st.integers(0, 1000), st.integers(0, 2_000_000))
+tokens = st.one_of(st.integers(0, 1000), st.integers(0, 250_000), st.integers(0, 2_000_000))
 minutes = st.integers(0, 24 * 60).map(lambda count: timedelta(minutes=count))
 
 

@@ -109,6 +109,9 @@ MODELS = [
         PriceVariant({"service_tier": "priority"}, flat(input_mtok="6", output_mtok="16")),
         PriceVariant({"processing": "batch"}, flat(input_mtok="2", output_mtok="4")),
         PriceVariant({"service_tier": "fast"}, flat(input_mtok="60"), StartDateConstraint(date(2026, 11, 25))),
+        PriceVariant({"speed": "fast"}, flat(input_mtok="50", output_mtok="70")),
+        PriceVariant({"service_tier": "soon"}, flat(input_mtok="60"), StartDateConstraint(date(2026, 11, 25))),
+        PriceVariant({"service_tier": "night"}, flat(input_mtok="7"), TimeOfDateConstraint(time(20), time(8))),
     ),
     model(
         "requests",
@@ -272,9 +275,24 @@ def test_the_worst_case_of_a_service_tier_is_never_less_than_the_usual_one() -> 
     assert worst("tiers", 100, 10, service_tier="batch") == worst("tiers", 100, 10) == 480
 
 
-def test_a_service_tier_that_begins_tomorrow_is_possible_today() -> None:
-    assert actual("tiers", 100, 10, service_tier="fast") == 480
-    assert worst("tiers", 100, 10, service_tier="fast") == 6000 + 80
+def test_a_service_tiers_price_of_tomorrow_is_possible_today() -> None:
+    tomorrow = datetime(2026, 11, 25, tzinfo=UTC)
+    assert actual("tiers", 100, 10, service_tier="fast") == 5000 + 700
+    assert worst("tiers", 100, 10, service_tier="fast") == 6000 + 700
+    assert actual("tiers", 100, 10, service_tier="fast", now=tomorrow) == 6000 + 700
+
+
+def test_a_dearer_service_tier_has_no_price_before_its_first_one_begins() -> None:
+    with pytest.raises(UnknownModel, match="soon"):
+        worst("tiers", 100, service_tier="soon")
+    with pytest.raises(UnknownModel, match="soon"):
+        actual("tiers", 100, 1, service_tier="soon")
+    assert worst("tiers", 100, service_tier="soon", now=datetime(2026, 11, 25, tzinfo=UTC)) == 6000
+
+
+def test_a_service_tiers_price_by_the_hour_is_possible_at_any_hour() -> None:
+    assert actual("tiers", 100, 0, service_tier="night") == 400
+    assert worst("tiers", 100, service_tier="night") == 700
 
 
 def test_what_the_usage_says_of_the_service_tier_goes_before_what_the_caller_says() -> None:
