@@ -164,6 +164,7 @@ SMALL = (
     ),
     Config("two runners, first opening", TWO, (1,), cap=1, row=False, open=False, publishes=2, faults=("flush",)),
     Config("two runners, overages and releases", TWO, (1,), cap=1, spare=(0, 1, -1), release=True),
+    Config("one runner, long calls", ONE, (2,), estimates=(1, 2), parts=True, spare=(0, 1), faults=("lost sync",)),
     Config("two runners, recalls", TWO, (1,), estimates=(1, 2), spare=(1,), terms=Terms(2, 0)),
 )
 """Explored completely with every run of the tests."""
@@ -183,6 +184,7 @@ LARGE = (
         faults=("duplicate message", "worker killed"),
     ),
     Config("2 runners, recalls and slices", TWO, (1,), estimates=(1, 2), wish=1, spare=(0, 1), terms=Terms(2, 0)),
+    Config("2 runners, calls in parts", TWO, (1,), estimates=(2,), parts=True, spare=(0, 1)),
     Config(
         "1 runner, overlapping syncs, any two faults",
         ONE,

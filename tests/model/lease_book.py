@@ -88,6 +88,17 @@ def finalize(book: Book, terms: Terms, now: int, held: int, actual: int) -> Book
     )
 
 
+def settle_part(book: Book, terms: Terms, now: int, held: int, actual: int) -> Book:
+    """Charge a part of a call that goes on: a hold of its own, split off and finalized."""
+    part = min(actual, held)
+    return finalize(book._replace(holds=_split(book.holds, held, part)), terms, now, part, actual)
+
+
+def join(book: Book, held: int, more: int) -> Book:
+    """Let a hold of `held` have what another one holds."""
+    return book._replace(holds=tuple(sorted((*_less(_less(book.holds, held), more), held + more))))
+
+
 def release(book: Book, held: int) -> Book:
     """End a hold without a cost."""
     return book._replace(free=book.free + held, holds=_less(book.holds, held))
@@ -177,6 +188,10 @@ def _hand_back(book: Book, terms: Terms) -> Book:
         return book
     left = book.free if "free money deducted before it is sent" in terms.without else 0
     return book._replace(free=left, returned=book.returned + book.free, owed=1)
+
+
+def _split(holds: tuple[int, ...], held: int, part: int) -> tuple[int, ...]:
+    return tuple(sorted((*_less(holds, held), held - part, part)))
 
 
 def _less(holds: tuple[int, ...], held: int) -> tuple[int, ...]:

@@ -143,6 +143,8 @@ class Protocol:
                 yield self._finalize(s, lease, held, max(0, held - spare))
             if self.config.release:
                 yield f"release {held} of {name}", with_book(s, lease, books.release(book, held)), ""
+            if self.config.parts:
+                yield from self._long_call(s, lease, held)
         for place, event in enumerate(book.unsettled):
             if event.lost:
                 again = event._replace(lost=0)
@@ -191,12 +193,29 @@ class Protocol:
                 what = f"begin renewal of {self.names[lease]}: granted {asked.granted} returned {asked.returned}"
                 yield what, self._send(s, lease, book, RENEWAL, asked), broken
 
+    def _long_call(self, s: State, lease: int, held: int) -> Iterator[Step]:
+        """A call of which a part is settled, or that is given another hold."""
+        name, book = self.names[lease], s.books[lease]
+        if held > 1:
+            part = books.settle_part(book, self.terms, NOW, held, 1)
+            yield self._finalized(s, lease, part, f"settle 1 of the {held} that {name} holds")
+        rest = list(book.holds)
+        rest.remove(held)
+        for more in sorted(set(rest)):
+            if more <= held:
+                joined = with_book(s, lease, books.join(book, held, more))
+                yield f"join holds of {held} and {more} of {name}", joined, ""
+
     def _finalize(self, s: State, lease: int, held: int, actual: int) -> Step:
         book = books.finalize(s.books[lease], self.terms, NOW, held, actual)
+        return self._finalized(s, lease, book, f"finalize {held} of {self.names[lease]} with {actual}")
+
+    def _finalized(self, s: State, lease: int, book: Book, what: str) -> Step:
+        """The event that is the last of `book` goes on its way."""
         event = book.unsettled[-1]
         s = with_book(s, lease, book)._replace(queue=plus(s.queue, Message(lease, event, NOW)))
         s = self._ghost(s, self.account[lease], excess=event.actual - event.drawn)
-        return f"finalize {held} of {self.names[lease]} with {actual}", s, ""
+        return what, s, ""
 
     # --- a sync: sent, served by the counter, its reply taken -----------------------------------------------------
 

@@ -43,6 +43,8 @@ class Config(NamedTuple):
     spare: tuple[int, ...] = (0,)
     """How much less than held a call may cost; a negative number is an overage."""
     release: bool = False
+    parts: bool = False
+    """Whether a call may be settled in parts of 1, and a hold be joined to another."""
     wish: int = 0
     faults: tuple[str, ...] = ()
     most_faults: int = 1

@@ -24,6 +24,8 @@ NAMES = (
     "finalize",
     "finalize",
     "release",
+    "settle_part",
+    "join",
     "ask",
     "ask",
     "answer",
@@ -94,6 +96,19 @@ class Both:
             hold = self.holds.pop(step.other % len(self.holds))
             self.book = model.release(self.book, hold.held_micros)
             hold.release()
+
+    def settle_part(self, step: Step) -> None:
+        if self.holds:
+            hold = self.holds[step.other % len(self.holds)]
+            self.book = model.settle_part(self.book, TERMS, self.ms, hold.held_micros, step.one)
+            hold.settle_part(step.one)
+
+    def join(self, step: Step) -> None:
+        if len(self.holds) > 1:
+            more = self.holds.pop(step.other % len(self.holds))
+            hold = self.holds[step.one % len(self.holds)]
+            self.book = model.join(self.book, hold.held_micros, more.held_micros)
+            self.real.join(hold, more)
 
     def ask(self, step: Step) -> None:
         if self.question is None:
