@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from tests.benchmarks import bench_growth, bench_memory, bench_settle, bench_shared, bench_wallet
+from tests.benchmarks import bench_growth, bench_memory, bench_peers, bench_settle, bench_shared, bench_wallet
 from tests.benchmarks.figures import Figure, plot, table
 
 BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
     "growth": bench_growth.figures,
     "memory": bench_memory.figures,
     "shared": bench_shared.figures,
+    "peers": bench_peers.figures,
 }
 
 
