@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ from tests.benchmarks.peers.audit import Outcome, outcome
 from tests.benchmarks.peers.contenders import CONTENDERS, Contender
 from tests.benchmarks.peers.environments import LeftOut, interpreter
 from tests.benchmarks.peers.group import Group
-from tests.benchmarks.place import Place, place
+from tests.benchmarks.place import place
 from tests.postgresql import LocalPostgreSQL
 
 PROCESSES, CALLERS = 4, 8
 CAP_MICROS = 2_000_000
 ROUNDS = 3
 SCENARIOS = {"exact estimates": 1, "estimates 3x too high": 3}
-WORK: dict[str, Any] = {"callers": CALLERS, "least": 100, "most": 1000, "patience": 5, "pause_s": 0.2}
+WORK: dict[str, Any] = {"callers": CALLERS, "least": 100, "most": 1000, "patience": 10, "pause_s": 0.25}
 
 T = TypeVar("T")
 
@@ -41,42 +40,23 @@ Results = dict[tuple[str, str], list[Outcome] | str]
 
 @dataclass(frozen=True)
 class PeerFigure(Figure):
-    """Cycles a second, and what else was measured of one contender in one scenario. Times and shares are medians of
-    the rounds, `over_micros` is the worst of them, and refusals are those of all."""
+    """Cycles a second of one contender in one scenario; what else was measured of it, or why it was left out."""
 
-    over_micros: int = 0
-    used: float = 0.0
-    refusals: int = 0
-    false_refusals: int = 0
-    for_good: int = 0
-    unavailable: int = 0
-    p50_us: float = 0.0
-    p99_us: float = 0.0
+    measured: Outcome | None = None
     left_out: str = ""
 
     @classmethod
     def of(cls, contender: str, scenario: str, found: list[Outcome] | str) -> PeerFigure:
-        """Of all rounds of one contender in one scenario."""
+        """Of all its rounds."""
         what = f"{contender}, {scenario}"
         if isinstance(found, str):
             return cls(what, 0.0, "cycles/s", f"left out: {found}", left_out=found)
-
-        def middle(name: str) -> float:
-            return float(statistics.median(getattr(each, name) for each in found))
-
-        def all_of(name: str) -> int:
-            return sum(getattr(each, name) for each in found)
-
-        measured = {
-            "over_micros": max(each.over_micros for each in found),
-            **{name: middle(name) for name in ("used", "p50_us", "p99_us")},
-            **{name: all_of(name) for name in ("refusals", "false_refusals", "for_good", "unavailable")},
-        }
+        its = Outcome.of_rounds(found)
         said = (
-            "over {over_micros:,}; false {false_refusals:,} of {refusals:,}, {for_good:,} for good; used {used:.1%};"
-            " p50 {p50_us:,.0f} us, p99 {p99_us:,.0f} us".format(**measured)
+            f"over {its.over_micros:,}; false {its.false_refusals:,} of {its.refusals:,}, {its.for_good:,} for good;"
+            f" used {its.used:.1%}; p50 {number(its.p50_us)} us, p99 {number(its.p99_us)} us"
         )
-        return cls(what, middle("cycles_per_s"), "cycles/s", said, **measured)
+        return cls(what, its.cycles_per_s, "cycles/s", said, measured=its)
 
 
 def figures() -> Iterator[Figure]:
@@ -94,14 +74,15 @@ def empty(contenders: Sequence[Contender]) -> Results:
 
 def measured(results: Results, contenders: Sequence[Contender], rounds: int) -> Iterator[str]:
     """Fill `results`, and say what is done next."""
-    with place(1) as here, ExitStack() as stack:
-        groups: dict[str, Group | str] = {}
-        for contender in {each.adapter: each for each in contenders}.values():
-            yield f"installing {contender.adapter}"
-            groups[contender.adapter] = _or_reason(partial(_group, contender, here, stack))
+    with ExitStack() as stack:
+        groups: dict[object, Group | str] = {}
+        for contender in contenders:
+            if contender.processes not in groups:
+                yield f"installing and starting {contender.name}"
+                groups[contender.processes] = _or_reason(partial(_group, contender, stack))
         for nth, scenario, contender in product(range(rounds), SCENARIOS, contenders):
             yield f"round {nth + 1} of {rounds}, {scenario}: {contender.name}"
-            _add_round(results, contender, scenario, nth, groups[contender.adapter])
+            _add_round(results, contender, scenario, nth, groups[contender.processes])
     yield "done"
 
 
@@ -127,19 +108,18 @@ def _run(group: Group, contender: Contender, factor: int, nth: int) -> Outcome:
     return outcome(rows, CAP_MICROS)
 
 
-def _group(contender: Contender, here: Place, stack: ExitStack) -> Group:
+def _group(contender: Contender, stack: ExitStack) -> Group:
     """The contender's processes, with the servers that they need; gone when the stack is. Raises `LeftOut`."""
     python = interpreter(contender)
-    directory = here.ledger_path.parent
-    servers, env = {"redis": here.settings.redis_url.rsplit("/", 1)[0] + "/2"}, {}
+    here = stack.enter_context(place(1))
+    servers, env = {"redis": here.settings.redis_url}, dict(contender.variables)
     if contender.adapter == "daycap_wallet":
-        stack.enter_context(here.worker()).ready()
+        here.environment.update(env)
         env = here.environment
-    elif contender.adapter == "agentgov_fleet":
-        servers["postgresql"] = _postgresql(directory, stack)
-    elif contender.adapter == "litellm_proxy":
-        env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # Else it asks the net for prices.
-    group = Group(python, contender.adapter, PROCESSES, servers, env, directory / f"{contender.adapter}.log")
+        stack.enter_context(here.worker()).ready()
+    if contender.adapter == "agentgov_fleet":
+        servers["postgresql"] = _postgresql(here.ledger_path.parent, stack)
+    group = Group(python, contender.adapter, PROCESSES, servers, env, here.ledger_path.with_suffix(".log"))
     stack.callback(group.close)
     return group
 
@@ -176,21 +156,14 @@ def table(results: Results) -> Table:
 
 
 def _cells(found: list[Outcome] | str) -> list[str]:
+    if isinstance(found, str):
+        return [f"[dim]{found}[/]"]
     if not found:
         return []
-    figure = PeerFigure.of("", "", found)
-    if figure.left_out:
-        return [f"[dim]{figure.left_out}[/]"]
-    return [
-        f"{figure.over_micros:,}",
-        f"{figure.false_refusals:,}",
-        f"{figure.for_good:,}",
-        f"{figure.refusals:,}",
-        f"{figure.used:.1%}",
-        number(figure.value),
-        number(figure.p50_us),
-        number(figure.p99_us),
-    ]
+    its = Outcome.of_rounds(found)
+    counts = (its.over_micros, its.false_refusals, its.for_good, its.refusals)
+    rates = (its.cycles_per_s, its.p50_us, its.p99_us)
+    return [*(f"{count:,}" for count in counts), f"{its.used:.1%}", *map(number, rates)]
 
 
 @click.command()

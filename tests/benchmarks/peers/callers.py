@@ -25,7 +25,7 @@ Step = tuple[str, tuple[Any, ...]]
 """What a caller does next: a verb and its words."""
 
 Row = tuple[str, int, int, int, int, int, int, int]
-"""One call: how it ended; whose it was; estimate, actual; when reserve began and ended, when settling began and ended (or 0, 0)."""
+"""One call: how it ended; whose it was; estimate, actual; when reserve began and ended, when settling did, or 0, 0."""
 
 SETTLED, REFUSED, UNAVAILABLE = "settled", "refused", "unavailable"
 
