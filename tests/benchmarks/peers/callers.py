@@ -16,10 +16,12 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+Verbs = dict[str, Callable[..., Any]]
 
 Step = tuple[str, tuple[Any, ...]]
 """What a caller does next: a verb and its words."""
@@ -104,7 +106,7 @@ def run_in_threads(peer: Peer, round_: Round, first: int) -> list[Row]:
     def drive(number: int) -> list[Row]:
         rows: list[Row] = []
         caller = steps(round_, number, rows)
-        verbs = {"reserve": peer.reserve, "settle": peer.settle, "pause": time.sleep}
+        verbs: Verbs = {"reserve": peer.reserve, "settle": peer.settle, "pause": time.sleep}
         verb, words = next(caller)
         while True:
             try:
@@ -127,7 +129,7 @@ async def run_in_tasks(peer: Peer, round_: Round, first: int) -> list[Row]:
     async def drive(number: int) -> list[Row]:
         rows: list[Row] = []
         caller = steps(round_, number, rows)
-        verbs = {"reserve": peer.reserve, "settle": peer.settle, "pause": asyncio.sleep}
+        verbs: Verbs = {"reserve": peer.reserve, "settle": peer.settle, "pause": asyncio.sleep}
         verb, words = next(caller)
         while True:
             try:
