@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any, Unpack, cast, overload
 
 from daycap.async_redis_counter import AsyncRedisCounter
 from daycap.base_wallet import BaseWallet, too_many
@@ -12,11 +13,13 @@ from daycap.errors import CounterUnavailable, NotYourAgent, UnknownAgent
 from daycap.lease import AsyncHold
 from daycap.lease_book import Pending
 from daycap.memory_counter import MemoryCounter
+from daycap.money import micros
 from daycap.readings import Reading
 from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
 from daycap.setups import Parts
 from daycap.top_up import Step, Steps
+from daycap.usage import Call
 
 
 class AsyncWallet(BaseWallet[AsyncHold]):
@@ -48,10 +51,19 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         if self._redis is not None:
             self._redis.forget()
 
-    async def reserve(self, agent: str, estimate_micros: int) -> AsyncHold:
+    @overload
+    async def reserve(self, agent: str, estimate_micros: int) -> AsyncHold: ...
+    @overload
+    async def reserve(self, agent: str, **call: Unpack[Call]) -> AsyncHold: ...
+    async def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> AsyncHold:
         """See `Wallet.reserve`. If the task is cancelled while it waits, nothing is held."""
+        if call:
+            priced = cast(Call, call)
+            if "prices" not in self.__dict__:  # Reading them takes half a second.
+                await asyncio.to_thread(lambda: self.prices)
+            return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)
-        return hold if hold is not None else await self._ask(agent, estimate_micros)
+        return hold if hold is not None else await self._ask(agent, micros(estimate_micros))
 
     async def remaining(self, agent: str) -> Reading:
         """See `Wallet.remaining`."""

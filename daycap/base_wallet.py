@@ -10,10 +10,11 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Self
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 from daycap.binding import Binding
-from daycap.errors import BudgetUnavailable, CounterUnavailable, OutboxFull
+from daycap.errors import BudgetUnavailable, CounterUnavailable, InvalidInput, OutboxFull
 from daycap.identity import identity_anchor
 from daycap.keeper import Keeper
 from daycap.lease import BaseHold
@@ -23,9 +24,13 @@ from daycap.outbox import Outbox
 from daycap.publisher import Publisher
 from daycap.readings import Readings
 from daycap.settings import Settings
-from daycap.setups import Parts, make_parts
+from daycap.setups import Parts, make_parts, make_prices
 from daycap.top_up import Steps, top_up
+from daycap.usage import Call
 from daycap.wire import FinalizeEvent, agent_id
+
+if TYPE_CHECKING:
+    from daycap.prices import Prices
 
 logger = logging.getLogger("daycap")
 
@@ -124,13 +129,33 @@ class BaseWallet(Generic[H]):
             outbox_failures=self._outbox.failures if self._outbox is not None else 0,
         )
 
+    @cached_property
+    def prices(self) -> Prices:
+        """Own prices by `DAYCAP_PRICES_FILE`, before those of genai-prices. Raises `InvalidSetting`."""
+        return make_prices(self._settings)
+
     # --- what may wait, for each face to call in its own way ------------------------------------------------
 
     def reserve(self, agent: str, estimate_micros: int) -> Any:
         """See the face's own."""
         raise NotImplementedError
 
-    def _from_memory(self, agent: str, estimate_micros: int) -> H | None:
+    def _worst_case(self, estimate_micros: int | None, call: Call) -> int:
+        if estimate_micros is not None:
+            raise InvalidInput("reserve takes an amount or a model, not both")
+        return self.prices.worst_case_micros(**call)
+
+    def _priced(self, hold: H, call: Call) -> H:
+        """The hold, told how to turn its call's usage into micros."""
+        hold._cost_of = partial(
+            self.prices.actual_micros,
+            call["model"],
+            provider=call.get("provider"),
+            service_tier=call.get("service_tier"),
+        )
+        return hold
+
+    def _from_memory(self, agent: str, estimate_micros: object) -> H | None:
         """A hold out of what this process has leased, or None if the counter has to be asked."""
         estimate = micros(estimate_micros)
         if self._outbox is not None and self._outbox.full:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, overload
 
+from daycap.errors import InvalidInput
 from daycap.money import micros
+from daycap.usage import AnyUsage
 from daycap.wire import FinalizeEvent
 
 if TYPE_CHECKING:
@@ -82,7 +85,10 @@ class BaseHold:
     held: the provider may have billed the call even though it failed, or was cancelled.
     """
 
-    __slots__ = ("_actual", "_book", "_ended", "_lease", "_number", "held_micros")
+    __slots__ = ("_actual", "_book", "_cost_of", "_ended", "_lease", "_number", "held_micros")
+
+    _cost_of: Callable[[AnyUsage], int]
+    """What a usage costs, in micros. Only a hold that was reserved for a model has it."""
 
     def __init__(self, book: LeaseBook[Any], lease: Lease, number: int, held_micros: int) -> None:
         self._book = book
@@ -121,13 +127,27 @@ class BaseHold:
         """Whether it was finalized or released."""
         return self._ended
 
-    def finalize(self, actual_micros: int) -> None:
-        """End the hold with what the call cost, in micros, queue the event and return.
+    def used(self, usage: AnyUsage) -> None:
+        """Set `actual` by the call's usage. Raises `InvalidInput`, `UnknownModel`; see `Prices.actual_micros`."""
+        self._actual = self._cost(usage)
 
-        A cost above the hold is taken: the wallet cannot undo a bill. Raises `InvalidAmount` (and the hold
-        stays as it was) or `HoldEnded`.
+    @overload
+    def finalize(self, actual_micros: int) -> None: ...
+    @overload
+    def finalize(self, *, usage: AnyUsage) -> None: ...
+    def finalize(self, actual_micros: int | None = None, *, usage: AnyUsage = None) -> None:
+        """End the hold with what the call cost, in micros or by its usage, queue the event and return.
+
+        A cost above the hold is taken: the wallet cannot undo a bill. A usage is that of the whole call, parts that
+        are settled included. Raises `HoldEnded`, `InvalidAmount` and, for a usage, what `Prices.actual_micros`
+        raises; then the hold stays as it was.
         """
-        self._book.finalize(self, actual_micros)
+        self._book.finalize(self, micros(actual_micros) if usage is None else self._cost(usage))
+
+    def _cost(self, usage: AnyUsage) -> int:
+        if not hasattr(self, "_cost_of"):
+            raise InvalidInput("a hold that was not reserved for a model takes micros and no usage")
+        return self._cost_of(usage)
 
     def settle_part(self, actual_micros: int) -> None:
         """Charge a part of the call now, in micros, and hold the rest: for a long one, so that a crash loses little.
@@ -137,6 +157,9 @@ class BaseHold:
         `InvalidAmount` or `HoldEnded`, and the hold stays as it was.
         """
         self._book.settle_part(self, actual_micros)
+        if hasattr(self, "_cost_of"):
+            whole = self._cost_of
+            self._cost_of = lambda usage: max(0, whole(usage) - actual_micros)
 
     def release(self) -> None:
         """End the hold without a cost: only for a call that surely was not made. Raises `HoldEnded`."""

@@ -108,8 +108,7 @@ class LeaseBook(Generic[H]):
         return self._new_hold(self, lease, number, estimate)
 
     def finalize(self, hold: BaseHold, actual: int) -> None:
-        """See `Hold.finalize`."""
-        micros(actual)
+        """See `Hold.finalize`; `actual` is an amount."""
         lease = hold._lease
         at_ms = time.time_ns() // _MS
         with self._lock:

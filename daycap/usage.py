@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, Required, TypeAlias, TypedDict
 
 from daycap.errors import InvalidInput, shown
 from daycap.money import MAX_MICROS
@@ -47,6 +47,17 @@ class GoogleUsage(Protocol):
 
 AnyUsage: TypeAlias = ChatUsage | InputOutputUsage | GoogleUsage | Mapping[str, object] | None
 """The usage of one call, of any of these shapes. None, which clients have where a provider said nothing, is refused."""
+
+
+class Call(TypedDict, total=False):
+    """What `reserve` must know of a call to hold the most that it can cost, in the words of `worst_case_micros`."""
+
+    model: Required[str]
+    input_tokens: Required[int]
+    max_output_tokens: Required[int]
+    provider: str | None
+    service_tier: str | None
+    max_web_searches: int
 
 
 class Part(NamedTuple):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any, Unpack, cast, overload
 
 from daycap.base_wallet import BaseWallet, too_many
 from daycap.counter import SyncReply
 from daycap.errors import CounterUnavailable, NotYourAgent, UnknownAgent
 from daycap.lease import Hold
 from daycap.lease_book import Pending
+from daycap.money import micros
 from daycap.readings import Reading
 from daycap.top_up import Step, Steps
+from daycap.usage import Call
 
 
 class Wallet(BaseWallet[Hold]):
@@ -27,18 +30,28 @@ class Wallet(BaseWallet[Hold]):
         super()._begin()
         self._topping_up: dict[str, threading.Lock] = {}
 
-    def reserve(self, agent: str, estimate_micros: int) -> Hold:
-        """Hold the most that a call can cost, in micros, before it is made.
+    @overload
+    def reserve(self, agent: str, estimate_micros: int) -> Hold: ...
+    @overload
+    def reserve(self, agent: str, **call: Unpack[Call]) -> Hold: ...
+    def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> Hold:
+        """Hold the most that a call can cost before it is made: so many micros, or by its model and tokens.
+
+        `wallet.reserve("agent-7", 50_000)`, or, with `daycap[prices]`, `wallet.reserve("agent-7", model="gpt-4o",
+        input_tokens=1200, max_output_tokens=500)`: then the hold can be ended by the call's usage.
 
         Answers from memory, in microseconds, while this process has leased enough for the agent; else asks the
         counter, for at most `DAYCAP_REDIS_TIMEOUT_SECONDS` an exchange.
 
         Raises `CapExceeded` when it would pass the agent's cap of the day, `AgentPaused`, `UnknownAgent`,
         `NotYourAgent`, `InvalidAmount` or `InvalidInput`, and `BudgetUnavailable` when the check could not be made
-        safely (`OutboxFull` when its event could not be kept).
+        safely (`OutboxFull` when its event could not be kept). By a model also what `Prices.worst_case_micros` raises.
         """
+        if call:
+            priced = cast(Call, call)
+            return self._priced(self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)
-        return hold if hold is not None else self._ask(agent, estimate_micros)
+        return hold if hold is not None else self._ask(agent, micros(estimate_micros))
 
     def remaining(self, agent: str) -> Reading:
         """What could still be reserved for the agent today, this process's own free lease included.
