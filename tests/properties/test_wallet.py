@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture import engine
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from daycap import AgentPaused, BudgetUnavailable, CapExceeded, top_up, wallet
+from daycap import AgentPaused, BudgetUnavailable, CapExceeded, base_wallet, top_up, wallet
 from tests import fake_clock
 from tests.migrated import migrated_sqlite
 from tests.properties.deployment import Call, Deployment, Runner
@@ -249,6 +249,22 @@ class FaultyWallets(LoneWallet):
                 self.deployment.settle([message], publish=False)
                 queue.append(message)
 
+    @rule(number=which, fates=st.lists(st.sampled_from(["lost", "settled", "waits"]), min_size=2, max_size=3))
+    def calls_whose_messages_fare_differently(self, number: int, fates: list[str]) -> None:
+        """For the guard that takes as settled only what is before the first gap, and for sending again."""
+        self.deployment.make_room(100)
+        for fate in fates:
+            runner, before = self.runner(number), len(self.deployment.queue)
+            if call := self.try_to_reserve(runner, 20):
+                self.finalize_call(call, 20, 0)
+                runner.send()
+                messages = self.deployment.queue[before:]
+                if fate != "waits":
+                    del self.deployment.queue[before:]
+                if fate == "settled" and messages:
+                    self.deployment.settle(messages)
+        self.runner(number).tick()
+
     @rule(fault=publish, number=which, cap=caps, step=st.sampled_from(["settle", "open", "expire", "cap"]))
     def publish_over_a_bad_network(self, fault: str, number: int, cap: int, step: str) -> None:
         self.deployment.publisher.fault = fault
@@ -308,17 +324,21 @@ class FaultyWallets(LoneWallet):
     @rule(
         number=which,
         estimate=amounts,
-        how=st.sampled_from(["flush", "delete a key", "restart", "restart"]),
+        how=st.sampled_from(["flush", "fail over", "delete a key", "restart"]),
         minute=st.booleans(),
     )
     def lose_the_counter(self, number: int, estimate: int, how: str, minute: bool) -> None:
         """For the fence, the run id and putting back: what one holds by then, no other gets, now or a minute later."""
         self.deployment.make_room(100)
+        if how == "fail over":
+            self.deployment.copy()
         self.try_to_reserve(self.runner(number), estimate)
         if how == "flush":
             self.deployment.delete()
         elif how == "delete a key" and (keys := sorted(self.world.client.keys())):
             self.deployment.delete(keys[number % len(keys)])
+        elif how == "fail over":
+            self.deployment.restart(self.deployment.copies[-1])
         elif how == "restart":
             copies = self.deployment.copies
             self.deployment.restart(copies[-1 - number % len(copies)])
@@ -357,8 +377,8 @@ def test_no_step_breaks_a_promise(
     waiting = Waiting()
     monkeypatch.setattr(machine, "world", world, raising=False)
     monkeypatch.setattr(machine, "waiting", waiting, raising=False)
-    monkeypatch.setattr(top_up, "time", waiting)
-    monkeypatch.setattr(wallet, "time", waiting)
+    for module in (top_up, base_wallet, wallet):
+        monkeypatch.setattr(module, "time", waiting)
     # Nobody else publishes here: a counter that is behind stays behind.
     monkeypatch.setattr(housekeeping, "_PUBLISH_S", 0)
     if not THOROUGH:
