@@ -9,7 +9,7 @@ from typing import Any, Unpack, cast, overload
 from daycap.async_redis_counter import AsyncRedisCounter
 from daycap.base_wallet import BaseWallet, too_many
 from daycap.counter import SyncReply
-from daycap.errors import CounterUnavailable, NotYourAgent, UnknownAgent
+from daycap.errors import CapExceeded, CounterUnavailable, NotYourAgent, UnknownAgent
 from daycap.lease import AsyncHold
 from daycap.lease_book import Pending
 from daycap.memory_counter import MemoryCounter
@@ -109,6 +109,9 @@ class AsyncWallet(BaseWallet[AsyncHold]):
             if self._binding.must_look(agent):
                 await asyncio.to_thread(self._binding.check, agent)
             return await self._drive(self._steps(agent, estimate, start_s), start_s)
+        except CapExceeded:
+            self._keeper.refused(agent)
+            raise
         except (UnknownAgent, NotYourAgent):
             self._topping_up.pop(agent, None)
             raise

@@ -46,6 +46,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._asked_to_open: dict[tuple[str, str], float] = {}
+        self._refused: set[str] = set()
         self._adopted = []
         self.resent = 0
         """How many events were sent again, since the start."""
@@ -93,14 +94,18 @@ class Keeper:
             self._asked_to_open[agent, day] = now
             self._publisher.open_day(agent, day)
 
-    def renew(self, *, hand_back: bool = False) -> bool:
-        """One sync of every lease in use; a second one of those that were asked for their free money.
+    def refused(self, agent: str) -> None:
+        """The agent's cap was reached: what this process has free of it, and is recalled, is handed back soon."""
+        self._refused.add(agent)
+
+    def renew(self, only: list[Lease] | None = None, *, hand_back: bool = False) -> bool:
+        """One sync of every lease in use, or of `only`; a second one of those that were asked for their free money.
 
         Returns whether all of them were renewed.
         """
         renewed = True
         with self._renewing:
-            only: list[Lease] | None = None
+            first = True
             while only is None or only:
                 pending = self._book.begin_renewal(only, hand_back=hand_back)
                 if not pending:
@@ -110,13 +115,14 @@ class Keeper:
                 except CounterUnavailable as error:
                     logger.warning("leases were not renewed: %s", error)
                     return False
-                first, only = only is None, []
+                only = []
                 for each, reply in zip(pending, replies, strict=True):
                     if self._book.apply(each, reply) and first:
                         only.append(each.lease)
                     if reply.answer is Answer.NOT_OPEN:
                         self.ask_to_open(each.request.agent, each.request.day)
                         renewed = False
+                first = False
         return renewed
 
     def follow_adopted(self) -> None:
@@ -140,14 +146,24 @@ class Keeper:
             left_s = begun_s + ttl_s / part - time.monotonic() if ttl_s else _LOOK_S
             if self._stop.wait(max(0.0, min(left_s, _LOOK_S))):
                 return
-            if left_s > _LOOK_S:
-                continue
-            # From one beginning to the next, however long it takes; sooner where leases were not renewed.
-            begun_s = time.monotonic()
             try:
+                if left_s > _LOOK_S:
+                    self._hand_back_recalled()
+                    continue
+                # From one beginning to the next, however long it takes; sooner where leases were not renewed.
+                begun_s = time.monotonic()
                 part = 3 if self._tick() else 12
             except Exception:
                 logger.exception("keeping leases and events failed; trying again")
+
+    def _hand_back_recalled(self) -> None:
+        """Not only at the next renewal: whoever is refused meanwhile may be so for want of what lies free here."""
+        if not self._refused:
+            return
+        agents, self._refused = self._refused, set()
+        leases = [lease for agent in agents if (lease := self._book.last_known(agent)) is not None]
+        if recalled := [lease for lease in leases if lease.recalled and lease.free > 0]:
+            self.renew(recalled)
 
     def _tick(self) -> bool:
         renewed = self.renew()

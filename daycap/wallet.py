@@ -8,7 +8,7 @@ from typing import Any, Unpack, cast, overload
 
 from daycap.base_wallet import BaseWallet, too_many
 from daycap.counter import SyncReply
-from daycap.errors import CounterUnavailable, NotYourAgent, UnknownAgent
+from daycap.errors import CapExceeded, CounterUnavailable, NotYourAgent, UnknownAgent
 from daycap.lease import Hold
 from daycap.lease_book import Pending
 from daycap.money import micros
@@ -106,6 +106,9 @@ class Wallet(BaseWallet[Hold]):
         try:
             self._binding.check(agent)  # Whoever has a lease in the book came by here.
             return self._drive(self._steps(agent, estimate, start_s), start_s)
+        except CapExceeded:
+            self._keeper.refused(agent)
+            raise
         except (UnknownAgent, NotYourAgent):
             self._topping_up.pop(agent, None)
             raise

@@ -299,6 +299,29 @@ def test_a_wallet_opens_a_day_that_nobody_opened(spine: Spine) -> None:
 
 
 @pytest.mark.usefixtures("both_faces")
+def test_a_runner_that_is_refused_hands_back_at_once_what_is_recalled(spine: Spine) -> None:
+    """P6: not only when its leases are renewed, which takes up to ten seconds."""
+    agent, one, other = spine.add("agent-7", 1 * M), spine.wallet(slice_seconds=0), spine.wallet(slice_seconds=0)
+    hold = one.reserve(agent, 600_000)
+    first_deadline_ns = hold._lease.deadline_ns
+    spine.wait_for(lambda: hold._lease.deadline_ns > first_deadline_ns)  # Renewed; the next time is far off.
+    hold.release()
+    with pytest.raises(CapExceeded):
+        other.reserve(agent, 900_000)
+    with pytest.raises(CapExceeded):
+        one.reserve(agent, 1 * M + 1)
+
+    def fits() -> bool:
+        try:
+            other.reserve(agent, 900_000).release()
+        except CapExceeded:
+            return False
+        return True
+
+    spine.wait_for(fits, timeout_s=5)
+
+
+@pytest.mark.usefixtures("both_faces")
 def test_caps_and_pauses_are_on_record_and_in_force(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet(slice_seconds=0)
 
