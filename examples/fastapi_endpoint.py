@@ -1,0 +1,62 @@
+"""A web service that answers 402 when the caller's agent has spent its day's money.
+
+uv run python examples/fastapi_endpoint.py         # asks itself, without a port
+uv run uvicorn examples.fastapi_endpoint:app       # serves
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from fastapi.testclient import TestClient
+
+from daycap import AsyncWallet, BudgetUnavailable, Refused, usd
+
+CAPS = {"agent-7": usd("0.10")}
+
+
+@asynccontextmanager
+async def wallet_of_the_process(app: FastAPI) -> AsyncIterator[None]:
+    """One wallet for the process: made when it starts, flushed and closed when it ends."""
+    async with AsyncWallet.from_env(caps=CAPS, environ={}) as wallet:
+        app.state.wallet = wallet
+        yield
+
+
+app = FastAPI(lifespan=wallet_of_the_process)
+
+
+@app.exception_handler(Refused)
+async def refused(_: Request, error: Refused) -> JSONResponse:
+    """The cap is reached, or the agent is paused or unknown: asking again today is of no use."""
+    return JSONResponse({"detail": str(error)}, status_code=402)
+
+
+@app.exception_handler(BudgetUnavailable)
+async def unavailable(_: Request, error: BudgetUnavailable) -> JSONResponse:
+    """It could not be checked now."""
+    return JSONResponse({"detail": str(error)}, status_code=503, headers={"Retry-After": "1"})
+
+
+@app.post("/agents/{agent}/ask")
+async def ask(agent: str, request: Request) -> dict[str, str | int]:
+    """Answer a question with the agent's money."""
+    question = (await request.body()).decode()
+    with await request.app.state.wallet.reserve(agent, usd("0.03")) as hold:
+        answer, hold.actual = question.upper(), usd("0.025")  # The model's stand-in.
+    return {"answer": answer, "cost_micros": hold.actual}
+
+
+def main() -> None:
+    with TestClient(app) as client:
+        for number in range(6):
+            reply = client.post("/agents/agent-7/ask", content=f"question {number}")
+            print(reply.status_code, reply.json())
+        print(client.post("/agents/nobody/ask", content="?").status_code)
+
+
+if __name__ == "__main__":
+    main()
