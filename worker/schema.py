@@ -128,13 +128,16 @@ lease_totals = sa.Table(
     **_CLUSTERED,
 )
 
+_LEASE = "substr(rtrim(reservation_id, '0123456789'), 1, length(rtrim(reservation_id, '0123456789')) - 1)"
+"""The lease's id, which a reservation's begins with: a hyphen and a number come after it."""
+
 settlements = sa.Table(
     "settlements",
     metadata,
     sa.Column("reservation_id", sa.Text, primary_key=True),
     sa.Column("agent_account_id", sa.Text, nullable=False),
     sa.Column("spending_date", sa.Text, nullable=False),
-    sa.Column("lease_id", sa.Text, nullable=False),
+    sa.Column("lease_id", sa.Text, sa.Computed(_LEASE), nullable=False),
     *_micros("held_micros"),
     *_micros("actual_micros"),
     *_micros("charged_micros"),

@@ -314,10 +314,7 @@ def _write(
     execute_many(
         connection,
         _INSERT_SETTLEMENTS,
-        [
-            (e.reservation, e.agent, e.day, e.lease, e.held_micros, e.actual_micros, charge, now_ms)
-            for e, charge in charged
-        ],
+        [(e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, charge, now_ms) for e, charge in charged],
     )
     changed = [books[where] for where in sorted(books) if books[where].changed]
     leases = [

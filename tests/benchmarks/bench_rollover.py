@@ -68,10 +68,9 @@ def add_settlements(ledger: Ledger, day: str) -> None:
     of_day = sa.select("lease-" + agent, agent, date, one.label("a"), one.label("b"), one.label("c"))
     with ledger.writing() as connection:
         connection.execute(sa.insert(lease_totals).from_select(lease_totals.c.keys(), of_day.where(date == day)))
-        charged = sa.select(
-            "lease-" + agent + "-1", agent, date, "lease-" + agent, *(one.label(name) for name in "abcd")
-        )
-        connection.execute(sa.insert(settlements).from_select(settlements.c.keys(), charged.where(date == day)))
+        charged = sa.select("lease-" + agent + "-1", agent, date, *(one.label(name) for name in "abcd"))
+        given = [column.name for column in settlements.c if column.computed is None]
+        connection.execute(sa.insert(settlements).from_select(given, charged.where(date == day)))
 
 
 if __name__ == "__main__":

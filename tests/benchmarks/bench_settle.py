@@ -117,10 +117,7 @@ def _write(connection: sqlite3.Connection, batch: list[FinalizeEvent]) -> None:
         ],
     )
     connection.executemany(
-        "INSERT INTO settlements VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (e.reservation, e.agent, e.day, e.lease, e.held_micros, e.actual_micros, e.actual_micros, e.at_ms)
-            for e in batch
-        ],
+        "INSERT INTO settlements VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, e.actual_micros, e.at_ms) for e in batch],
     )
     connection.execute("COMMIT")

@@ -87,3 +87,21 @@ def test_a_ledger_with_books_gets_anchors_and_loses_nothing(empty: Ledger) -> No
     with empty.reading() as connection:
         assert connection.exec_driver_sql("SELECT * FROM agent_accounts").one() == ("a", 100, "active", 1, 1, None)
         assert connection.exec_driver_sql("SELECT spent_micros FROM daily_agent_spending").scalar() == 7
+
+
+@pytest.mark.parametrize("lease", ["x2.y3", "of-another-language-", "7"])
+def test_a_settlements_lease_is_the_same_after_each_migration(empty: Ledger, lease: str) -> None:
+    migrate(empty, "0002")
+    with empty.writing() as connection:
+        connection.exec_driver_sql(_ADD_ACCOUNT)
+        connection.exec_driver_sql("INSERT INTO daily_agent_spending VALUES ('a', '2026-11-24', 100, 7, 0, 1, 1, 1)")
+        row = f"('{lease}-40', 'a', '2026-11-24', '{lease}', 9, 7, 7, 1)"
+        connection.exec_driver_sql(f"INSERT INTO settlements VALUES {row}")
+
+    for revision in ("head", "0002", "head"):
+        migrate(empty, revision)
+
+        columns = "lease_id, agent_account_id, spending_date, held_micros, actual_micros, charged_micros, settled_at"
+        with empty.reading() as connection:
+            found = connection.exec_driver_sql(f"SELECT {columns} FROM settlements").one()
+        assert found == (lease, "a", "2026-11-24", 9, 7, 7, 1), revision
