@@ -24,6 +24,10 @@ _DAMAGED = "tests/contract/test_damaged_counter.py"
 _MODELS_BOOK = "tests/model/test_lease_book_is_the_model.py"
 _MODELS_COUNTER = "tests/model/test_counter_is_the_model.py"
 _PRICES = [f"tests/unit/test_{part}.py" for part in ("usage", "prices", "own_prices")]
+_WALLET = [
+    *("tests/unit/test_wallet_alone.py", "tests/unit/test_wallet_in_trouble.py", "tests/unit/test_binding.py"),
+    *("tests/unit/test_outbox.py", "tests/contract/test_binding.py", "-k", "not postgresql"),
+]
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
@@ -35,7 +39,7 @@ TESTS: dict[str, tuple[list[str], int]] = {
         0,
     ),
     "daycap/outbox.py": (["tests/unit/test_outbox_files.py", "tests/unit/test_outbox.py"], 0),
-    "daycap/publisher.py": (["tests/unit"], 0),
+    "daycap/publisher.py": (["tests/unit/test_publisher.py"], 0),
     "daycap/usage.py": (_PRICES, 0),
     "daycap/rates.py": (_PRICES, 0),
     "daycap/own_prices.py": (_PRICES, 0),
@@ -50,6 +54,8 @@ TESTS: dict[str, tuple[list[str], int]] = {
         ["tests/contract/test_counter.py", "tests/contract/test_redis_counter.py", "-k", "redis or expiry"],
         0,
     ),
+    "daycap/base_wallet.py": (_WALLET, 0),
+    "daycap/wallet.py": (_WALLET, 0),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
     "worker/housekeeping.py": (["tests/contract/test_housekeeping.py", "-k", "sqlite"], 0),

@@ -1,4 +1,4 @@
-"""Finalize events, and outboxes in one directory, each as a process of its own opens it."""
+"""Finalize events, outboxes in one directory as processes of their own open it, and a deployment in memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from daycap.outbox import SEGMENT_BYTES, Outbox
 from daycap.wire import FinalizeEvent
+from tests.in_memory import Deployment
 
 DAY = "2026-11-24"
 ROOM = 64 * SEGMENT_BYTES
@@ -38,3 +39,10 @@ def opened(directory: Path) -> Iterator[Opened]:
             return outbox
 
         yield make
+
+
+@pytest.fixture
+def deployment() -> Iterator[Deployment]:
+    deployment = Deployment()
+    yield deployment
+    deployment.close()
