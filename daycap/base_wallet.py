@@ -57,7 +57,7 @@ class BaseWallet(Generic[H]):
         self._settings = settings or Settings()
         self._counter, transport, self._reader, self._outbox = parts
         self._binding = Binding(self._settings.identity_anchor, self._reader)
-        self._publisher = Publisher(transport)
+        self._publisher = Publisher(transport, self._outbox.prepare if self._outbox is not None else lambda: None)
         self._book: LeaseBook[H] = LeaseBook(
             _emitter(self._publisher, self._outbox),
             self._outbox.settled if self._outbox is not None else lambda _: None,

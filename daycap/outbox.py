@@ -18,6 +18,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -62,6 +63,10 @@ class _Segment:
         self.unsettled += 1
         return True
 
+    @property
+    def half_full(self) -> bool:
+        return self._end > SEGMENT_BYTES // 2
+
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 
@@ -88,6 +93,7 @@ class Outbox:
         self._own: Path | None = None
         self._lock: IO[bytes] | None = None
         self._segments: list[_Segment] = []
+        self._spare: _Segment | None = None
         self._made = 0
         self._segment_of: dict[str, _Segment] = {}
         self._unwritten: dict[str, FinalizeEvent] = {}
@@ -102,6 +108,15 @@ class Outbox:
                 self._unwritten[event.reservation] = event
                 self.failures += 1
                 self.full = True
+
+    def prepare(self) -> None:
+        """Make the next file before it is needed, so that `append` has not to wait for the disk."""
+        with self._mutex:
+            if self._spare is not None or not self._segments or not self._segments[-1].half_full:
+                return
+            path = self._next_path()
+        with suppress(OSError):  # `append` tries again, and says why it cannot.
+            self._spare = _Segment(path)
 
     def settled(self, event: FinalizeEvent) -> None:
         """The ledger has `event`: it need not be kept any longer."""
@@ -144,6 +159,8 @@ class Outbox:
     def close(self) -> None:
         """Let go. What is not settled stays for the next process; without any the files are removed."""
         self.retry()
+        if self._spare is not None:
+            self._spare.remove()
         if self._own is not None and not self._segment_of:
             shutil.rmtree(self._own, ignore_errors=True)
         if self._lock is not None:
@@ -168,16 +185,22 @@ class Outbox:
         return True
 
     def _add_segment(self) -> _Segment:
-        if self._own is None:
-            self._own = self._make_own()
-        segment = _Segment(self._own / f"{self._made:08d}.events")
-        self._made += 1
+        segment, self._spare = self._spare, None
+        if segment is None:
+            segment = _Segment(self._next_path())
         for full_one in [each for each in self._segments if each.unsettled == 0]:
             full_one.remove()
             self._segments.remove(full_one)
         self._segments.append(segment)
         self.full = self._used_bytes >= self._limit_bytes
         return segment
+
+    def _next_path(self) -> Path:
+        if self._own is None:
+            self._own = self._make_own()
+        path = self._own / f"{self._made:08d}.events"
+        self._made += 1
+        return path
 
     def _make_own(self) -> Path:
         # Under a name that nobody adopts until the lock is held.

@@ -49,10 +49,14 @@ class Transport(ABC):
 
 
 class Publisher:
-    """Events and requests to open a day, on their way out. The thread starts with the first of them."""
+    """Events and requests to open a day, on their way out. The thread starts with the first of them.
 
-    def __init__(self, transport: Transport) -> None:
+    It also does `prepare` before each send: what no caller should wait for.
+    """
+
+    def __init__(self, transport: Transport, prepare: Callable[[], None] = lambda: None) -> None:
         self.transport = transport
+        self._prepare = prepare
         self._begin()
 
     def forget(self) -> None:
@@ -165,6 +169,7 @@ class Publisher:
                 self.transport.open_day(*where)
                 self._openings.pop(where, None)
             if self._events:
+                self._prepare()
                 self._send_some()
 
     def _note(self, error: Exception) -> None:

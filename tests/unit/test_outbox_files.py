@@ -175,6 +175,38 @@ def test_a_full_disk_leaves_no_half_file_and_is_tried_again(
     adopted.close()
 
 
+def test_the_next_file_is_made_before_it_is_needed(directory: Path, opened: Opened) -> None:
+    outbox = opened()
+    many = len(fill(outbox, directory))
+    outbox.prepare()
+    assert len(files(directory)) == 2, "the last one has just begun"
+    for number in range(many + 1, many + many // 2 + 10):
+        outbox.append(made(number))
+
+    outbox.prepare()
+    outbox.prepare()
+
+    assert len(files(directory)) == 3
+    with full_disk():
+        for number in range(2 * many, 3 * many - 20):
+            outbox.append(made(number))
+    assert (len(files(directory)), outbox.failures) == (3, 0)
+    outbox.close()
+    assert [path.stat().st_size for path in files(directory)] == [SEGMENT_BYTES] * 3
+
+
+def test_a_file_that_was_made_and_not_needed_goes(directory: Path, opened: Opened) -> None:
+    outbox = opened()
+    many = len(fill(outbox, directory))
+    for number in range(many + 1, many + many // 2 + 10):
+        outbox.append(made(number))
+    outbox.prepare()
+
+    outbox.close()
+
+    assert len(files(directory)) == 2
+
+
 def test_what_could_not_be_written_and_is_settled_is_not_written_later(directory: Path, opened: Opened) -> None:
     outbox = opened()
     with full_disk():

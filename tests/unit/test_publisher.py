@@ -385,3 +385,14 @@ def test_a_forked_child_sends_nothing_of_its_parents(broker: Broker, publisher: 
 
     assert os.waitpid(child, 0)[1] == 0
     soon(lambda: broker.events == [1, 2, 3])
+
+
+def test_what_nobody_should_wait_for_is_done_by_its_thread_before_each_message() -> None:
+    broker, done_by = Broker(), list[tuple[str, int]]()
+    publisher = Publisher(broker, lambda: done_by.append((threading.current_thread().name, len(broker.sent))))
+    for number in (1, 2):
+        publisher.put(made(number))
+        soon(lambda number=number: len(broker.sent) == number)
+    publisher.close(SOON_S)
+
+    assert done_by == [(NAME, 0), (NAME, 1)]
