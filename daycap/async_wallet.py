@@ -134,8 +134,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
             try:
                 answer = await self._take(step, start_s)
             except BaseException as error:  # Cancellation too.
-                steps.throw(error)  # What was taken out of the book for the question is put back.
-                raise
+                steps.throw(error)  # What was taken out of the book for the question is put back, and it is raised.
 
     async def _take(self, step: Step, start_s: float) -> SyncReply | None:
         if not isinstance(step, Pending):

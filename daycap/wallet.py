@@ -125,8 +125,7 @@ class Wallet(BaseWallet[Hold]):
             try:
                 answer = self._take(step, start_s)
             except BaseException as error:
-                steps.throw(error)  # What was taken out of the book for the question is put back.
-                raise
+                steps.throw(error)  # What was taken out of the book for the question is put back, and it is raised.
 
     def _take(self, step: Step, start_s: float) -> SyncReply | None:
         if not isinstance(step, Pending):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from daycap import AsyncWallet, InvalidAmount, InvalidInput, UnknownModel, Wallet
 from daycap.prices import Prices
+from tests.processes import ROOT
 
 CALL: dict[str, Any] = {"model": "gpt-4o", "input_tokens": 1_000, "max_output_tokens": 500}
 USAGE = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1_000}
@@ -66,3 +69,14 @@ def test_what_cannot_be_priced_is_refused_and_nothing_is_held() -> None:
             hold.finalize(None)  # type: ignore[call-overload]
         assert not hold.ended
         hold.release()
+
+
+def test_a_wallet_that_is_asked_for_amounts_alone_needs_no_prices() -> None:
+    program = """
+import sys
+sys.modules["genai_prices"] = None  # As if the extra were not installed.
+from daycap import Wallet
+with Wallet.from_env(caps={"agent-7": 100}, environ={}) as wallet:
+    wallet.reserve("agent-7", 10).finalize(7)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daycap import BudgetUnavailable, InvalidInput, UnknownAgent, WalletStats
+from daycap import BudgetUnavailable, CapExceeded, InvalidInput, UnknownAgent, WalletStats
 from daycap.outbox import Outbox
 from tests.in_memory import CAP, Deployment, Reader, threads
 from tests.spine import wait_for
@@ -29,6 +29,24 @@ def test_what_is_spent_is_known_once_it_is_flushed(deployment: Deployment) -> No
 def test_what_is_no_agent_is_refused(deployment: Deployment, agent: str) -> None:
     with pytest.raises(InvalidInput, match="agent"):
         deployment.wallet().reserve(agent, 1)
+
+
+def test_a_runner_that_is_refused_hands_back_what_is_recalled_before_its_leases_are_renewed(
+    deployment: Deployment,
+) -> None:
+    """P6: the next renewal is ten seconds away."""
+    one, other = deployment.wallet(slice_seconds=0), deployment.wallet(slice_seconds=0)
+    hold = one.reserve("agent-7", CAP * 6 // 10)
+    asked = deployment.counter.asked
+    wait_for(lambda: deployment.counter.asked > asked)  # It is renewed.
+    hold.release()
+    for wallet, estimate in ((other, CAP * 9 // 10), (one, CAP + 1)):
+        with pytest.raises(CapExceeded):
+            wallet.reserve("agent-7", estimate)
+
+    wait_for(lambda: deployment.leased(other) == 0, 5)
+
+    other.reserve("agent-7", CAP * 9 // 10).release()
 
 
 def test_an_agent_that_there_is_not_is_refused_each_time_and_others_are_not(deployment: Deployment) -> None:
