@@ -1,0 +1,475 @@
+"""The real litellm package, with its mock responses, inside a cap."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from daycap import AsyncWallet, CapExceeded, InvalidInput, UnknownModel, Wallet
+from daycap.prices import Prices
+from tests.spine import wait_for
+
+if TYPE_CHECKING:
+    from tests.spine import Spine
+
+pytestmark = [
+    # Pydantic, of types of LiteLLM's: one with fields to read only, and a mock response that is no text.
+    pytest.mark.filterwarnings("ignore:Item:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
+]
+
+M = 1_000_000
+MODEL, OTHER_MODEL = "gpt-4o", "gpt-4o-mini"
+MESSAGES = [{"role": "user", "content": "hello there"}]
+MAX_TOKENS = 100
+USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
+
+
+def worst(model: str = MODEL, max_tokens: int = MAX_TOKENS) -> int:
+    """Nine tokens go in, by LiteLLM's count."""
+    return Prices.default().worst_case_micros(model, input_tokens=9, max_output_tokens=max_tokens)
+
+
+def actual(model: str = MODEL) -> int:
+    return Prices.default().actual_micros(model, USAGE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def litellm() -> Any:
+    """The package, with the prices that it carries instead of those it would fetch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        import litellm
+
+    return litellm
+
+
+@pytest.fixture
+def sent(litellm: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models of all requests that LiteLLM was about to send."""
+    models: list[str] = []
+
+    class Seen(litellm.integrations.custom_logger.CustomLogger):  # type: ignore[misc,name-defined]
+        def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
+            models.append(model)
+
+    monkeypatch.setattr(litellm, "input_callback", [Seen()])
+    return models
+
+
+class Threads:
+    """Calls as a program with threads makes them."""
+
+    def __init__(self, **cap: int) -> None:
+        from daycap.litellm import Metered
+
+        self.wallet = Wallet.from_env(caps=cap, environ={})
+        self.metered = Metered(self.wallet)
+
+    def call(self, of: Any = None, **call: Any) -> Any:
+        call = {"model": MODEL, "messages": MESSAGES, "max_tokens": MAX_TOKENS, "user": "rich", **call}
+        return (of or self.metered).completion(**call)
+
+    def next(self, stream: Any) -> Any:
+        return next(stream)
+
+    def read(self, stream: Any) -> list[Any]:
+        return list(stream)
+
+    def close(self, stream: Any) -> None:
+        stream.close()
+
+    def turn(self) -> None:
+        pass
+
+    def spent(self, agent: str = "rich") -> int:
+        assert self.wallet.stats().live_holds == 0
+        assert self.wallet.flush() == ()
+        return self.wallet.spent(agent).micros
+
+    def end(self) -> None:
+        self.wallet.close()
+
+
+class Loop:
+    """The same, as a program with an event loop makes them."""
+
+    def __init__(self, **cap: int) -> None:
+        from daycap.litellm import AsyncMetered
+
+        self.runner = asyncio.Runner()
+        self.wallet = AsyncWallet.from_env(caps=cap, environ={})
+        self.metered = AsyncMetered(self.wallet)
+
+    def call(self, of: Any = None, **call: Any) -> Any:
+        return self.runner.run(self.acall(of, **call))
+
+    async def acall(self, of: Any = None, **call: Any) -> Any:
+        call = {"model": MODEL, "messages": MESSAGES, "max_tokens": MAX_TOKENS, "user": "rich", **call}
+        return await (of or self.metered).acompletion(**call)
+
+    def next(self, stream: Any) -> Any:
+        async def one() -> Any:
+            return await anext(stream)
+
+        return self.runner.run(one())
+
+    def read(self, stream: Any) -> list[Any]:
+        async def rest() -> list[Any]:
+            return [chunk async for chunk in stream]
+
+        return self.runner.run(rest())
+
+    def close(self, stream: Any) -> None:
+        self.runner.run(stream.aclose())
+
+    def turn(self) -> None:
+        self.runner.run(asyncio.sleep(0.01))
+
+    def spent(self, agent: str = "rich") -> int:
+        assert self.wallet.stats().live_holds == 0
+        assert self.runner.run(self.wallet.flush()) == ()
+        return self.runner.run(self.wallet.spent(agent)).micros
+
+    def end(self) -> None:
+        self.runner.run(self.wallet.close())
+        self.runner.close()
+
+
+@pytest.fixture(params=[Threads, Loop])
+def calls(request: pytest.FixtureRequest) -> Iterator[Any]:
+    calls = request.param(rich=5 * M, poor=worst() - 1)
+    yield calls
+    calls.end()
+
+
+@pytest.fixture
+def answer(litellm: Any) -> Any:
+    """What a provider that reports its usage says."""
+    choice = {"message": {"role": "assistant", "content": "hi you"}}
+    return litellm.ModelResponse(model=MODEL, choices=[choice], usage=litellm.Usage(**USAGE))
+
+
+class TestACall:
+    def test_is_charged_by_its_usage(self, calls: Any, answer: Any, sent: list[str]) -> None:
+        assert calls.call(mock_response=answer).usage.total_tokens == 14
+
+        assert calls.spent() == actual()
+        assert sent == [MODEL]
+
+    def test_that_would_pass_the_cap_is_not_sent(self, calls: Any, answer: Any, sent: list[str]) -> None:
+        with pytest.raises(CapExceeded) as refused:
+            calls.call(mock_response=answer, user="poor")
+
+        assert refused.value.estimate_micros == worst()
+        assert sent == []
+        assert calls.spent("poor") == 0
+
+    @pytest.mark.parametrize(
+        ("limits", "held"),
+        [
+            ({"max_tokens": None}, 16_384),
+            ({"max_tokens": None, "n": 2}, 2 * 16_384),
+            ({"max_tokens": None, "max_completion_tokens": 7_000}, 7_000),
+            ({"max_tokens": 7_000, "max_completion_tokens": 1}, 7_000),
+        ],
+    )
+    def test_holds_the_longest_answers_that_it_allows(self, calls: Any, limits: Any, held: int) -> None:
+        with pytest.raises(CapExceeded) as refused:
+            calls.call(user="poor", mock_response="hi", **limits)
+
+        assert refused.value.estimate_micros == worst(max_tokens=held)
+
+    def test_is_paid_by_the_agent_of_its_metadata_before_its_user(self, calls: Any, answer: Any) -> None:
+        calls.call(mock_response=answer, metadata={"agent": "rich"}, user="poor")
+        assert calls.spent() == actual()
+
+    @pytest.mark.parametrize(
+        ("call", "error"),
+        [
+            ({"user": None}, InvalidInput),
+            ({"user": None, "metadata": {"agent": 7}}, InvalidInput),
+            ({"num_retries": 1}, InvalidInput),
+            ({"max_retries": 1}, InvalidInput),
+            ({"fallbacks": [OTHER_MODEL]}, InvalidInput),
+            ({"model": "openai/nobody's"}, UnknownModel),
+            ({"model": "openai/nobody's", "max_tokens": None}, InvalidInput),
+        ],
+    )
+    def test_whose_cost_or_agent_cannot_be_told_is_not_sent(
+        self, calls: Any, sent: list[str], call: Any, error: type[Exception]
+    ) -> None:
+        with pytest.raises(error):
+            calls.call(mock_response="hi", **call)
+        assert (sent, calls.spent()) == ([], 0)
+
+    def test_is_not_sent_while_litellm_is_set_to_make_others(
+        self, calls: Any, litellm: Any, monkeypatch: pytest.MonkeyPatch, sent: list[str]
+    ) -> None:
+        monkeypatch.setattr(litellm, "num_retries", 2)
+        with pytest.raises(InvalidInput, match=r"litellm\.num_retries"):
+            calls.call(mock_response="hi")
+        assert (sent, calls.spent()) == ([], 0)
+
+    def test_that_fails_is_charged_in_full_unless_it_surely_was_not_billed(self, calls: Any, litellm: Any) -> None:
+        more = {"model": MODEL, "llm_provider": "openai"}
+        spent = 0
+        for error, billed in (
+            (litellm.AuthenticationError("no", **more), False),
+            (litellm.NotFoundError("no", **more), False),
+            (litellm.RateLimitError("no", **more), False),
+            (litellm.BadRequestError("no", **more), True),
+            (litellm.ContentPolicyViolationError("no", **more), True),
+            (litellm.InternalServerError("no", **more), True),
+            (litellm.ServiceUnavailableError("no", **more), True),
+            (litellm.APIConnectionError("no", **more), True),
+            (ValueError("no"), True),
+        ):
+            with pytest.raises(Exception, match="no"):
+                calls.call(mock_response=error)
+            spent += worst() if billed else 0
+            assert calls.spent() == spent, repr(error)
+
+    def test_that_litellm_itself_refuses_costs_nothing(self, calls: Any, litellm: Any, sent: list[str]) -> None:
+        with pytest.raises(litellm.UnsupportedParamsError):
+            calls.call(reasoning_effort="high", api_key="none")
+        assert (sent, calls.spent()) == ([], 0)
+
+    def test_that_times_out_is_charged_in_full(self, calls: Any, litellm: Any) -> None:
+        with pytest.raises(litellm.Timeout):
+            calls.call(mock_timeout=True, timeout=0.01)
+        assert calls.spent() == worst()
+
+
+class TestAStream:
+    def test_is_charged_by_the_usage_that_it_ends_with(self, calls: Any, answer: Any) -> None:
+        *_, last = calls.read(calls.call(mock_response=answer, stream=True))
+
+        assert last.usage.total_tokens == 14
+        assert calls.spent() == actual()
+
+    def test_whose_provider_told_no_usage_is_charged_in_full(self, calls: Any) -> None:
+        """LiteLLM makes one up, by its own count of what it has seen."""
+        *_, last = calls.read(calls.call(mock_response="hi you", stream=True))
+
+        assert last.usage.total_tokens > 0
+        assert calls.spent() == worst()
+
+    def test_that_is_closed_early_is_charged_in_full(self, calls: Any, answer: Any) -> None:
+        stream = calls.call(mock_response=answer, stream=True)
+        calls.next(stream)
+        assert calls.wallet.stats().live_holds == 1
+
+        calls.close(stream)
+
+        assert calls.spent() == worst()
+
+    def test_that_is_dropped_is_charged_in_full(self, calls: Any, answer: Any) -> None:
+        stream = calls.call(mock_response=answer, stream=True)
+        calls.next(stream)
+
+        del stream
+
+        wait_for(lambda: calls.wallet.stats().live_holds == 0)
+        assert calls.spent() == worst()
+
+    def test_that_is_dropped_after_its_usage_is_charged_by_it(self, calls: Any, answer: Any) -> None:
+        stream = calls.call(mock_response=answer, stream=True)
+        while getattr(calls.next(stream), "usage", None) is None:
+            pass
+
+        del stream
+
+        wait_for(lambda: calls.wallet.stats().live_holds == 0)
+        assert calls.spent() == actual()
+
+    def test_that_fails_is_charged_in_full(self, calls: Any, litellm: Any) -> None:
+        stream = calls.call(mock_response="Exception: mock_streaming_error", stream=True)
+        with pytest.raises(litellm.ServiceUnavailableError):
+            calls.read(stream)
+        assert calls.spent() == worst()
+
+
+class TestACancelledTask:
+    def test_is_charged_in_full(self, answer: Any) -> None:
+        calls = Loop(rich=5 * M)
+
+        async def main() -> None:
+            task = asyncio.create_task(calls.acall(mock_response=answer, mock_delay=3600))
+            while calls.wallet.stats().live_holds == 0:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        calls.runner.run(main())
+        assert calls.spent() == worst()
+        calls.end()
+
+    def test_is_charged_in_full_in_the_middle_of_a_stream(self, litellm: Any) -> None:
+        calls = Loop(rich=5 * M)
+
+        async def main() -> None:
+            waiting = asyncio.Event()
+
+            async def hangs() -> Any:
+                waiting.set()
+                await asyncio.sleep(3600)
+                yield
+
+            stream = await calls.acall(mock_response="hi you", stream=True)
+            stream.completion_stream = hangs()
+            task = asyncio.create_task(anext(stream))
+            await waiting.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        calls.runner.run(main())
+        assert calls.spent() == worst()
+        calls.end()
+
+
+def deployment(name: str, model: str) -> dict[str, Any]:
+    return {"model_name": name, "litellm_params": {"model": f"openai/{model}", "api_key": "none"}}
+
+
+class TestARouter:
+    @pytest.fixture
+    def router(self, calls: Any) -> Any:
+        return calls.metered.router(
+            model_list=[deployment("large", MODEL), deployment("small", OTHER_MODEL)],
+            fallbacks=[{"large": ["small"]}],
+            num_retries=1,
+        )
+
+    def test_holds_for_each_retry_and_each_fallback(self, calls: Any, router: Any, litellm: Any, sent: Any) -> None:
+        with pytest.raises(litellm.InternalServerError):
+            calls.call(router, model="large", mock_response="litellm.InternalServerError")
+
+        assert sent == [MODEL, MODEL, OTHER_MODEL, OTHER_MODEL]
+        assert calls.spent() == 2 * worst() + 2 * worst(OTHER_MODEL)
+
+    def test_answers_and_is_charged_by_the_usage(self, calls: Any, router: Any, answer: Any) -> None:
+        calls.call(router, model="large", mock_response=answer)
+        assert calls.spent() == actual()
+
+    def test_streams_and_is_charged_by_the_usage(self, calls: Any, router: Any, answer: Any) -> None:
+        stream = calls.call(router, model="large", mock_response=answer, stream=True)
+        assert any("hi" in str(chunk) for chunk in calls.read(stream))
+        assert calls.spent() == actual()
+
+    def test_whose_stream_is_dropped_is_charged_in_full(self, calls: Any, router: Any, answer: Any) -> None:
+        stream = calls.call(router, model="large", mock_response=answer, stream=True)
+        calls.next(stream)
+
+        del stream
+
+        def ended() -> bool:
+            gc.collect()
+            calls.turn()  # An event loop closes the generators that were dropped.
+            return bool(calls.wallet.stats().live_holds == 0)
+
+        wait_for(ended)
+        assert calls.spent() == worst()
+
+    def test_falls_back_to_what_the_agent_can_pay(self, calls: Any, router: Any, answer: Any, sent: Any) -> None:
+        calls.call(router, model="large", mock_response=answer, user="poor")
+
+        assert sent == [OTHER_MODEL]
+        assert calls.spent("poor") == actual(OTHER_MODEL)
+
+    def test_sends_nothing_past_the_cap_and_does_not_try_again(
+        self, calls: Any, router: Any, sent: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reserve, asked = calls.wallet.reserve, []
+
+        def counted(agent: str, *amount: int, **call: Any) -> Any:
+            asked.extend([call["model"]] if call else [])
+            return reserve(agent, *amount, **call)
+
+        monkeypatch.setattr(calls.wallet, "reserve", counted)
+        with pytest.raises(CapExceeded):
+            calls.call(router, model="large", mock_response="hi", user="poor", max_tokens=5_000)
+
+        assert asked == [f"openai/{MODEL}", f"openai/{OTHER_MODEL}"]
+        assert (sent, calls.spent("poor")) == ([], 0)
+
+    def test_refuses_what_it_does_not_meter(self, router: Any, calls: Any, sent: Any) -> None:
+        async def other() -> None:
+            await router.acompletion(model="large", messages=MESSAGES, user="rich", mock_response="hi")
+
+        with pytest.raises(InvalidInput, match="does not meter embedding"):
+            router.embedding(model="large", input="hi", num_retries=0)
+        if isinstance(calls, Threads):
+            with pytest.raises(InvalidInput, match="does not meter acompletion"):
+                asyncio.run(other())
+        else:
+            with pytest.raises(InvalidInput, match="does not meter completion"):
+                router.completion(model="large", messages=MESSAGES, user="rich", mock_response="hi")
+        assert sent == []
+
+
+class TestTwoHundredCallsAtOnce:
+    """Each costs what it holds; there is money for a hundred."""
+
+    CAP = 100 * worst() + worst() // 2
+
+    @pytest.fixture
+    def dear(self, litellm: Any) -> Any:
+        usage = litellm.Usage(prompt_tokens=9, completion_tokens=MAX_TOKENS, total_tokens=9 + MAX_TOKENS)
+        return litellm.ModelResponse(model=MODEL, usage=usage)
+
+    def test_of_threads_use_the_cap_up_and_never_pass_it(self, dear: Any) -> None:
+        calls = Threads(rich=self.CAP)
+
+        def call(_: int) -> bool:
+            try:
+                return bool(calls.call(mock_response=dear, mock_delay=0.05))
+            except CapExceeded:
+                return False
+
+        with ThreadPoolExecutor(200) as pool:
+            paid = sum(pool.map(call, range(200)))
+
+        assert 0.95 * self.CAP <= calls.spent() == paid * worst() <= self.CAP
+        calls.end()
+
+    def test_of_tasks_use_the_cap_up_and_never_pass_it(self, dear: Any) -> None:
+        calls = Loop(rich=self.CAP)
+
+        async def call() -> bool:
+            try:
+                return bool(await calls.acall(mock_response=dear, mock_delay=0.05))
+            except CapExceeded:
+                return False
+
+        async def main() -> int:
+            return sum(await asyncio.gather(*(call() for _ in range(200))))
+
+        paid = calls.runner.run(main())
+        assert 0.95 * self.CAP <= calls.spent() == paid * worst() <= self.CAP
+        calls.end()
+
+
+def test_the_ledger_has_what_the_calls_cost(spine: Spine, answer: Any) -> None:
+    from daycap.litellm import Metered
+
+    agent, wallet = spine.add("agent-7", worst() + actual()), spine.wallet()
+    metered = Metered(wallet)
+
+    def call(**call: Any) -> Any:
+        return metered.completion(MODEL, MESSAGES, user=agent, max_tokens=MAX_TOKENS, mock_response=answer, **call)
+
+    call()
+    list(call(stream=True))
+    with pytest.raises(CapExceeded):
+        call()
+
+    assert wallet.flush(20) == ()
+    assert spine.settled_once(agent) == (2, 2 * actual())
