@@ -21,6 +21,7 @@ EXAMPLES = {
     "asyncio_fleet": "agent-19",
     "batch_threads": "left for tomorrow",
     "fastapi_endpoint": "402",
+    "litellm_router": "gpt-4o-mini",
 }
 
 
@@ -51,13 +52,15 @@ def snippets() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
 
 
-def test_the_readmes_code_runs() -> None:
+@pytest.mark.filterwarnings("ignore:Item:UserWarning")  # Pydantic, of a type of LiteLLM's with fields to read only.
+def test_the_readmes_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one after the other, as someone would who reads on; with a client that answers without a network."""
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
     answer = SimpleNamespace(cost=Decimal("0.0312"), usage=usage)
     completions = SimpleNamespace(create=lambda **_: answer)
     client = SimpleNamespace(complete=lambda _: answer, chat=SimpleNamespace(completions=completions))
     names: dict[str, Any] = {"client": client}
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
     for each in snippets():
         exec(each.replace("from_env()", 'from_env(caps={"agent-7": usd(1)}, environ={})'), names)
@@ -65,5 +68,7 @@ def test_the_readmes_code_runs() -> None:
     with names["wallet"] as wallet:
         assert names["call"]("?") is answer
         assert names["chat"]([], 100) is answer
+        asked = names["ask"]([{"role": "user", "content": "?"}], mock_response="hi")
+        assert asked.choices[0].message.content == "hi"
         assert wallet.flush() == ()
         assert wallet.spent("agent-7").micros > 31_200
