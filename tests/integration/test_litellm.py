@@ -400,6 +400,16 @@ class TestARouter:
         assert asked == [f"openai/{MODEL}", f"openai/{OTHER_MODEL}"]
         assert (sent, calls.spent("poor")) == ([], 0)
 
+    def test_keeps_its_deployments_for_others_when_an_agent_has_no_money(self, calls: Any, answer: Any) -> None:
+        router = calls.metered.router(model_list=[deployment("large", MODEL)], num_retries=0, allowed_fails=0)
+        for _ in range(3):
+            with pytest.raises(CapExceeded):
+                calls.call(router, model="large", mock_response="hi", user="poor")
+
+        calls.call(router, model="large", mock_response=answer)
+
+        assert calls.spent() == actual()
+
     def test_refuses_what_it_does_not_meter(self, router: Any, calls: Any, sent: Any) -> None:
         async def other() -> None:
             await router.acompletion(model="large", messages=MESSAGES, user="rich", mock_response="hi")
