@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
 from typing import Any, Unpack, cast, overload
 
 from daycap.async_redis_counter import AsyncRedisCounter
@@ -13,6 +15,7 @@ from daycap.errors import CapExceeded, CounterUnavailable, NotYourAgent, Unknown
 from daycap.lease import AsyncHold
 from daycap.lease_book import Pending
 from daycap.memory_counter import MemoryCounter
+from daycap.metered import AgentOf, CostOf, P, T, agent_of, must_be, note_cost
 from daycap.money import micros
 from daycap.readings import Reading
 from daycap.redis_counter import RedisCounter
@@ -64,6 +67,34 @@ class AsyncWallet(BaseWallet[AsyncHold]):
             return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)
         return hold if hold is not None else await self._ask(agent, micros(estimate_micros))
+
+    @overload
+    def metered(
+        self, agent: AgentOf, estimate_micros: int, *, cost: CostOf = None
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
+    @overload
+    def metered(
+        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[Call]
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
+    def metered(
+        self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
+        """See `Wallet.metered`: of an `async def`. Cancelled in the call, it is charged all that is held."""
+
+        def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+            must_be(function, coroutine=True)
+
+            @wraps(function)
+            async def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
+                amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
+                with await self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
+                    result = await function(*args, **kwargs)
+                    note_cost(hold, result, cost)
+                    return result
+
+            return call_it
+
+        return decorate
 
     async def remaining(self, agent: str) -> Reading:
         """See `Wallet.remaining`."""

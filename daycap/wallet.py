@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Unpack, cast, overload
 
 from daycap.base_wallet import BaseWallet, too_many
@@ -11,6 +13,7 @@ from daycap.counter import SyncReply
 from daycap.errors import CapExceeded, CounterUnavailable, NotYourAgent, UnknownAgent
 from daycap.lease import Hold
 from daycap.lease_book import Pending
+from daycap.metered import AgentOf, CostOf, P, T, agent_of, must_be, note_cost
 from daycap.money import micros
 from daycap.readings import Reading
 from daycap.top_up import Step, Steps
@@ -52,6 +55,40 @@ class Wallet(BaseWallet[Hold]):
             return self._priced(self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)
         return hold if hold is not None else self._ask(agent, micros(estimate_micros))
+
+    @overload
+    def metered(
+        self, agent: AgentOf, estimate_micros: int, *, cost: CostOf = None
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+    @overload
+    def metered(
+        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[Call]
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+    def metered(
+        self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """Decorate a function that makes one call: each time it reserves before, and is charged after.
+
+        `agent` may be a function of the same arguments. The amount is as for `reserve`. What the call did cost, in
+        micros, says `cost` by the function's result; without it the result's `usage`, where it is held by a model; and
+        else it is all that is held, as after an exception. Raises what `reserve` and a hold's `used` raise, and
+        `InvalidInput` for generators and coroutine functions.
+        """
+
+        def decorate(function: Callable[P, T]) -> Callable[P, T]:
+            must_be(function, coroutine=False)
+
+            @wraps(function)
+            def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
+                amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
+                with self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
+                    result = function(*args, **kwargs)
+                    note_cost(hold, result, cost)
+                    return result
+
+            return call_it
+
+        return decorate
 
     def remaining(self, agent: str) -> Reading:
         """What could still be reserved for the agent today, this process's own free lease included.

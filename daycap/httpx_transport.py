@@ -1,0 +1,338 @@
+"""Meter the calls of any client library that is built on httpx or httpx2: the transport that its requests go through.
+
+    client = openai.OpenAI(http_client=openai.DefaultHttpxClient(transport=MeteredTransport(wallet, agent="agent-7")))
+
+Each attempt to send a request is a hold of its own. Needs `daycap[httpx]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from daycap.errors import DaycapError, InvalidInput, Refused
+from daycap.http_calls import AgentCall, TokenCounter, call_of, costs_nothing, may_be_a_call
+from daycap.http_usage import UsageReader
+from daycap.lease import BaseHold
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+    from daycap.async_wallet import AsyncWallet
+    from daycap.prices import Prices
+    from daycap.wallet import Wallet
+
+    class _BaseTransport(httpx.BaseTransport, httpx2.BaseTransport):
+        """What either library takes; neither is needed, nor loaded, for the other."""
+
+        def handle_request(self, request: Any) -> Any: ...
+
+    class _AsyncBaseTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
+        """The same of the event loop."""
+
+        async def handle_async_request(self, request: Any) -> Any: ...
+
+    AnyRequest: TypeAlias = httpx.Request | httpx2.Request
+    AnyTransport: TypeAlias = httpx.BaseTransport | httpx2.BaseTransport
+    AnyAsyncTransport: TypeAlias = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
+else:
+    _BaseTransport = _AsyncBaseTransport = object
+
+logger = logging.getLogger("daycap")
+
+AGENT_HEADER = "X-Daycap-Agent"
+"""Names a request's agent. It is taken off before the request is sent."""
+
+# Nothing of the request was sent: httpx and httpx2 have an error each by these names.
+_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
+
+
+class _Meter:
+    """What both transports know of the requests that they meter; see `MeteredTransport`."""
+
+    def __init__(
+        self,
+        agent: str | Callable[[AnyRequest], str] | None,
+        count_tokens: TokenCounter | None,
+        max_output_tokens: int | None,
+        provider: str | None,
+        unmetered: Literal["pass", "refuse"],
+    ) -> None:
+        self._agent = agent
+        self._count_tokens = count_tokens
+        self._max_output_tokens = max_output_tokens
+        self._provider = provider
+        self._unmetered = unmetered
+
+    def call_of(self, request: AnyRequest) -> AgentCall | None:
+        """The call that a request makes, None for one that is to pass. Raises `InvalidInput`. Its body was read."""
+        agent = request.headers.pop(AGENT_HEADER, None)
+        path = request.url.path
+        if costs_nothing(request.method, path):
+            return None
+        content = request.content if may_be_a_call(path) else b""
+        call = call_of(path, content, self._max_output_tokens, self._count_tokens)
+        if call is None:
+            if self._unmetered == "pass":
+                return None
+            raise InvalidInput(
+                f"{request.method} {path} cannot be metered, and may cost money; unmetered='pass' lets it pass"
+            )
+        if self._provider is not None:
+            call["provider"] = self._provider
+        if agent is None:
+            agent = self._agent(request) if callable(self._agent) else self._agent
+        if agent is None:
+            raise InvalidInput(
+                f"no agent for this call: give the transport one, or the request a header {AGENT_HEADER}"
+            )
+        # What the answer says that it used is read as it passes by.
+        request.headers["Accept-Encoding"] = "identity"
+        return AgentCall(agent, call)
+
+
+class _Metered:
+    """A hold from the time that its request is sent until its answer has passed by."""
+
+    def __init__(self, hold: BaseHold, call: AgentCall, prices: Prices) -> None:
+        self._hold = hold
+        self._call = call.call
+        self._prices = prices
+        self._reader: UsageReader | None = None
+
+    def failed(self, error: BaseException) -> None:
+        """There is no answer. Only if nothing was sent is it sure that there is no bill."""
+        if _NOT_SENT & {each.__name__ for each in type(error).__mro__}:
+            self._hold.release()
+        else:
+            self._hold.finalize(self._hold.held_micros)
+
+    def answered(self, status: int, content_type: str) -> None:
+        """The answer begins."""
+        self._reader = UsageReader(status, content_type)
+
+    def feed(self, data: bytes) -> None:
+        """A piece of the answer; after the last event of a stream its cost is known."""
+        if self._reader is not None and self._reader.feed(data):
+            self.end()
+
+    def end(self, *, whole: bool = False) -> None:
+        """The answer is over, `whole` or given up; what came after the hold's end does not matter."""
+        reader = self._reader
+        if self._hold.ended or reader is None:
+            return
+        reader.close(whole=whole)
+        if reader.not_billed:
+            self._hold.release()
+        else:
+            self._hold.finalize(self._cost(reader))
+
+    def _cost(self, reader: UsageReader) -> int:
+        if not reader.over:
+            return self._hold.held_micros  # Given up: what it would have said is not known.
+        call = self._call
+        try:
+            return self._prices.actual_micros(
+                call["model"], reader.usage, provider=call.get("provider"), service_tier=reader.service_tier
+            )
+        except Refused as error:
+            logger.warning("%s: charged all that was held, for %s", self._hold, error)
+            return self._hold.held_micros
+
+
+class MeteredTransport(_BaseTransport):
+    """Sends a client's requests through `wrapped`, each within its agent's cap. Of httpx and of httpx2.
+
+    `POST`s of chat completions, Responses, embeddings (OpenAI's) and messages (Anthropic's) hold their worst case
+    before they are sent, and are finalized by the usage in their answer, streams by that in their last events.
+    What cannot be held raises, as `Wallet.reserve` does, to whoever called the client.
+
+    `agent`: whose money it is, or who says so by the request; a request's header `X-Daycap-Agent` goes before it.
+    `wrapped`: the transport that sends; by default the library's own. `max_output_tokens`: for calls that do not say
+    their most. `count_tokens`: the most that can go in, by the request's JSON; by default one for each of its bytes,
+    which is refused where that is no bound (images, files, what the provider keeps, tools that it runs itself).
+    `provider`: as in `Prices`. `unmetered`: whether other requests that may cost money are refused, or pass; those
+    that surely cost none (`GET`, counting tokens) always pass.
+    """
+
+    def __init__(
+        self,
+        wallet: Wallet,
+        agent: str | Callable[[AnyRequest], str] | None = None,
+        *,
+        wrapped: AnyTransport | None = None,
+        max_output_tokens: int | None = None,
+        count_tokens: TokenCounter | None = None,
+        provider: str | None = None,
+        unmetered: Literal["pass", "refuse"] = "refuse",
+    ) -> None:
+        self._wallet = wallet
+        self._wrapped: Any = wrapped
+        self._meter = _Meter(agent, count_tokens, max_output_tokens, provider, unmetered)
+
+    def handle_request(self, request: Any) -> Any:
+        """Send one request, as the client library asks. Raises what `Wallet.reserve` raises, and `wrapped`'s errors."""
+        library = _library(request)
+        if self._wrapped is None:
+            self._wrapped = library.HTTPTransport()
+        try:
+            if may_be_a_call(request.url.path):
+                request.read()
+            call = self._meter.call_of(request)
+            hold = None if call is None else self._wallet.reserve(call.agent, **call.call)
+        except DaycapError as error:
+            _make_the_clients_own(error)
+            raise
+        if call is None or hold is None:
+            return self._wrapped.handle_request(request)
+        metered = _Metered(hold, call, self._wallet.prices)
+        try:
+            response = self._wrapped.handle_request(request)
+        except BaseException as error:
+            metered.failed(error)
+            raise
+        metered.answered(response.status_code, response.headers.get("content-type", ""))
+        response.stream = _stream_type(_Stream, library.SyncByteStream)(response.stream, metered)
+        return response
+
+    def close(self) -> None:
+        """Close what is wrapped. The wallet stays open."""
+        if self._wrapped is not None:
+            self._wrapped.close()
+
+    def __enter__(self) -> MeteredTransport:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class AsyncMeteredTransport(_AsyncBaseTransport):
+    """`MeteredTransport` of the event loop, with an `AsyncWallet`."""
+
+    def __init__(
+        self,
+        wallet: AsyncWallet,
+        agent: str | Callable[[AnyRequest], str] | None = None,
+        *,
+        wrapped: AnyAsyncTransport | None = None,
+        max_output_tokens: int | None = None,
+        count_tokens: TokenCounter | None = None,
+        provider: str | None = None,
+        unmetered: Literal["pass", "refuse"] = "refuse",
+    ) -> None:
+        self._wallet = wallet
+        self._wrapped: Any = wrapped
+        self._meter = _Meter(agent, count_tokens, max_output_tokens, provider, unmetered)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """See `MeteredTransport.handle_request`. A task that is cancelled once it sends is charged all that is held."""
+        library = _library(request)
+        if self._wrapped is None:
+            self._wrapped = library.AsyncHTTPTransport()
+        try:
+            if may_be_a_call(request.url.path):
+                await request.aread()
+            call = self._meter.call_of(request)
+            hold = None if call is None else await self._wallet.reserve(call.agent, **call.call)
+        except DaycapError as error:
+            _make_the_clients_own(error)
+            raise
+        if call is None or hold is None:
+            return await self._wrapped.handle_async_request(request)
+        metered = _Metered(hold, call, self._wallet.prices)
+        try:
+            response = await self._wrapped.handle_async_request(request)
+        except BaseException as error:
+            metered.failed(error)
+            raise
+        metered.answered(response.status_code, response.headers.get("content-type", ""))
+        response.stream = _stream_type(_AsyncStream, library.AsyncByteStream)(response.stream, metered)
+        return response
+
+    async def aclose(self) -> None:
+        """Close what is wrapped. The wallet stays open."""
+        if self._wrapped is not None:
+            await self._wrapped.aclose()
+
+    async def __aenter__(self) -> AsyncMeteredTransport:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class _Stream:
+    """An answer's bytes, unchanged, while what they say of the usage is read."""
+
+    def __init__(self, wrapped: Any, metered: _Metered) -> None:
+        self._wrapped = wrapped
+        self._metered = metered
+
+    def __iter__(self) -> Iterator[bytes]:
+        for data in self._wrapped:
+            self._metered.feed(data)
+            yield data
+        self._metered.end(whole=True)
+
+    def close(self) -> None:
+        try:
+            self._wrapped.close()
+        finally:
+            self._metered.end()
+
+
+class _AsyncStream:
+    """The same of the event loop."""
+
+    def __init__(self, wrapped: Any, metered: _Metered) -> None:
+        self._wrapped = wrapped
+        self._metered = metered
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for data in self._wrapped:
+            self._metered.feed(data)
+            yield data
+        self._metered.end(whole=True)
+
+    async def aclose(self) -> None:
+        try:
+            await self._wrapped.aclose()
+        finally:
+            self._metered.end()
+
+
+def _library(request: Any) -> Any:
+    """httpx or httpx2: the one that this request is of."""
+    return sys.modules[next(each.__module__.partition(".")[0] for each in type(request).__mro__ if _is_httpx(each))]
+
+
+def _is_httpx(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in {"httpx", "httpx2"}
+
+
+@cache
+def _stream_type(kind: type, base: type) -> Callable[[Any, _Metered], Any]:
+    """Clients look whether a stream is one of their library's."""
+    return type(kind.__name__, (kind, base), {})
+
+
+# Anthropic's client, and OpenAI's older ones, try again after any error but their own, and hide it in one of theirs.
+_CLIENTS_OWN = {"openai": "OpenAIError", "anthropic": "AnthropicError"}
+
+
+def _make_the_clients_own(error: DaycapError) -> None:
+    """Let it be an error of each client library's root besides, so that it reaches the caller, and at once."""
+    roots = tuple(getattr(sys.modules[name], root) for name, root in _CLIENTS_OWN.items() if name in sys.modules)
+    if missing := tuple(root for root in roots if not isinstance(error, root)):
+        error.__class__ = _error_type(error.__class__, missing)
+
+
+@cache
+def _error_type(kind: type, roots: tuple[type, ...]) -> Any:
+    named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(kind.__name__, (kind, *roots), named)

@@ -1,0 +1,40 @@
+"""What `metered` does around a function that makes one call, for both faces of a wallet."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from daycap.errors import InvalidInput
+from daycap.lease import BaseHold
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+AgentOf: TypeAlias = str | Callable[..., str]
+"""An agent, or who says it by the function's arguments."""
+
+CostOf: TypeAlias = Callable[[Any], int] | None
+"""What a function's result says that the call cost, in micros."""
+
+
+def must_be(function: Callable[..., object], *, coroutine: bool) -> None:
+    """Raises `InvalidInput` for a function whose call is not over when it has returned, or been awaited."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidInput("metered takes no generator: its call is not over when it returns; reserve inside it")
+    if inspect.iscoroutinefunction(function) is not coroutine:
+        raise InvalidInput("metered of a Wallet takes a function, that of an AsyncWallet an async def")
+
+
+def agent_of(agent: AgentOf, *args: object, **kwargs: object) -> str:
+    """Whose call it is."""
+    return agent(*args, **kwargs) if callable(agent) else agent
+
+
+def note_cost(hold: BaseHold, result: object, cost: CostOf) -> None:
+    """Tell the hold what its call did cost. With neither `cost` nor a model that is all that it holds."""
+    if cost is not None:
+        hold.actual = cost(result)
+    elif hasattr(hold, "_cost_of"):
+        hold.used(result.get("usage") if isinstance(result, Mapping) else getattr(result, "usage", None))

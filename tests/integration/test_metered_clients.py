@@ -1,0 +1,580 @@
+"""The real client packages of OpenAI and Anthropic through the metered transports, against a server on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import anthropic
+import httpx
+import httpx2
+import openai
+import pytest
+
+from daycap import AsyncWallet, CapExceeded, InvalidInput, UnknownModel, Wallet
+from daycap.httpx_transport import AGENT_HEADER, AsyncMeteredTransport, MeteredTransport
+from daycap.prices import Prices
+
+if TYPE_CHECKING:
+    from tests.spine import Spine
+
+CAP = 1_000_000
+CAPS = {"agent-7": CAP, "agent-8": CAP}
+MESSAGES: Any = [{"role": "user", "content": "Say this is a test"}]
+CHAT: Any = {"model": "gpt-4o", "messages": MESSAGES, "max_completion_tokens": 100}
+MESSAGE: Any = {"model": "claude-opus-4-5", "messages": MESSAGES, "max_tokens": 100}
+
+CHAT_USAGE = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
+CHAT_MICROS = 12 * 2.5 + 7 * 10
+CHAT_ANSWER = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "gpt-4o-2024-08-06",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "ja"}, "finish_reason": "stop"}],
+    "usage": CHAT_USAGE,
+}
+MESSAGE_USAGE = {"input_tokens": 12, "output_tokens": 7}
+MESSAGE_MICROS = 12 * 5 + 7 * 25
+MESSAGE_ANSWER = {
+    "id": "m",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-opus-4-5",
+    "content": [{"type": "text", "text": "ja"}],
+    "stop_reason": "end_turn",
+    "usage": MESSAGE_USAGE,
+}
+RESPONSE_ANSWER = {
+    "id": "r",
+    "object": "response",
+    "created_at": 1,
+    "model": "gpt-4o",
+    "output": [],
+    "parallel_tool_calls": True,
+    "tool_choice": "auto",
+    "tools": [],
+    "usage": {
+        "input_tokens": 12,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 7,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 19,
+    },
+}
+
+
+def chunk(**fields: Any) -> dict[str, Any]:
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o", "choices": [], **fields}
+
+
+WORD = chunk(choices=[{"index": 0, "delta": {"content": "ja"}, "finish_reason": None}])
+CHAT_EVENTS = [WORD, WORD, chunk(usage=CHAT_USAGE), "[DONE]"]
+MESSAGE_EVENTS = [
+    {"type": "message_start", "message": {**MESSAGE_ANSWER, "usage": {"input_tokens": 12, "output_tokens": 1}}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "ja"}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 7}},
+    {"type": "message_stop"},
+]
+RESPONSE_EVENTS = [
+    {"type": "response.created", "sequence_number": 0, "response": {**RESPONSE_ANSWER, "usage": None}},
+    {"type": "response.completed", "sequence_number": 1, "response": RESPONSE_ANSWER},
+]
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def answer(status: int, body: Any, **headers: str) -> Answer:
+    def write(handler: BaseHTTPRequestHandler) -> None:
+        content = json.dumps(body).encode()
+        handler.send_response(status)
+        for name, value in {"content-type": "application/json", "content-length": str(len(content)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return write
+
+
+def stream(events: list[Any], *, broken: bool = False) -> Answer:
+    """Events in pieces of 7 bytes; without the chunk that ends them if `broken`."""
+
+    def write(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("content-type", "text/event-stream; charset=utf-8")
+        handler.send_header("transfer-encoding", "chunked")
+        handler.end_headers()
+        text = ""
+        for event in events:
+            name = f"event: {event['type']}\n" if isinstance(event, dict) and "type" in event else ""
+            text += f"{name}data: {event if isinstance(event, str) else json.dumps(event)}\n\n"
+        content = text.encode()
+        for piece in (content[at : at + 7] for at in range(0, len(content), 7)):
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        if broken:
+            handler.close_connection = True
+        else:
+            handler.wfile.write(b"0\r\n\r\n")
+
+    return write
+
+
+class Provider:
+    """A server that answers as the test says, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        """One for each request; the last stays."""
+        self.asked: list[tuple[dict[str, str], bytes]] = []
+        self.stay = threading.Event()
+        """Set, to let go of requests that get no answer."""
+        provider = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                provider.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                say = provider.answers.pop(0) if len(provider.answers) > 1 else provider.answers[0]
+                try:
+                    say(self)
+                except OSError:
+                    self.close_connection = True  # Whoever asked has gone.
+
+            def do_GET(self) -> None:
+                answer(200, {"object": "list", "data": []})(self)
+
+            def log_message(self, *_: Any) -> None:
+                """Be quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def never(self, _: BaseHTTPRequestHandler) -> None:
+        """No answer until the test ends."""
+        self.stay.wait(60)
+
+    def close(self) -> None:
+        self.stay.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    provider = Provider()
+    yield provider
+    provider.close()
+
+
+@pytest.fixture
+def wallet() -> Iterator[Wallet]:
+    with Wallet.from_env(caps=CAPS, environ={}) as wallet:
+        yield wallet
+
+
+@contextmanager
+def openai_of(
+    provider: Provider, wallet: Wallet, agent: Any = "agent-7", *, retries: int = 0, timeout: Any = 20.0, **meter: Any
+) -> Iterator[openai.OpenAI]:
+    http_client = openai.DefaultHttpxClient(transport=MeteredTransport(wallet, agent, **meter))
+    with openai.OpenAI(
+        base_url=f"{provider.url}/v1", api_key="k", http_client=http_client, max_retries=retries, timeout=timeout
+    ) as client:
+        yield client
+
+
+@contextmanager
+def anthropic_of(provider: Provider, wallet: Wallet, retries: int = 0, **meter: Any) -> Iterator[anthropic.Anthropic]:
+    http_client = anthropic.DefaultHttpxClient(transport=MeteredTransport(wallet, "agent-7", **meter))
+    with anthropic.Anthropic(
+        base_url=provider.url, api_key="k", http_client=http_client, max_retries=retries
+    ) as client:
+        yield client
+
+
+@asynccontextmanager
+async def loop_of(
+    provider: Provider, cap_micros: int = CAP
+) -> AsyncIterator[tuple[AsyncWallet, openai.AsyncOpenAI, anthropic.AsyncAnthropic]]:
+    """A wallet of an event loop, and both clients through it."""
+    async with AsyncWallet.from_env(caps={"agent-7": cap_micros}, environ={}) as wallet:
+
+        def transport() -> AsyncMeteredTransport:
+            return AsyncMeteredTransport(wallet, "agent-7")
+
+        async with (
+            openai.AsyncOpenAI(
+                base_url=f"{provider.url}/v1",
+                api_key="k",
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(transport=transport()),
+            ) as of_openai,
+            anthropic.AsyncAnthropic(
+                base_url=provider.url,
+                api_key="k",
+                max_retries=0,
+                http_client=anthropic.DefaultAsyncHttpxClient(transport=transport()),
+            ) as of_anthropic,
+        ):
+            yield wallet, of_openai, of_anthropic
+
+
+def spent(wallet: Wallet, agent: str = "agent-7") -> int:
+    """What was charged, once it is sure that nothing is held any more."""
+    assert wallet.stats().live_holds == 0
+    assert wallet.flush() == ()
+    return wallet.spent(agent).micros
+
+
+async def loop_spent(wallet: AsyncWallet) -> int:
+    assert wallet.stats().live_holds == 0
+    assert await wallet.flush() == ()
+    return (await wallet.spent("agent-7")).micros
+
+
+def most(provider: Provider, model: str = "gpt-4o") -> int:
+    """The worst case of the last request."""
+    return Prices.default().worst_case_micros(
+        model, input_tokens=len(provider.asked[-1][1]) + 64, max_output_tokens=100
+    )
+
+
+def test_each_kind_of_call_is_charged_by_the_usage_in_its_answer(provider: Provider, wallet: Wallet) -> None:
+    with openai_of(provider, wallet) as of_openai, anthropic_of(provider, wallet) as of_anthropic:
+        provider.answers = [answer(200, CHAT_ANSWER)]
+        assert of_openai.chat.completions.create(**CHAT).choices[0].message.content == "ja"
+        assert spent(wallet) == CHAT_MICROS
+
+        provider.answers = [answer(200, RESPONSE_ANSWER)]
+        of_openai.responses.create(model="gpt-4o", input="hello", max_output_tokens=100)
+        assert spent(wallet) == 2 * CHAT_MICROS
+
+        provider.answers = [answer(200, MESSAGE_ANSWER)]
+        of_anthropic.messages.create(**MESSAGE)
+        assert spent(wallet) == 2 * CHAT_MICROS + MESSAGE_MICROS
+
+        embedding = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}], "model": "e"}
+        provider.answers = [answer(200, {**embedding, "usage": {"prompt_tokens": 100, "total_tokens": 100}})]
+        of_openai.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
+        assert spent(wallet) == 2 * CHAT_MICROS + MESSAGE_MICROS + 2
+
+
+def test_the_worst_case_is_held_while_the_call_is_under_way(provider: Provider, wallet: Wallet) -> None:
+    held = []
+
+    def look(handler: BaseHTTPRequestHandler) -> None:
+        held.append(CAP - wallet.remaining("agent-7").micros)
+        answer(200, CHAT_ANSWER)(handler)
+
+    provider.answers = [look]
+    with openai_of(provider, wallet) as client:
+        client.chat.completions.create(**CHAT, n=3)
+
+    expected = Prices.default().worst_case_micros(
+        "gpt-4o", input_tokens=len(provider.asked[0][1]) + 64, max_output_tokens=300
+    )
+    assert held == [expected]
+
+
+def test_streams_pass_unchanged_and_are_charged_by_their_last_usage(provider: Provider, wallet: Wallet) -> None:
+    with openai_of(provider, wallet) as of_openai, anthropic_of(provider, wallet) as of_anthropic:
+        provider.answers = [stream(CHAT_EVENTS)]
+        chunks = list(of_openai.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True}))
+        assert [len(each.choices) for each in chunks] == [1, 1, 0]
+        assert spent(wallet) == CHAT_MICROS
+
+        provider.answers = [stream(RESPONSE_EVENTS)]
+        assert len(list(of_openai.responses.create(model="gpt-4o", input="a", max_output_tokens=100, stream=True))) == 2
+        assert spent(wallet) == 2 * CHAT_MICROS
+
+        provider.answers = [stream(MESSAGE_EVENTS)]
+        assert len(list(of_anthropic.messages.create(**MESSAGE, stream=True))) == 6
+        assert spent(wallet) == 2 * CHAT_MICROS + MESSAGE_MICROS
+
+        with of_anthropic.messages.stream(**MESSAGE) as text:
+            assert "".join(text.text_stream) == "ja"
+        assert spent(wallet) == 2 * CHAT_MICROS + 2 * MESSAGE_MICROS
+
+
+def test_a_stream_that_says_no_usage_is_charged_all_that_is_held(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [stream([WORD, "[DONE]"])]
+    with openai_of(provider, wallet) as client:
+        list(client.chat.completions.create(**CHAT, stream=True))
+
+    assert spent(wallet) == most(provider)
+
+
+def test_a_stream_that_is_given_up_or_breaks_is_charged_all_that_is_held(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [stream(MESSAGE_EVENTS)]
+    with anthropic_of(provider, wallet) as client:
+        with client.messages.create(**MESSAGE, stream=True) as events:
+            assert next(iter(events)).type == "message_start"
+        given_up = most(provider, "claude-opus-4-5")
+        assert spent(wallet) == given_up
+
+        provider.answers = [stream(MESSAGE_EVENTS[:4], broken=True)]
+        with pytest.raises(Exception, match="incomplete chunked read"):
+            list(client.messages.create(**MESSAGE, stream=True))
+        assert spent(wallet) == 2 * given_up
+
+        # One that ends without its last event has not said all that it used.
+        provider.answers = [stream(MESSAGE_EVENTS[:1])]
+        list(client.messages.create(**MESSAGE, stream=True))
+        assert spent(wallet) == 3 * given_up
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_what_the_cap_does_not_allow_reaches_the_caller_at_once_and_is_not_sent(
+    provider: Provider, retries: int
+) -> None:
+    with Wallet.from_env(caps={"agent-7": 10}, environ={}) as wallet:
+        with openai_of(provider, wallet, retries=retries) as of_openai, pytest.raises(CapExceeded) as refused:
+            of_openai.chat.completions.create(**CHAT)
+        assert (refused.value.agent, refused.value.cap_micros) == ("agent-7", 10)
+        # Nobody tried again, and nothing wraps it: for each client it is one of its own errors.
+        assert isinstance(refused.value, openai.OpenAIError)
+        assert refused.value.__cause__ is None
+
+        with anthropic_of(provider, wallet, retries) as of_anthropic, pytest.raises(CapExceeded) as refused:
+            of_anthropic.messages.create(**MESSAGE)
+        assert isinstance(refused.value, anthropic.AnthropicError)
+    assert provider.asked == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"model": "gpt-4o", "messages": MESSAGES}, "max_output_tokens"),
+        ({**CHAT, "n": 2.5}, "counts"),
+        ({**CHAT, "max_completion_tokens": -1}, "counts"),
+        ({**CHAT, "tools": [{"type": "web_search"}]}, "web_search"),
+        ({**CHAT, "web_search_options": {}}, "web_search_options"),
+        ({**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url"),
+        ({**CHAT, "messages": [{"role": "assistant", "audio": {"id": "a"}}]}, "audio"),
+        ({**CHAT, "model": "nobody's"}, "no price"),
+    ],
+)
+def test_a_call_without_a_bound_or_a_price_is_refused(
+    provider: Provider, wallet: Wallet, call: Any, message: str
+) -> None:
+    with openai_of(provider, wallet, retries=2) as client, pytest.raises((InvalidInput, UnknownModel), match=message):
+        client.chat.completions.create(**call)
+
+    assert (provider.asked, spent(wallet)) == ([], 0)
+
+
+def test_bounds_may_be_given_to_the_transport(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [answer(500, {})]
+    call: Any = {"model": "gpt-4o", "input": "go on", "previous_response_id": "r"}
+    with (
+        openai_of(provider, wallet, max_output_tokens=100, count_tokens=lambda body: len(body) * 100) as client,
+        pytest.raises(openai.InternalServerError),
+    ):
+        client.responses.create(**call)
+
+    bound = Prices.default().worst_case_micros("gpt-4o", input_tokens=300, max_output_tokens=100)
+    assert spent(wallet) == bound
+
+
+def test_the_prices_of_a_service_tier_are_held_and_charged(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [answer(200, {**CHAT_ANSWER, "service_tier": "priority"})]
+    with openai_of(provider, wallet) as client:
+        client.chat.completions.create(**CHAT, service_tier="priority")
+
+    assert spent(wallet) == Prices.default().actual_micros("gpt-4o", CHAT_USAGE, service_tier="priority")
+    assert spent(wallet) > CHAT_MICROS
+
+
+def test_tries_that_fail_are_a_hold_each(provider: Provider, wallet: Wallet) -> None:
+    # Given a provider that fails, has no time, fails, and answers
+    late = {"retry-after-ms": "1"}
+    provider.answers = [answer(500, {}, **late), answer(429, {}, **late), answer(503, {}, **late)]
+    provider.answers.append(answer(200, CHAT_ANSWER))
+    with openai_of(provider, wallet, retries=3) as client:
+        client.chat.completions.create(**CHAT)
+
+    # Then what may have been billed is charged in full, what was turned away is not
+    assert len(provider.asked) == 4
+    assert spent(wallet) == 2 * most(provider) + CHAT_MICROS
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429])
+def test_what_the_provider_turns_away_costs_nothing(provider: Provider, wallet: Wallet, status: int) -> None:
+    provider.answers = [answer(status, {"error": {"message": "no"}})]
+    with openai_of(provider, wallet) as client:
+        for streamed in (False, True):
+            with pytest.raises(openai.APIStatusError):
+                client.chat.completions.create(**CHAT, stream=streamed)
+
+    assert spent(wallet) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(400, {"code": "content_filter"}), (408, {}), (409, {}), (500, {}), (529, {})]
+)
+def test_what_may_have_been_billed_is_charged_in_full(
+    provider: Provider, wallet: Wallet, status: int, error: dict[str, str]
+) -> None:
+    provider.answers = [answer(status, {"error": error})]
+    with openai_of(provider, wallet) as client, pytest.raises(openai.APIStatusError):
+        client.chat.completions.create(**CHAT)
+
+    assert spent(wallet) == most(provider)
+
+
+def test_no_answer_in_time_is_charged_in_full_and_no_connection_costs_nothing(
+    provider: Provider, wallet: Wallet
+) -> None:
+    provider.answers = [provider.never]
+    with openai_of(provider, wallet, timeout=httpx2.Timeout(20, read=0.2)) as client:
+        with pytest.raises(openai.APITimeoutError):
+            client.chat.completions.create(**CHAT)
+        charged = most(provider)
+        assert spent(wallet) == charged
+
+        with pytest.raises(openai.APIConnectionError):
+            client.with_options(base_url="http://127.0.0.1:1/v1").chat.completions.create(**CHAT)
+        assert spent(wallet) == charged
+
+
+def test_a_call_is_its_headers_agents_and_the_provider_does_not_see_it(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [answer(200, CHAT_ANSWER)]
+    with openai_of(provider, wallet, lambda request: request.headers["x-user"]) as client:
+        client.chat.completions.create(**CHAT, extra_headers={"x-user": "agent-7"})
+        client.chat.completions.create(**CHAT, extra_headers={AGENT_HEADER: "agent-8"})
+    assert (spent(wallet), spent(wallet, "agent-8")) == (CHAT_MICROS, CHAT_MICROS)
+    assert not any(AGENT_HEADER.lower() in headers for headers, _ in provider.asked)
+
+    with openai_of(provider, wallet, None) as client, pytest.raises(InvalidInput, match="no agent"):
+        client.chat.completions.create(**CHAT)
+
+
+def test_what_cannot_be_metered_is_refused_unless_it_may_pass(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [answer(200, {"input_tokens": 3, "created": 1, "data": []})]
+    with openai_of(provider, wallet) as client, anthropic_of(provider, wallet) as of_anthropic:
+        # What costs nothing passes.
+        assert list(client.models.list()) == []
+        assert of_anthropic.messages.count_tokens(model="claude-opus-4-5", messages=MESSAGES).input_tokens == 3
+        with pytest.raises(InvalidInput, match="images/generations cannot be metered"):
+            client.images.generate(prompt="a cap", model="gpt-image-1")
+    with openai_of(provider, wallet, unmetered="pass") as client:
+        client.images.generate(prompt="a cap", model="gpt-image-1")
+
+    assert spent(wallet) == 0
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_the_client_may_be_of_httpx_or_of_httpx2(provider: Provider, wallet: Wallet, library: Any) -> None:
+    async def in_loop() -> int:
+        async with AsyncWallet.from_env(caps=CAPS, environ={}) as wallet:
+            async with library.AsyncClient(transport=AsyncMeteredTransport(wallet, "agent-7")) as client:
+                assert (await client.post(f"{provider.url}/v1/chat/completions", json=CHAT)).json() == CHAT_ANSWER
+            return await loop_spent(wallet)
+
+    provider.answers = [answer(200, CHAT_ANSWER)]
+    with library.Client(transport=MeteredTransport(wallet, "agent-7")) as client:
+        assert client.post(f"{provider.url}/v1/chat/completions", json=CHAT).json() == CHAT_ANSWER
+
+    assert spent(wallet) == CHAT_MICROS
+    assert asyncio.run(in_loop()) == CHAT_MICROS
+
+
+def test_calls_and_streams_of_an_event_loop_are_charged_by_their_usage(provider: Provider) -> None:
+    async def main() -> int:
+        async with loop_of(provider) as (wallet, of_openai, of_anthropic):
+            provider.answers = [answer(200, CHAT_ANSWER)]
+            await of_openai.chat.completions.create(**CHAT)
+            assert await loop_spent(wallet) == CHAT_MICROS
+
+            provider.answers = [stream(MESSAGE_EVENTS)]
+            async with of_anthropic.messages.stream(**MESSAGE) as events:
+                assert await events.get_final_text() == "ja"
+            return await loop_spent(wallet)
+
+    assert asyncio.run(main()) == CHAT_MICROS + MESSAGE_MICROS
+
+
+def test_an_event_loops_stream_that_is_given_up_is_charged_all_that_is_held(provider: Provider) -> None:
+    async def main() -> int:
+        async with loop_of(provider) as (wallet, of_openai, _):
+            provider.answers = [stream(CHAT_EVENTS)]
+            async with await of_openai.chat.completions.create(**CHAT, stream=True) as chunks:
+                await anext(aiter(chunks))
+            return await loop_spent(wallet)
+
+    assert asyncio.run(main()) == most(provider)
+
+
+def test_a_task_that_is_cancelled_in_its_call_is_charged_all_that_is_held(provider: Provider) -> None:
+    async def main() -> int:
+        async with loop_of(provider) as (wallet, of_openai, _):
+            asked = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def wait(handler: BaseHTTPRequestHandler) -> None:
+                loop.call_soon_threadsafe(asked.set)
+                provider.never(handler)
+
+            provider.answers = [wait]
+            task = asyncio.create_task(of_openai.chat.completions.create(**CHAT))
+            await asked.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await loop_spent(wallet)
+
+    assert asyncio.run(main()) == most(provider)
+
+
+def test_an_event_loops_refused_calls_reach_the_caller(provider: Provider) -> None:
+    async def main() -> None:
+        async with loop_of(provider, cap_micros=10) as (_, of_openai, of_anthropic):
+            with pytest.raises(CapExceeded):
+                await of_openai.chat.completions.create(**CHAT)
+            with pytest.raises(CapExceeded):
+                await of_anthropic.with_options(max_retries=3).messages.create(**MESSAGE)
+
+    asyncio.run(main())
+    assert provider.asked == []
+
+
+def test_many_calls_at_once_stay_inside_a_small_cap_in_the_ledger(provider: Provider, spine: Spine) -> None:
+    # Given a cap of twenty calls' cost, and calls that hold some twelve times as much as they cost
+    cap = 20 * int(CHAT_MICROS)
+    agent = spine.add("small", cap)
+    wallet = spine.wallet(slice_seconds=0)
+    provider.answers = [answer(200, CHAT_ANSWER)]
+
+    def call(client: openai.OpenAI) -> bool:
+        try:
+            client.chat.completions.create(**CHAT)
+        except CapExceeded:
+            return False
+        return True
+
+    # When many threads make as many calls as they may
+    with openai_of(provider, wallet, agent) as client, ThreadPoolExecutor(8) as threads:
+        made = sum(threads.map(call, [client] * 100))
+
+    # Then each is charged once, and the cap is kept
+    assert wallet.flush(20) == ()
+    assert len(provider.asked) == made
+    assert spine.settled_once(agent) == (made, made * CHAT_MICROS)
+    assert 0 < made * CHAT_MICROS <= cap
