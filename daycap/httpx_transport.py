@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -50,6 +51,8 @@ AGENT_HEADER = "X-Daycap-Agent"
 # Nothing of the request was sent: httpx and httpx2 have an error each by these names.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
 
+_PROVIDERS = {"api.anthropic.com": "anthropic", "api.openai.com": "openai"}
+
 
 class _Meter:
     """What both transports know of the requests that they meter; see `MeteredTransport`."""
@@ -82,8 +85,7 @@ class _Meter:
             raise InvalidInput(
                 f"{request.method} {path} cannot be metered, and may cost money; unmetered='pass' lets it pass"
             )
-        if self._provider is not None:
-            call["provider"] = self._provider
+        call["provider"] = self._provider or _PROVIDERS.get(request.url.host)
         if agent is None:
             agent = self._agent(request) if callable(self._agent) else self._agent
         if agent is None:
@@ -152,11 +154,12 @@ class MeteredTransport(_BaseTransport):
     What cannot be held raises, as `Wallet.reserve` does, to whoever called the client.
 
     `agent`: whose money it is, or who says so by the request; a request's header `X-Daycap-Agent` goes before it.
-    `wrapped`: the transport that sends; by default the library's own. `max_output_tokens`: for calls that do not say
-    their most. `count_tokens`: the most that can go in, by the request's JSON; by default one for each of its bytes,
-    which is refused where that is no bound (images, files, what the provider keeps, tools that it runs itself).
-    `provider`: as in `Prices`. `unmetered`: whether other requests that may cost money are refused, or pass; those
-    that surely cost none (`GET`, counting tokens) always pass.
+    `wrapped`: the transport that sends, where the library's own (without a proxy) will not do. `max_output_tokens`:
+    for calls that do not say their most. `count_tokens`: the most that can go in, by the request's JSON; by default
+    one for each of its bytes, which is refused where that is no bound (images, files, what the provider keeps, tools
+    that it runs itself). `provider`: as in `Prices`; the hosts of OpenAI and Anthropic are known. `unmetered`: whether
+    other requests that may cost money are refused, or pass; those that surely cost none (`GET`, counting tokens)
+    always pass.
     """
 
     def __init__(
@@ -172,13 +175,14 @@ class MeteredTransport(_BaseTransport):
     ) -> None:
         self._wallet = wallet
         self._wrapped: Any = wrapped
+        self._making = threading.Lock()
         self._meter = _Meter(agent, count_tokens, max_output_tokens, provider, unmetered)
 
     def handle_request(self, request: Any) -> Any:
         """Send one request, as the client library asks. Raises what `Wallet.reserve` raises, and `wrapped`'s errors."""
         library = _library(request)
-        if self._wrapped is None:
-            self._wrapped = library.HTTPTransport()
+        with self._making:
+            self._wrapped = self._wrapped or library.HTTPTransport()
         try:
             if may_be_a_call(request.url.path):
                 request.read()
@@ -232,8 +236,7 @@ class AsyncMeteredTransport(_AsyncBaseTransport):
     async def handle_async_request(self, request: Any) -> Any:
         """See `MeteredTransport.handle_request`. A task that is cancelled once it sends is charged all that is held."""
         library = _library(request)
-        if self._wrapped is None:
-            self._wrapped = library.AsyncHTTPTransport()
+        self._wrapped = self._wrapped or library.AsyncHTTPTransport()
         try:
             if may_be_a_call(request.url.path):
                 await request.aread()
@@ -329,10 +332,10 @@ def _make_the_clients_own(error: DaycapError) -> None:
     """Let it be an error of each client library's root besides, so that it reaches the caller, and at once."""
     roots = tuple(getattr(sys.modules[name], root) for name, root in _CLIENTS_OWN.items() if name in sys.modules)
     if missing := tuple(root for root in roots if not isinstance(error, root)):
-        error.__class__ = _error_type(error.__class__, missing)
+        error.__class__ = _error_type((type(error), *missing))
 
 
 @cache
-def _error_type(kind: type, roots: tuple[type, ...]) -> Any:
-    named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(kind.__name__, (kind, *roots), named)
+def _error_type(bases: tuple[type[Exception], ...]) -> Any:
+    named = {name: getattr(bases[0], name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(bases[0].__name__, bases, named)

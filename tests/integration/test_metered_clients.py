@@ -28,7 +28,7 @@ CAP = 1_000_000
 CAPS = {"agent-7": CAP, "agent-8": CAP}
 MESSAGES: Any = [{"role": "user", "content": "Say this is a test"}]
 CHAT: Any = {"model": "gpt-4o", "messages": MESSAGES, "max_completion_tokens": 100}
-MESSAGE: Any = {"model": "claude-opus-4-5", "messages": MESSAGES, "max_tokens": 100}
+MESSAGE: Any = {"model": "claude-opus-5", "messages": MESSAGES, "max_tokens": 100}
 
 CHAT_USAGE = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
 CHAT_MICROS = 12 * 2.5 + 7 * 10
@@ -46,7 +46,7 @@ MESSAGE_ANSWER = {
     "id": "m",
     "type": "message",
     "role": "assistant",
-    "model": "claude-opus-4-5",
+    "model": "claude-opus-5",
     "content": [{"type": "text", "text": "ja"}],
     "stop_reason": "end_turn",
     "usage": MESSAGE_USAGE,
@@ -77,7 +77,10 @@ def chunk(**fields: Any) -> dict[str, Any]:
 WORD = chunk(choices=[{"index": 0, "delta": {"content": "ja"}, "finish_reason": None}])
 CHAT_EVENTS = [WORD, WORD, chunk(usage=CHAT_USAGE), "[DONE]"]
 MESSAGE_EVENTS = [
-    {"type": "message_start", "message": {**MESSAGE_ANSWER, "usage": {"input_tokens": 12, "output_tokens": 1}}},
+    {
+        "type": "message_start",
+        "message": {**MESSAGE_ANSWER, "content": [], "usage": {"input_tokens": 12, "output_tokens": 1}},
+    },
     {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
     {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "ja"}},
     {"type": "content_block_stop", "index": 0},
@@ -191,21 +194,19 @@ def wallet() -> Iterator[Wallet]:
 
 @contextmanager
 def openai_of(
-    provider: Provider, wallet: Wallet, agent: Any = "agent-7", *, retries: int = 0, timeout: Any = 20.0, **meter: Any
+    server: Provider, wallet: Wallet, agent: Any = "agent-7", *, retries: int = 0, timeout: Any = 20.0, **meter: Any
 ) -> Iterator[openai.OpenAI]:
     http_client = openai.DefaultHttpxClient(transport=MeteredTransport(wallet, agent, **meter))
     with openai.OpenAI(
-        base_url=f"{provider.url}/v1", api_key="k", http_client=http_client, max_retries=retries, timeout=timeout
+        base_url=f"{server.url}/v1", api_key="k", http_client=http_client, max_retries=retries, timeout=timeout
     ) as client:
         yield client
 
 
 @contextmanager
-def anthropic_of(provider: Provider, wallet: Wallet, retries: int = 0, **meter: Any) -> Iterator[anthropic.Anthropic]:
+def anthropic_of(server: Provider, wallet: Wallet, retries: int = 0, **meter: Any) -> Iterator[anthropic.Anthropic]:
     http_client = anthropic.DefaultHttpxClient(transport=MeteredTransport(wallet, "agent-7", **meter))
-    with anthropic.Anthropic(
-        base_url=provider.url, api_key="k", http_client=http_client, max_retries=retries
-    ) as client:
+    with anthropic.Anthropic(base_url=server.url, api_key="k", http_client=http_client, max_retries=retries) as client:
         yield client
 
 
@@ -272,7 +273,8 @@ def test_each_kind_of_call_is_charged_by_the_usage_in_its_answer(provider: Provi
 
         embedding = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}], "model": "e"}
         provider.answers = [answer(200, {**embedding, "usage": {"prompt_tokens": 100, "total_tokens": 100}})]
-        of_openai.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
+        with openai_of(provider, wallet, provider="openai") as told:
+            told.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
         assert spent(wallet) == 2 * CHAT_MICROS + MESSAGE_MICROS + 2
 
 
@@ -326,7 +328,7 @@ def test_a_stream_that_is_given_up_or_breaks_is_charged_all_that_is_held(provide
     with anthropic_of(provider, wallet) as client:
         with client.messages.create(**MESSAGE, stream=True) as events:
             assert next(iter(events)).type == "message_start"
-        given_up = most(provider, "claude-opus-4-5")
+        given_up = most(provider, "claude-opus-5")
         assert spent(wallet) == given_up
 
         provider.answers = [stream(MESSAGE_EVENTS[:4], broken=True)]
@@ -471,7 +473,7 @@ def test_what_cannot_be_metered_is_refused_unless_it_may_pass(provider: Provider
     with openai_of(provider, wallet) as client, anthropic_of(provider, wallet) as of_anthropic:
         # What costs nothing passes.
         assert list(client.models.list()) == []
-        assert of_anthropic.messages.count_tokens(model="claude-opus-4-5", messages=MESSAGES).input_tokens == 3
+        assert of_anthropic.messages.count_tokens(model="claude-opus-5", messages=MESSAGES).input_tokens == 3
         with pytest.raises(InvalidInput, match="images/generations cannot be metered"):
             client.images.generate(prompt="a cap", model="gpt-image-1")
     with openai_of(provider, wallet, unmetered="pass") as client:
@@ -483,10 +485,10 @@ def test_what_cannot_be_metered_is_refused_unless_it_may_pass(provider: Provider
 @pytest.mark.parametrize("library", [httpx, httpx2])
 def test_the_client_may_be_of_httpx_or_of_httpx2(provider: Provider, wallet: Wallet, library: Any) -> None:
     async def in_loop() -> int:
-        async with AsyncWallet.from_env(caps=CAPS, environ={}) as wallet:
-            async with library.AsyncClient(transport=AsyncMeteredTransport(wallet, "agent-7")) as client:
+        async with AsyncWallet.from_env(caps=CAPS, environ={}) as of_loop:
+            async with library.AsyncClient(transport=AsyncMeteredTransport(of_loop, "agent-7")) as client:
                 assert (await client.post(f"{provider.url}/v1/chat/completions", json=CHAT)).json() == CHAT_ANSWER
-            return await loop_spent(wallet)
+            return await loop_spent(of_loop)
 
     provider.answers = [answer(200, CHAT_ANSWER)]
     with library.Client(transport=MeteredTransport(wallet, "agent-7")) as client:
