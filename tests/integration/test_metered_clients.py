@@ -463,6 +463,8 @@ def test_a_call_is_its_headers_agents_and_the_provider_does_not_see_it(provider:
         client.chat.completions.create(**CHAT, extra_headers={AGENT_HEADER: "agent-8"})
     assert (spent(wallet), spent(wallet, "agent-8")) == (CHAT_MICROS, CHAT_MICROS)
     assert not any(AGENT_HEADER.lower() in headers for headers, _ in provider.asked)
+    # What is compressed could not be read as it passes by.
+    assert {headers["accept-encoding"] for headers, _ in provider.asked} == {"identity"}
 
     with openai_of(provider, wallet, None) as client, pytest.raises(InvalidInput, match="no agent"):
         client.chat.completions.create(**CHAT)
