@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import assert_type
+
+import httpx
+import httpx2
+import openai
 
 from daycap import (
     AsyncHold,
@@ -21,6 +26,7 @@ from daycap import (
     format_usd,
     usd,
 )
+from daycap.httpx_transport import AsyncMeteredTransport, MeteredTransport
 from daycap.prices import Prices
 
 
@@ -80,6 +86,28 @@ def by_model(wallet: Wallet, prices: Prices) -> None:
     hold.finalize(usage={"prompt_tokens": 1_000, "completion_tokens": 10})
     assert_type(prices.worst_case_micros("gpt-4o", input_tokens=1, max_output_tokens=1), int)
     assert_type(prices.actual_micros("gpt-4o", {"prompt_tokens": 1, "completion_tokens": 1}), int)
+
+
+def metered(wallet: Wallet, of_loop: AsyncWallet) -> None:
+    @wallet.metered("agent-7", 50_000, cost=len)
+    def call(prompt: str, *, times: int = 1) -> str:
+        return prompt * times
+
+    @of_loop.metered(str, model="gpt-4o", input_tokens=1_200, max_output_tokens=500)
+    async def chat(prompt: str) -> dict[str, int]:
+        return {prompt: 1}
+
+    assert_type(call("a", times=2), str)
+    assert_type(asyncio.run(chat("a")), dict[str, int])
+    call(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    wallet.metered("agent-7")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def clients(wallet: Wallet, of_loop: AsyncWallet) -> None:
+    openai.OpenAI(http_client=openai.DefaultHttpxClient(transport=MeteredTransport(wallet, "agent-7")))
+    httpx.Client(transport=MeteredTransport(wallet, wrapped=httpx.HTTPTransport(), unmetered="pass"))
+    httpx2.AsyncClient(transport=AsyncMeteredTransport(of_loop, lambda request: request.headers["x-user"]))
+    MeteredTransport(of_loop)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def errors(wallet: Wallet) -> str:

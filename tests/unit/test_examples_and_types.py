@@ -70,5 +70,7 @@ def test_the_readmes_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert names["chat"]([], 100) is answer
         asked = names["ask"]([{"role": "user", "content": "?"}], mock_response="hi")
         assert asked.choices[0].message.content == "hi"
+        assert names["complete"]("?") is answer
+        names["inside_its_cap"].close()
         assert wallet.flush() == ()
         assert wallet.spent("agent-7").micros > 31_200

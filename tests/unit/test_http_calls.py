@@ -1,0 +1,106 @@
+"""What is read from requests and answers as they pass, without any client."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from daycap import InvalidInput
+from daycap.http_calls import call_of, costs_nothing, may_be_a_call
+from daycap.http_usage import UsageReader
+
+CHAT = "/v1/chat/completions"
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "gpt-4o", "messages": [], "max_tokens": 10, **fields}).encode()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_streams_usage_is_read_however_its_bytes_are_cut(end: str) -> None:
+    events = [
+        'event: message_start\ndata: {"type": "message_start", "message": {"usage": {"input_tokens": 3, "x": 1}}}',
+        ": a comment",
+        'data: {"type": "ping"}',
+        "data: not json, of a usage",
+        'data:{"type":"message_delta","usage":{"output_tokens":5,"x":null}}',
+        'event: message_stop\ndata: {"type": "message_stop"}',
+    ]
+    content = "".join(f"{event}\n\n" for event in events).replace("\n", end).encode()
+    for cut in range(len(content)):
+        reader = UsageReader(200, "Text/Event-Stream; charset=utf-8")
+
+        over = [reader.feed(content[:cut]), reader.feed(content[cut:])]
+
+        assert over == [cut == len(content), True]
+        assert reader.usage == {"input_tokens": 3, "output_tokens": 5, "x": 1}
+
+
+@pytest.mark.parametrize("said", [b"", b"[]", b"null", b"{", b'{"usage": 7}', b"[" * 100_000, b"\xff"])
+def test_what_says_no_usage_is_none(said: bytes) -> None:
+    reader = UsageReader(200, "application/json")
+    assert not reader.feed(said)
+    reader.close(whole=True)
+
+    assert (reader.over, reader.usage) == (True, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b'{"model": 7}', b"[" * 100_000, b"\xff"])
+def test_what_names_no_model_is_no_call(content: bytes) -> None:
+    assert call_of(CHAT, content, 10, None) is None
+
+
+def test_what_goes_in_is_bounded_by_the_bytes_and_what_providers_add() -> None:
+    plain, tools = body(messages=[{"role": "user", "content": "é"}]), body(tools=[{"type": "function"}])
+
+    assert (call_of(CHAT, plain, None, None) or {})["input_tokens"] == len(plain) + 64
+    assert (call_of(CHAT, tools, None, None) or {})["input_tokens"] == len(tools) + 1024
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]},
+        {"input": [{"type": "item_reference", "id": "i"}]},
+        {"input": [{"type": "function_call_output", "output": [{"type": "input_file"}]}]},
+        {"system": [{"type": "new"}]},
+        {"mcp_servers": [{}]},
+        {"conversation": "c"},
+    ],
+)
+def test_what_may_be_more_than_its_bytes_needs_a_counter(fields: Any) -> None:
+    with pytest.raises(InvalidInput, match="count_tokens"):
+        call_of(CHAT, body(**fields), None, None)
+
+    assert (call_of(CHAT, body(**fields), None, lambda _: 7) or {})["input_tokens"] == 7
+
+
+def test_texts_and_the_calls_of_own_tools_are_not_more_than_their_bytes() -> None:
+    use = {"type": "tool_use", "id": "t", "name": "draw", "input": {"type": "image", "content": [{"type": "image"}]}}
+    messages = [{"role": "assistant", "content": [use]}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
+
+    assert call_of("/v1/messages", body(messages=messages), None, None) is not None
+
+
+def test_the_most_that_comes_out_is_for_all_answers_and_none_for_embeddings() -> None:
+    assert (call_of(CHAT, body(n=3, max_completion_tokens=20), 5, None) or {})["max_output_tokens"] == 60
+    assert (call_of(CHAT, body(max_tokens=None), 5, None) or {})["max_output_tokens"] == 5
+    assert (call_of("/v1/embeddings", body(max_tokens=None), None, None) or {})["max_output_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", CHAT, (False, True)),
+        ("POST", "/openai/deployments/mine/chat/completions", (False, True)),
+        ("POST", "/v1/messages/count_tokens", (True, False)),
+        ("POST", "/v1/images/generations", (False, False)),
+        ("POST", "/v1/completions", (False, False)),
+        ("GET", "/v1/models", (True, False)),
+    ],
+)
+def test_paths_say_what_may_cost(method: str, path: str, expected: tuple[bool, bool]) -> None:
+    assert (costs_nothing(method, path), may_be_a_call(path)) == expected
