@@ -9,6 +9,7 @@ from daycap.http_calls import USUAL_TIERS
 
 _NOT_BILLED = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429}
 _LAST_EVENTS = {"message_stop", "response.completed", "response.incomplete", "response.failed"}
+_TELLING = tuple(f'"{word}"'.encode() for word in ("usage", *_LAST_EVENTS))
 
 
 class UsageReader:
@@ -56,7 +57,7 @@ class UsageReader:
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.over = True
-        elif b'"usage"' in data or any(each.encode() in data for each in _LAST_EVENTS):
+        elif any(word in data for word in _TELLING):
             event = self._said(data)
             self.over = self.over or event.get("type") in _LAST_EVENTS
 
