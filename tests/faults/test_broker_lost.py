@@ -174,7 +174,6 @@ def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
 # --- the broker restarts ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("both_faces")
 def test_a_broker_that_restarts_under_load_costs_no_event_and_ends_no_worker(
     spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pytest
 import uvloop
 
 from daycap import AsyncWallet, BudgetUnavailable, CapExceeded
-from tests.processes import LocalRedis
+from tests.processes import ROOT, LocalRedis
 
 if TYPE_CHECKING:
     from tests.spine import Spine
@@ -169,18 +170,26 @@ class TestACounterThatHangs:
         assert reading.leased_micros == 0
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_wallet_outlives_its_loop(spine: Spine, agent: str, run: Run) -> None:
-    wallet = wallet_of(spine, DAYCAP_SLICE_SECONDS="0")
+_TWO_LOOPS = """
+import asyncio, sys
+from daycap import AsyncWallet
+import uvloop
+run = asyncio.run if sys.argv[1] == "asyncio" else uvloop.run
+wallet = AsyncWallet.from_env()
+async def spend():
+    (await wallet.reserve("agent-7", 1_000)).finalize(1_000)
+run(spend())
+run(spend())
+assert run(wallet.close(20)) == ()
+"""
 
-    async def spend() -> None:
-        (await wallet.reserve(agent, 1_000)).finalize(1_000)
 
-    run(spend())
-    run(spend())
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_wallet_outlives_its_loop(spine: Spine, agent: str, kind: str) -> None:
+    """In a process of its own: a loop that ends without closing its connection says so when that is collected."""
+    environment = {**os.environ, **spine.environment, "DAYCAP_SLICE_SECONDS": "0"}
+    subprocess.run([sys.executable, "-c", _TWO_LOOPS, kind], env=environment, cwd=ROOT, check=True, timeout=60)
 
-    assert run(wallet.close(20)) == ()
-    gc.collect()  # A loop that ends without closing its connection says so when that is collected.
     assert spine.settled_once(agent) == (2, 2_000)
 
 
