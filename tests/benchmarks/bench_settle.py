@@ -22,6 +22,7 @@ _BATCHED, _SINGLE, _SLOW = 40_000, 6_000, 300
 def figures() -> Iterator[Figure]:
     """Full messages, messages of one event, and what one event waits where there are few."""
     with place() as here:
+        here.open_days()
         floor, settled = interleaved(3, lambda: _floor(here), lambda: _settle(here, _BATCHED, 500))
         against = "events/s: rows by executemany, 500 a transaction"
         yield Figure("settle, 500 events a message", settled, "events/s", against, floor, at_least=0.5)
