@@ -16,7 +16,7 @@ from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBroker
 from daycap import Settings, Wallet
 from daycap.clock import day_of
 from daycap.redis_counter import RedisCounter
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 from worker.schema import metadata
 
 T = TypeVar("T")
@@ -42,6 +42,10 @@ def wait_for(condition: Callable[[], T], timeout_s: float = 20) -> T:
 
 def make_empty(env: dict[str, str]) -> None:
     """As on the first day; but the broker keeps the queues' bindings, which the worker made when it started."""
+    with redis.Redis.from_url(env["DAYCAP_BROKER_URL"]) as broker:
+        # What a worker is about to publish would come after the end of all else.
+        queues = (FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE)
+        wait_for(lambda: not any(map(broker.llen, queues)) and not broker.hlen("unacked"))
     with redis.Redis.from_url(env["DAYCAP_REDIS_URL"]) as counter:
         counter.flushdb()
     with redis.Redis.from_url(env["DAYCAP_BROKER_URL"]) as broker:
