@@ -26,7 +26,8 @@ _MODELS_COUNTER = "tests/model/test_counter_is_the_model.py"
 _PRICES = [f"tests/unit/test_{part}.py" for part in ("usage", "prices", "own_prices")]
 _WALLET = [
     *("tests/unit/test_wallet_alone.py", "tests/unit/test_wallet_in_trouble.py", "tests/unit/test_binding.py"),
-    *("tests/unit/test_priced_wallet.py", "tests/unit/test_outbox.py", "tests/contract/test_binding.py"),
+    *("tests/unit/test_priced_wallet.py", "tests/unit/test_metered.py", "tests/unit/test_outbox.py"),
+    "tests/contract/test_binding.py",
     *("-k", "not postgresql"),
 ]
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
