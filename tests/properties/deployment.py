@@ -188,12 +188,18 @@ class Deployment:
     def set_cap(self, cap: int) -> None:
         accounts.set_cap(self.ledger, self.publisher, AGENT, cap, "test")
 
-    def make_room(self, room: int) -> None:
-        """Raise the cap where less than `room` could be lent: where all is spent, nothing more can go wrong."""
+    def make_room(self) -> int:
+        """Resume the agent and raise its cap where little could be lent: where all is spent, nothing more goes wrong.
+
+        Returns what could be lent today if nobody had set aside more than is held.
+        """
         today = day_of(self.world.ms)
         taken = sum(micros for day, micros in self.truth.taken.values() if day == today)
-        if self.cap() < taken + room:
-            self.set_cap(taken + room)
+        cap = max(self.truth.highest_cap.get(today, 0), taken + 100)
+        self.set_status("active")
+        if self.cap() < cap:
+            self.set_cap(cap)
+        return cap - taken
 
     def set_status(self, status: str) -> None:
         accounts.set_status(self.ledger, self.publisher, AGENT, status, "test")

@@ -13,7 +13,7 @@ from tests.properties.world import Waiting, World
 # cap: the promises are decided there.
 which = st.integers(0, 7)
 amounts = st.sampled_from([60, 100, 40, 20, 1, 0])
-more_than_half = st.sampled_from([60, 100])
+percent = st.sampled_from([60, 100])
 costs = st.sampled_from([0, 1, 20, 100])
 overage = st.sampled_from([0, 0, 0, 0, 0, 7])
 caps = st.sampled_from([100, 20, 100, 150, 0])
@@ -150,13 +150,13 @@ class FaultyWallets(LoneWallet):
         self.try_to_reserve(runner, estimate)
         runner.counter.fault = ""
 
-    @rule(number=which, estimate=more_than_half, lost=st.booleans(), minute=st.booleans())
-    def the_answer_comes_after_much_else(self, number: int, estimate: int, lost: bool, minute: bool) -> None:
+    @rule(number=which, share=percent, lost=st.booleans(), minute=st.booleans())
+    def the_answer_comes_after_much_else(self, number: int, share: int, lost: bool, minute: bool) -> None:
         """For the guard that throws late replies away: a sync is under way while the keeper sends others.
 
         What is held before has the lease renewed meanwhile.
         """
-        self.deployment.make_room(100)
+        estimate = self.deployment.make_room() * share // 100
         one, other = self.runner(number), self.runner(number + 1)
         self.try_to_reserve(one, 20)
 
@@ -192,10 +192,10 @@ class FaultyWallets(LoneWallet):
             self.deployment.close_wallet(self.runner(number))
         self.deployment.start(2)
 
-    @rule(number=which, estimate=more_than_half, released=st.booleans())
-    def pause_a_wallet(self, number: int, estimate: int, released: bool) -> None:
+    @rule(number=which, share=percent, released=st.booleans())
+    def pause_a_wallet(self, number: int, share: int, released: bool) -> None:
         """For the local deadline: it stands still for longer than its leases live, and others take what they can."""
-        self.deployment.make_room(100)
+        estimate = self.deployment.make_room() * share // 100
         one, other = self.runner(number), self.runner(number + 1)
         if (call := self.try_to_reserve(one, estimate)) and released:
             self.deployment.end(call, None)
@@ -220,7 +220,7 @@ class FaultyWallets(LoneWallet):
     @rule(number=which, fates=st.lists(st.sampled_from(["lost", "settled", "waits"]), min_size=2, max_size=3))
     def calls_whose_messages_fare_differently(self, number: int, fates: list[str]) -> None:
         """For the guard that takes as settled only what is before the first gap, and for sending again."""
-        self.deployment.make_room(100)
+        self.deployment.make_room()
         for fate in fates:
             runner, before = self.runner(number), len(self.deployment.queue)
             if call := self.try_to_reserve(runner, 20):
@@ -264,7 +264,7 @@ class FaultyWallets(LoneWallet):
     @rule(number=which, low=st.sampled_from([20, 0]), estimate=amounts)
     def lower_the_cap_for_a_while(self, number: int, low: int, estimate: int) -> None:
         """For the guard that counts as used what was drawn though it was not charged."""
-        self.deployment.make_room(100)
+        self.deployment.make_room()
         before = self.deployment.cap()
         if call := self.try_to_reserve(self.runner(number), estimate):
             self.finalize_call(call, estimate, 0)
@@ -291,13 +291,13 @@ class FaultyWallets(LoneWallet):
 
     @rule(
         number=which,
-        estimate=more_than_half,
+        share=percent,
         how=st.sampled_from(["flush", "fail over", "delete a key", "restart"]),
         minute=st.booleans(),
     )
-    def lose_the_counter(self, number: int, estimate: int, how: str, minute: bool) -> None:
+    def lose_the_counter(self, number: int, share: int, how: str, minute: bool) -> None:
         """For the fence, the run id and putting back: what one holds by then, no other gets, now or a minute later."""
-        self.deployment.make_room(100)
+        estimate = self.deployment.make_room() * share // 100
         if how == "fail over":
             self.deployment.copy()
         self.try_to_reserve(self.runner(number), estimate)

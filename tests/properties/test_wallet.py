@@ -61,7 +61,7 @@ def runs() -> list[tuple[type[LoneWallet], int]]:
     """The machines, each with the seeds of its runs."""
     if THOROUGH:
         return [(LoneWallet, 0), (FaultyWallets, 0)]
-    return [(LoneWallet, number) for number in range(4)] + [(FaultyWallets, number) for number in range(16)]
+    return [(LoneWallet, number) for number in range(4)] + [(FaultyWallets, number) for number in range(14)]
 
 
 @pytest.mark.timeout(0 if THOROUGH else 120)
