@@ -26,6 +26,7 @@ from daycap.redis_counter import (
     sync_call,
     sync_reply,
     unavailable,
+    without_errors,
 )
 
 Asked = tuple[SyncRequest, "asyncio.Future[SyncReply]"]
@@ -125,10 +126,7 @@ async def _exchange(connection: Any, requests: list[SyncRequest]) -> list[Any]:
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
+    return without_errors(replies)
 
 
 async def _read(connection: Any) -> Any:

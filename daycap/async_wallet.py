@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, Unpack, cast, overload
@@ -11,7 +10,6 @@ from typing import Any, Unpack, cast, overload
 from daycap.async_redis_counter import AsyncRedisCounter
 from daycap.base_wallet import BaseWallet, too_many
 from daycap.counter import SyncReply
-from daycap.errors import CapExceeded, CounterUnavailable, NotYourAgent, UnknownAgent
 from daycap.lease import AsyncHold
 from daycap.lease_book import Pending
 from daycap.memory_counter import MemoryCounter
@@ -47,7 +45,6 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     def _begin(self) -> None:
         super()._begin()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._topping_up: dict[str, asyncio.Lock] = {}
 
     def _forget(self) -> None:
         super()._forget()
@@ -80,13 +77,13 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
         """See `Wallet.metered`: of an `async def`. Cancelled in the call, it is charged all that is held."""
+        amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
 
         def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
             must_be(function, coroutine=True)
 
             @wraps(function)
             async def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
-                amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
                 with await self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
                     result = await function(*args, **kwargs)
                     note_cost(hold, result, cost)
@@ -137,15 +134,10 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         except TimeoutError:
             raise too_many(agent) from None
         try:
-            if self._binding.must_look(agent):
-                await asyncio.to_thread(self._binding.check, agent)
-            return await self._drive(self._steps(agent, estimate, start_s), start_s)
-        except CapExceeded:
-            self._keeper.refused(agent)
-            raise
-        except (UnknownAgent, NotYourAgent):
-            self._topping_up.pop(agent, None)
-            raise
+            with self._asking(agent):
+                if self._binding.must_look(agent):
+                    await asyncio.to_thread(self._binding.check, agent)
+                return await self._drive(self._steps(agent, estimate, start_s), start_s)
         finally:
             lock.release()
 
@@ -153,7 +145,8 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._topping_up = loop, {}
-        return self._topping_up.setdefault(agent, asyncio.Lock())
+        lock: asyncio.Lock = self._topping_up.setdefault(agent, asyncio.Lock())
+        return lock
 
     async def _drive(self, steps: Steps[AsyncHold], start_s: float) -> AsyncHold:
         answer: SyncReply | None = None
@@ -171,13 +164,9 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         if not isinstance(step, Pending):
             await asyncio.sleep(step)
             return None
-        self._fail_like_others(start_s)
-        try:
+        with self._exchanging(start_s):
             if self._redis is not None:
                 return await self._redis.sync(step.request)
             if isinstance(self._counter, MemoryCounter):
                 return self._counter.sync([step.request])[0]
             return (await asyncio.to_thread(self._counter.sync, [step.request]))[0]
-        except CounterUnavailable as error:
-            self._no_answer = (time.monotonic(), error)
-            raise

@@ -8,13 +8,22 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 from daycap.binding import Binding
-from daycap.errors import BudgetUnavailable, CounterUnavailable, InvalidInput, OutboxFull
+from daycap.errors import (
+    BudgetUnavailable,
+    CapExceeded,
+    CounterUnavailable,
+    InvalidInput,
+    NotYourAgent,
+    OutboxFull,
+    UnknownAgent,
+)
 from daycap.identity import identity_anchor
 from daycap.keeper import Keeper
 from daycap.lease import BaseHold
@@ -74,6 +83,8 @@ class BaseWallet(Generic[H]):
         self._keeper.follow_adopted()
 
     def _begin(self) -> None:
+        self._topping_up: dict[str, Any] = {}
+        """Each agent's lock, of the face's own kind: one top-up at a time."""
         self._no_answer: tuple[float, CounterUnavailable] | None = None
         self._closed = False
 
@@ -179,10 +190,28 @@ class BaseWallet(Generic[H]):
         self._keeper.start()
         return time.monotonic()
 
-    def _fail_like_others(self, start_s: float) -> None:
-        """Who waited while another's question got no answer does not ask again and wait as long once more."""
+    @contextmanager
+    def _asking(self, agent: str) -> Iterator[None]:
+        """Around a top-up: what a refusal means for those who ask next."""
+        try:
+            yield
+        except CapExceeded:
+            self._keeper.refused(agent)
+            raise
+        except (UnknownAgent, NotYourAgent):
+            self._topping_up.pop(agent, None)
+            raise
+
+    @contextmanager
+    def _exchanging(self, start_s: float) -> Iterator[None]:
+        """Around a question: who waited while another's got no answer does not ask and wait as long once more."""
         if self._no_answer is not None and self._no_answer[0] >= start_s:
             raise self._no_answer[1]
+        try:
+            yield
+        except CounterUnavailable as error:
+            self._no_answer = (time.monotonic(), error)
+            raise
 
     def _flush(self, timeout: float) -> tuple[str, ...]:
         end = time.monotonic() + timeout

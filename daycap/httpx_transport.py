@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from daycap.errors import DaycapError, InvalidInput, Refused
 from daycap.http_calls import AgentCall, TokenCounter, call_of, costs_nothing, may_be_a_call
 from daycap.http_usage import UsageReader
 from daycap.lease import BaseHold
+from daycap.metered import sending
 
 if TYPE_CHECKING:
     import httpx
@@ -106,16 +108,11 @@ class _Metered:
         self._prices = prices
         self._reader: UsageReader | None = None
 
-    def failed(self, error: BaseException) -> None:
-        """There is no answer. Only if nothing was sent is it sure that there is no bill."""
-        if _NOT_SENT & {each.__name__ for each in type(error).__mro__}:
-            self._hold.release()
-        else:
-            self._hold.finalize(self._hold.held_micros)
-
-    def answered(self, status: int, content_type: str) -> None:
-        """The answer begins."""
-        self._reader = UsageReader(status, content_type)
+    def answered(self, response: Any, stream: type, base: type) -> Any:
+        """The answer begins: it passes by in a `stream` of ours that is also one of the library's own, `base`."""
+        self._reader = UsageReader(response.status_code, response.headers.get("content-type", ""))
+        response.stream = _stream_type(stream, base)(response.stream, self)
+        return response
 
     def feed(self, data: bytes) -> None:
         """A piece of the answer; after the last event of a stream its cost is known."""
@@ -183,25 +180,17 @@ class MeteredTransport(_BaseTransport):
         library = _library(request)
         with self._making:
             self._wrapped = self._wrapped or library.HTTPTransport()
-        try:
+        with _errors_of_the_clients_own():
             if may_be_a_call(request.url.path):
                 request.read()
             call = self._meter.call_of(request)
             hold = None if call is None else self._wallet.reserve(call.agent, **call.call)
-        except DaycapError as error:
-            _make_the_clients_own(error)
-            raise
         if call is None or hold is None:
             return self._wrapped.handle_request(request)
         metered = _Metered(hold, call, self._wallet.prices)
-        try:
+        with sending(hold, _not_sent):
             response = self._wrapped.handle_request(request)
-        except BaseException as error:
-            metered.failed(error)
-            raise
-        metered.answered(response.status_code, response.headers.get("content-type", ""))
-        response.stream = _stream_type(_Stream, library.SyncByteStream)(response.stream, metered)
-        return response
+        return metered.answered(response, _Stream, library.SyncByteStream)
 
     def close(self) -> None:
         """Close what is wrapped. The wallet stays open."""
@@ -237,25 +226,17 @@ class AsyncMeteredTransport(_AsyncBaseTransport):
         """See `MeteredTransport.handle_request`. A task that is cancelled once it sends is charged all that is held."""
         library = _library(request)
         self._wrapped = self._wrapped or library.AsyncHTTPTransport()
-        try:
+        with _errors_of_the_clients_own():
             if may_be_a_call(request.url.path):
                 await request.aread()
             call = self._meter.call_of(request)
             hold = None if call is None else await self._wallet.reserve(call.agent, **call.call)
-        except DaycapError as error:
-            _make_the_clients_own(error)
-            raise
         if call is None or hold is None:
             return await self._wrapped.handle_async_request(request)
         metered = _Metered(hold, call, self._wallet.prices)
-        try:
+        with sending(hold, _not_sent):
             response = await self._wrapped.handle_async_request(request)
-        except BaseException as error:
-            metered.failed(error)
-            raise
-        metered.answered(response.status_code, response.headers.get("content-type", ""))
-        response.stream = _stream_type(_AsyncStream, library.AsyncByteStream)(response.stream, metered)
-        return response
+        return metered.answered(response, _AsyncStream, library.AsyncByteStream)
 
     async def aclose(self) -> None:
         """Close what is wrapped. The wallet stays open."""
@@ -269,12 +250,16 @@ class AsyncMeteredTransport(_AsyncBaseTransport):
         await self.aclose()
 
 
-class _Stream:
+class _PassingBy:
     """An answer's bytes, unchanged, while what they say of the usage is read."""
 
     def __init__(self, wrapped: Any, metered: _Metered) -> None:
         self._wrapped = wrapped
         self._metered = metered
+
+
+class _Stream(_PassingBy):
+    """Of a thread."""
 
     def __iter__(self) -> Iterator[bytes]:
         for data in self._wrapped:
@@ -289,12 +274,8 @@ class _Stream:
             self._metered.end()
 
 
-class _AsyncStream:
-    """The same of the event loop."""
-
-    def __init__(self, wrapped: Any, metered: _Metered) -> None:
-        self._wrapped = wrapped
-        self._metered = metered
+class _AsyncStream(_PassingBy):
+    """Of the event loop."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for data in self._wrapped:
@@ -307,6 +288,11 @@ class _AsyncStream:
             await self._wrapped.aclose()
         finally:
             self._metered.end()
+
+
+def _not_sent(error: BaseException) -> bool:
+    """Only if nothing was sent is it sure that there is no bill."""
+    return bool(_NOT_SENT & {each.__name__ for each in type(error).__mro__})
 
 
 def _library(request: Any) -> Any:
@@ -328,11 +314,16 @@ def _stream_type(kind: type, base: type) -> Callable[[Any, _Metered], Any]:
 _CLIENTS_OWN = {"openai": "OpenAIError", "anthropic": "AnthropicError"}
 
 
-def _make_the_clients_own(error: DaycapError) -> None:
-    """Let it be an error of each client library's root besides, so that it reaches the caller, and at once."""
-    roots = tuple(getattr(sys.modules[name], root) for name, root in _CLIENTS_OWN.items() if name in sys.modules)
-    if missing := tuple(root for root in roots if not isinstance(error, root)):
-        error.__class__ = _error_type((type(error), *missing))
+@contextmanager
+def _errors_of_the_clients_own() -> Iterator[None]:
+    """Errors of daycap are of each client library's root besides, so that they reach the caller, and at once."""
+    try:
+        yield
+    except DaycapError as error:
+        roots = tuple(getattr(sys.modules[name], root) for name, root in _CLIENTS_OWN.items() if name in sys.modules)
+        if missing := tuple(root for root in roots if not isinstance(error, root)):
+            error.__class__ = _error_type((type(error), *missing))
+        raise
 
 
 @cache

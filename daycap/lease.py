@@ -156,7 +156,7 @@ class BaseHold:
         after the last part. Of a part that costs more than is held the rest is an overage, as in `finalize`. Raises
         `InvalidAmount` or `HoldEnded`, and the hold stays as it was.
         """
-        self._book.settle_part(self, actual_micros)
+        self._book.settle_part(self, micros(actual_micros))
         if hasattr(self, "_cost_of"):
             whole = self._cost_of
             self._cost_of = lambda usage: max(0, whole(usage) - actual_micros)

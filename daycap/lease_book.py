@@ -17,7 +17,7 @@ from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
 from daycap.counter import KEPT_DAYS, Answer, SyncReply, SyncRequest, settled_up_to
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
 from daycap.lease import BaseHold, Hold, Lease
-from daycap.money import MAX_MICROS, micros
+from daycap.money import MAX_MICROS
 from daycap.wire import FinalizeEvent, new_lease_id
 
 logger = logging.getLogger("daycap")
@@ -135,8 +135,7 @@ class LeaseBook(Generic[H]):
             self._emit(event)
 
     def settle_part(self, hold: BaseHold, actual: int) -> None:
-        """See `Hold.settle_part`. A part is a hold of its own, split off and finalized."""
-        micros(actual)
+        """See `Hold.settle_part`; `actual` is an amount. A part is a hold of its own, split off and finalized."""
         with self._lock:
             if hold._ended or hold._lease.foreign:
                 raise _ended(hold)

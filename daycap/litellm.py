@@ -26,6 +26,7 @@ from litellm.router_python_host import PythonHost
 from daycap.async_wallet import AsyncWallet
 from daycap.errors import DaycapError, InvalidInput, UnknownModel
 from daycap.lease import BaseHold
+from daycap.metered import sending
 from daycap.usage import AnyUsage, Call
 from daycap.wallet import Wallet
 
@@ -141,11 +142,8 @@ class Metered(_Metered[Wallet]):
         """
         agent, priced = self._prepare(model, messages, call)
         hold = self._wallet.reserve(agent, **priced)
-        try:
+        with sending(hold, _not_billed):
             answer = litellm.completion(model=model, messages=messages, **call)
-        except BaseException as error:
-            _failed(hold, error)
-            raise
         return self._answered(hold, answer)
 
 
@@ -159,11 +157,8 @@ class AsyncMetered(_Metered[AsyncWallet]):
         # Counting a long prompt takes a while.
         agent, priced = await asyncio.to_thread(self._prepare, model, messages, call)
         hold = await self._wallet.reserve(agent, **priced)
-        try:
+        with sending(hold, _not_billed):
             answer = await litellm.acompletion(model=model, messages=messages, **call)
-        except BaseException as error:
-            _failed(hold, error)
-            raise
         return self._answered(hold, answer)
 
 
@@ -317,11 +312,8 @@ def _longest_answer(model: str, provider: str | None) -> int:
     return int(most)
 
 
-def _failed(hold: BaseHold, error: BaseException) -> None:
-    if isinstance(error, NOT_BILLED):
-        hold.release()
-    else:
-        hold.finalize(hold.held_micros)
+def _not_billed(error: BaseException) -> bool:
+    return isinstance(error, NOT_BILLED)
 
 
 def _settle(hold: BaseHold, usage: AnyUsage) -> None:

@@ -1,9 +1,10 @@
-"""What `metered` does around a function that makes one call, for both faces of a wallet."""
+"""What is done around a call: by `metered` for a function that makes one, and by what wraps a client library."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from daycap.errors import InvalidInput
@@ -30,6 +31,19 @@ def must_be(function: Callable[..., object], *, coroutine: bool) -> None:
 def agent_of(agent: AgentOf, *args: object, **kwargs: object) -> str:
     """Whose call it is."""
     return agent(*args, **kwargs) if callable(agent) else agent
+
+
+@contextmanager
+def sending(hold: BaseHold, surely_not_billed: Callable[[BaseException], bool]) -> Iterator[None]:
+    """Around the sending of a call that is held for: an error ends the hold, in full if there may be a bill."""
+    try:
+        yield
+    except BaseException as error:
+        if surely_not_billed(error):
+            hold.release()
+        else:
+            hold.finalize(hold.held_micros)
+        raise
 
 
 def note_cost(hold: BaseHold, result: object, cost: CostOf) -> None:

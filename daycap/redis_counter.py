@@ -231,6 +231,11 @@ def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
     except BaseException:
         connection.disconnect()
         raise
+    return without_errors(replies)
+
+
+def without_errors(replies: list[Any]) -> list[Any]:
+    """The replies of one exchange, all of them read. Raises the first that is an error."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply

@@ -10,7 +10,6 @@ from typing import Any, Unpack, cast, overload
 
 from daycap.base_wallet import BaseWallet, too_many
 from daycap.counter import SyncReply
-from daycap.errors import CapExceeded, CounterUnavailable, NotYourAgent, UnknownAgent
 from daycap.lease import Hold
 from daycap.lease_book import Pending
 from daycap.metered import AgentOf, CostOf, P, T, agent_of, must_be, note_cost
@@ -28,10 +27,6 @@ class Wallet(BaseWallet[Hold]):
     """
 
     _hold_type = Hold
-
-    def _begin(self) -> None:
-        super()._begin()
-        self._topping_up: dict[str, threading.Lock] = {}
 
     @overload
     def reserve(self, agent: str, estimate_micros: int) -> Hold: ...
@@ -74,13 +69,13 @@ class Wallet(BaseWallet[Hold]):
         else it is all that is held, as after an exception. Raises what `reserve` and a hold's `used` raise, and
         `InvalidInput` for generators and coroutine functions.
         """
+        amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
 
         def decorate(function: Callable[P, T]) -> Callable[P, T]:
             must_be(function, coroutine=False)
 
             @wraps(function)
             def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
-                amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
                 with self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
                     result = function(*args, **kwargs)
                     note_cost(hold, result, cost)
@@ -137,18 +132,13 @@ class Wallet(BaseWallet[Hold]):
     def _ask(self, agent: str, estimate: int) -> Hold:
         """Drive a top-up: one at a time for each agent."""
         start_s = self._begin_to_ask(agent)
-        lock = self._topping_up.setdefault(agent, threading.Lock())
+        lock: threading.Lock = self._topping_up.setdefault(agent, threading.Lock())
         if not lock.acquire(timeout=self._settings.open_timeout_seconds):
             raise too_many(agent)
         try:
-            self._binding.check(agent)  # Whoever has a lease in the book came by here.
-            return self._drive(self._steps(agent, estimate, start_s), start_s)
-        except CapExceeded:
-            self._keeper.refused(agent)
-            raise
-        except (UnknownAgent, NotYourAgent):
-            self._topping_up.pop(agent, None)
-            raise
+            with self._asking(agent):
+                self._binding.check(agent)  # Whoever has a lease in the book came by here.
+                return self._drive(self._steps(agent, estimate, start_s), start_s)
         finally:
             lock.release()
 
@@ -168,9 +158,5 @@ class Wallet(BaseWallet[Hold]):
         if not isinstance(step, Pending):
             time.sleep(step)
             return None
-        self._fail_like_others(start_s)
-        try:
+        with self._exchanging(start_s):
             return self._counter.sync([step.request])[0]
-        except CounterUnavailable as error:
-            self._no_answer = (time.monotonic(), error)
-            raise

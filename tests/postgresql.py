@@ -42,14 +42,14 @@ class LocalPostgreSQL:
 
     def start(self) -> None:
         """Begin again with what was committed."""
-        patience = 6  # The wheel waits for 10 s; a busy machine may recover for longer.
-        while True:
+        for more_tries in reversed(range(6)):  # The wheel waits for 10 s; a busy machine may recover for longer.
             try:
-                return self._server.ensure_postgres_running()  # type: ignore[no-any-return]
+                self._server.ensure_postgres_running()
             except subprocess.TimeoutExpired:
-                patience -= 1
-                if not patience:
+                if not more_tries:
                     raise
+            else:
+                return
 
     def close(self) -> None:
         self._server.cleanup()

@@ -94,8 +94,13 @@ def insert(dialect: str, table: sa.Table) -> Any:
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
+def given_columns(table: sa.TableClause) -> list[str]:
+    """The columns that a row gives, in the table's order: those that the database makes itself are left out."""
+    return [column.name for column in table.columns if column.computed is None]
+
+
 def execute_many(connection: sa.Connection, statement: sa.Insert, rows: Sequence[tuple[object, ...]]) -> None:
-    """Execute for each of `rows`, in the order of the table's columns, those left out that the database makes itself.
+    """Execute for each of `rows`, in the order of the table's `given_columns`.
 
     Made for settling: SQLAlchemy's own way, over a dictionary for each row, takes longer than the database.
     """
@@ -106,8 +111,7 @@ def execute_many(connection: sa.Connection, statement: sa.Insert, rows: Sequence
 def _text(statement: sa.Insert, dialect: str) -> str:
     """The statement as the driver takes it, with places instead of names."""
     kind, style = (psycopg.dialect, "format") if dialect == "postgresql" else (sqlite.dialect, "qmark")
-    given = [column.name for column in statement.table.columns if column.computed is None]
-    return str(statement.compile(dialect=kind(paramstyle=style), column_keys=given))
+    return str(statement.compile(dialect=kind(paramstyle=style), column_keys=given_columns(statement.table)))
 
 
 def passes(error: BaseException) -> bool:

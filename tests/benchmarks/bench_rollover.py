@@ -17,7 +17,7 @@ from daycap.clock import DAY_MS, day_of
 from daycap.settings import Settings
 from tests.benchmarks.place import place
 from worker import housekeeping, opening, retention
-from worker.ledger import Ledger
+from worker.ledger import Ledger, given_columns
 from worker.publish import CounterPublisher
 from worker.schema import lease_totals, settlements
 from worker.slices import Place, Slice, slice_of
@@ -69,8 +69,8 @@ def add_settlements(ledger: Ledger, day: str) -> None:
     with ledger.writing() as connection:
         connection.execute(sa.insert(lease_totals).from_select(lease_totals.c.keys(), of_day.where(date == day)))
         charged = sa.select("lease-" + agent + "-1", agent, date, *(one.label(name) for name in "abcd"))
-        given = [column.name for column in settlements.c if column.computed is None]
-        connection.execute(sa.insert(settlements).from_select(given, charged.where(date == day)))
+        charged = charged.where(date == day)
+        connection.execute(sa.insert(settlements).from_select(given_columns(settlements), charged))
 
 
 if __name__ == "__main__":

@@ -108,8 +108,10 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
 
 def _better(figure: Figure) -> float:
     """1 at the goal, more on its good side."""
+    if figure.at_most == 0:
+        return 1.0 if figure.met else 0.5
     if figure.at_most is not None:
-        return (figure.at_most + 1e-9) / (figure.compared + 1e-9) if figure.at_most else float(figure.met or 0) or 0.5
+        return figure.at_most / max(figure.compared, 1e-9)
     return figure.compared / (figure.at_least or 1)
 
 

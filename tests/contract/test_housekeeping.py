@@ -34,18 +34,11 @@ class Counter(MemoryCounter):
         self.meanwhile: Callable[[], object] = lambda: None
         self.published: list[list[str]] = []
 
-    def publish(
-        self,
-        snapshots: Sequence[DaySnapshot],
-        terms: LeaseTerms,
-        *,
-        expire_before_ms: int = 0,
-        first_until_ms: int = 0,
-    ) -> list[PublishReply | None]:
+    def publish(self, snapshots: Sequence[DaySnapshot], terms: LeaseTerms, **until: int) -> list[PublishReply | None]:
         meanwhile, self.meanwhile = self.meanwhile, lambda: None
         meanwhile()
         self.published.append([snapshot.agent for snapshot in snapshots])
-        return super().publish(snapshots, terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms)
+        return super().publish(snapshots, terms, **until)
 
 
 @pytest.fixture
