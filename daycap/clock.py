@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -25,8 +26,8 @@ def wall_ms() -> int:
 
 
 def day_of(now_ms: int) -> str:
-    """The UTC day, `YYYY-MM-DD`, that `now_ms` (milliseconds since the epoch) falls in."""
-    return datetime.fromtimestamp(now_ms // 1000, UTC).date().isoformat()
+    """The UTC day, `YYYY-MM-DD`, that `now_ms` (milliseconds since the epoch) falls in; one object for each day."""
+    return sys.intern(datetime.fromtimestamp(now_ms // 1000, UTC).date().isoformat())
 
 
 def day_start_ms(day: str) -> int:
