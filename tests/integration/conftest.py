@@ -11,6 +11,7 @@ from celery import Celery
 from pytest_celery import CeleryTestSetup, RedisTestBackend
 
 from tests.processes import LocalRedis, LocalWorker, SharedBroker, SharedWorker
+from tests.provider import Provider
 from tests.spine import Spine, environment, make_empty
 
 
@@ -63,3 +64,10 @@ def spine(celery_setup: CeleryTestSetup, shared_environment: dict[str, str]) -> 
     spine = Spine(celery_setup, shared_environment)
     yield spine
     spine.close()
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    provider = Provider()
+    yield provider
+    provider.close()

@@ -12,9 +12,11 @@ import pytest
 
 from daycap import AsyncWallet, CapExceeded, InvalidInput, UnknownModel, Wallet
 from daycap.prices import Prices
+from tests.provider import answer as http_answer
 from tests.spine import wait_for
 
 if TYPE_CHECKING:
+    from tests.provider import Provider
     from tests.spine import Spine
 
 pytestmark = [
@@ -215,6 +217,12 @@ class TestACall:
         with pytest.raises(InvalidInput, match=r"litellm\.num_retries"):
             calls.call(mock_response="hi")
         assert (sent, calls.spent()) == ([], 0)
+
+    def test_that_fails_is_not_sent_again_by_the_providers_client(self, calls: Any, provider: Provider) -> None:
+        provider.answers = [http_answer(500, {"error": {"message": "try again"}})]
+        with pytest.raises(Exception, match="try again"):
+            calls.call(model=f"openai/{MODEL}", api_base=f"{provider.url}/v1", api_key="k")
+        assert (len(provider.asked), calls.spent()) == (1, worst())
 
     def test_that_fails_is_charged_in_full_unless_it_surely_was_not_billed(self, calls: Any, litellm: Any) -> None:
         more = {"model": MODEL, "llm_provider": "openai"}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -20,8 +19,10 @@ import pytest
 from daycap import AsyncWallet, CapExceeded, InvalidInput, UnknownModel, Wallet
 from daycap.httpx_transport import AGENT_HEADER, AsyncMeteredTransport, MeteredTransport
 from daycap.prices import Prices
+from tests.provider import answer, stream
 
 if TYPE_CHECKING:
+    from tests.provider import Provider
     from tests.spine import Spine
 
 CAP = 1_000_000
@@ -91,99 +92,6 @@ RESPONSE_EVENTS = [
     {"type": "response.created", "sequence_number": 0, "response": {**RESPONSE_ANSWER, "usage": None}},
     {"type": "response.completed", "sequence_number": 1, "response": RESPONSE_ANSWER},
 ]
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-def answer(status: int, body: Any, **headers: str) -> Answer:
-    def write(handler: BaseHTTPRequestHandler) -> None:
-        content = json.dumps(body).encode()
-        handler.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(content)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return write
-
-
-def stream(events: list[Any], *, broken: bool = False) -> Answer:
-    """Events in pieces of 7 bytes; without the chunk that ends them if `broken`."""
-
-    def write(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("content-type", "text/event-stream; charset=utf-8")
-        handler.send_header("transfer-encoding", "chunked")
-        handler.end_headers()
-        text = ""
-        for event in events:
-            name = f"event: {event['type']}\n" if isinstance(event, dict) and "type" in event else ""
-            text += f"{name}data: {event if isinstance(event, str) else json.dumps(event)}\n\n"
-        content = text.encode()
-        for piece in (content[at : at + 7] for at in range(0, len(content), 7)):
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-        if broken:
-            handler.close_connection = True
-        else:
-            handler.wfile.write(b"0\r\n\r\n")
-
-    return write
-
-
-class Provider:
-    """A server that answers as the test says, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        """One for each request; the last stays."""
-        self.asked: list[tuple[dict[str, str], bytes]] = []
-        self.stay = threading.Event()
-        """Set, to let go of requests that get no answer."""
-        provider = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                provider.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                say = provider.answers.pop(0) if len(provider.answers) > 1 else provider.answers[0]
-                try:
-                    say(self)
-                except OSError:
-                    self.close_connection = True  # Whoever asked has gone.
-
-            def do_GET(self) -> None:
-                answer(200, {"object": "list", "data": []})(self)
-
-            def log_message(self, *_: Any) -> None:
-                """Be quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def never(self, _: BaseHTTPRequestHandler) -> None:
-        """No answer until the test ends."""
-        self.stay.wait(60)
-
-    def close(self) -> None:
-        self.stay.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    provider = Provider()
-    yield provider
-    provider.close()
 
 
 @pytest.fixture
@@ -582,3 +490,81 @@ def test_many_calls_at_once_stay_inside_a_small_cap_in_the_ledger(provider: Prov
     assert len(provider.asked) == made
     assert spine.settled_once(agent) == (made, made * CHAT_MICROS)
     assert 0 < made * CHAT_MICROS <= cap
+
+
+def test_many_tasks_at_once_stay_inside_a_small_cap_in_the_ledger(provider: Provider, spine: Spine) -> None:
+    # Given a cap of twenty calls' cost, and calls that hold some twelve times as much as they cost
+    cap = 20 * int(CHAT_MICROS)
+    agent = spine.add("small", cap)
+    provider.answers = [answer(200, CHAT_ANSWER)]
+
+    async def call(client: openai.AsyncOpenAI) -> bool:
+        try:
+            await client.chat.completions.create(**CHAT)
+        except CapExceeded:
+            return False
+        return True
+
+    # When many tasks make as many calls as they may
+    async def main() -> int:
+        async with AsyncWallet.from_env(environ={**spine.environment, "DAYCAP_SLICE_SECONDS": "0"}) as wallet:
+            http_client = openai.DefaultAsyncHttpxClient(transport=AsyncMeteredTransport(wallet, agent))
+            async with openai.AsyncOpenAI(
+                base_url=f"{provider.url}/v1", api_key="k", http_client=http_client, max_retries=0
+            ) as client:
+                made = sum([ok for _ in range(5) for ok in await asyncio.gather(*(call(client) for _ in range(20)))])
+            assert await wallet.flush(20) == ()
+            return made
+
+    # Then each is charged once, and the cap is kept
+    made = asyncio.run(main())
+    assert len(provider.asked) == made
+    assert spine.settled_once(agent) == (made, made * CHAT_MICROS)
+    assert 0 < made * CHAT_MICROS <= cap
+
+
+def test_threads_that_begin_at_once_share_one_transport(
+    provider: Provider, wallet: Wallet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a transport whose first call makes the one that sends, and meanwhile a second call begins
+    provider.answers = [answer(200, CHAT_ANSWER)]
+    metered = MeteredTransport(wallet, "agent-7")
+    client = httpx2.Client(transport=metered)
+    made: list[httpx2.HTTPTransport] = []
+    second_is_there, make = threading.Event(), httpx2.HTTPTransport
+    threads = ThreadPoolExecutor(1)
+    second = []
+
+    class Making:
+        """The transport's own lock, and who comes to it."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self._came = 0
+
+        def __enter__(self) -> None:
+            self._came += 1
+            if self._came == 2:
+                second_is_there.set()
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+
+    def begin_another() -> httpx2.HTTPTransport:
+        made.append(make())
+        if len(made) == 1:
+            second.append(threads.submit(client.post, f"{provider.url}/v1/chat/completions", json=CHAT))
+            second_is_there.wait(10)
+        return made[-1]
+
+    metered._making = Making()  # type: ignore[assignment]
+    monkeypatch.setattr(httpx2, "HTTPTransport", begin_another)
+
+    # When both are answered
+    with client, threads:
+        assert client.post(f"{provider.url}/v1/chat/completions", json=CHAT).status_code == 200
+        assert second[0].result(20).status_code == 200
+
+    # Then both went through the same one, and none is left open
+    assert made == [metered._wrapped]

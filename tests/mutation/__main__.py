@@ -30,6 +30,8 @@ _WALLET = [
     "tests/contract/test_binding.py",
     *("-k", "not postgresql"),
 ]
+_LOOP = ["-p", "pytest_celery", "tests/unit/test_metered.py", "tests/integration/test_async_wallet.py"]
+_CLIENTS = ["tests/integration/test_metered_clients.py", "-k", "not ledger"]
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
@@ -58,6 +60,15 @@ TESTS: dict[str, tuple[list[str], int]] = {
     ),
     "daycap/base_wallet.py": (_WALLET, 0),
     "daycap/wallet.py": (_WALLET, 0),
+    "daycap/async_wallet.py": (_LOOP, 0),
+    "daycap/async_redis_counter.py": (_LOOP, 0),
+    "daycap/binding.py": (["tests/unit/test_binding.py", "tests/contract/test_binding.py", "-k", "not postgresql"], 0),
+    "daycap/identity.py": (["tests/unit/test_identity.py"], 0),
+    "daycap/metered.py": (["tests/unit/test_metered.py"], 0),
+    "daycap/http_calls.py": (["tests/unit/test_http_calls.py", *_CLIENTS], 0),
+    "daycap/http_usage.py": (["tests/unit/test_http_calls.py", *_CLIENTS], 0),
+    "daycap/httpx_transport.py": (_CLIENTS, 0),
+    "daycap/litellm.py": (["tests/integration/test_litellm.py", "-k", "not ledger"], 0),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
     "worker/housekeeping.py": (["tests/contract/test_housekeeping.py", "-k", "sqlite"], 0),

@@ -22,6 +22,7 @@ EXAMPLES = {
     "batch_threads": "left for tomorrow",
     "fastapi_endpoint": "402",
     "litellm_router": "gpt-4o-mini",
+    "openai_streaming": "Every word of this comes as an event of its own",
 }
 
 

@@ -1,0 +1,125 @@
+"""`python -m tests.mutation.guards [--guard G]... [TESTS]`: what notices it when a guard of the protocol is taken out.
+
+Each guard of `docs/design.md` is taken out of a copy of the code, in as few words as do it, and TESTS, the properties
+unless others are named, run until one fails. `docs/mutants.md` has what was found.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from tests.mutation.trial import ROOT, prepare
+
+
+class Edit(NamedTuple):
+    """`old`, which stands once in `file`, is replaced by `new`."""
+
+    file: str
+    old: str
+    new: str
+
+    def of(self, source: str) -> str:
+        """Raises ValueError where the code has moved on."""
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.file} has {source.count(self.old)} times, not once: {self.old}")
+        return source.replace(self.old, self.new)
+
+
+_BOOK, _SYNC, _PUBLISH, _SETTLE = (
+    *("daycap/lease_book.py", "daycap/scripts/sync.lua", "daycap/scripts/publish.lua"),
+    "worker/settle.py",
+)
+
+GUARDS: dict[str, list[Edit]] = {
+    "charge clamped to what is left": [
+        Edit(_SETTLE, "charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))", "charge = event.actual_micros"),
+    ],
+    "settled-already check": [
+        Edit(_SETTLE, "            outcome.duplicates += 1\n", "            kept.append(event)\n"),
+        Edit(_SETTLE, "_INSERT_SETTLEMENTS = sa.insert(settlements)", '_INSERT_SETTLEMENTS = sa.insert(settlements).prefix_with("OR REPLACE")'),
+    ],
+    "older seq ignored": [Edit(_PUBLISH, "if seq >= (known.seq or 0) then", "if true then")],
+    "a cap change raises seq": [Edit("worker/accounts.py", '{"seq": days.seq + 1, ', '{"seq": days.seq, ')],
+    "fence": [Edit(_PUBLISH, "    fence_until_ms = now_ms + ttl_ms + guard_ms\n", "")],
+    "free money deducted before it is sent": [
+        Edit(_BOOK, "        lease.free -= amount\n        lease.returned", "        lease.returned"),
+        Edit(_BOOK, "            self._drop_settled(lease, reply, now_ns)\n", "            self._drop_settled(lease, reply, now_ns)\n            lease.free = max(0, min(lease.free, lease.granted - lease.returned))\n"),
+    ],
+    "finalize frees only held - drawn": [
+        Edit(_BOOK, "lease.free += before - (actual if actual < held else held)", "lease.free += before"),
+    ],
+    "local deadline": [
+        Edit(_BOOK, "        if self._now_ns() >= lease.deadline_ns:\n", "        if False:\n"),
+        Edit(_BOOK, "                if self._now_ns() < lease.deadline_ns:\n", "                if True:\n"),
+    ],
+    "a late reply thrown away": [
+        Edit(_BOOK, "        if now_ns - pending.sent_ns > self._guard_ns:\n", "        if False:\n"),
+    ],
+    "run id compared": [
+        Edit(_SYNC, "if known[1] ~= run_id then", "if not known[1] then"),
+        Edit(_PUBLISH, "local opened = known.run_id ~= run_id", "local opened = not known.run_id or known.run_id == ''"),
+    ],
+    "put back accepted": [
+        Edit(_SYNC, "granted = math.max(granted, said_granted)\n", ""),
+    ],
+    "what is drawn is used though it was not charged": [
+        Edit(_SYNC, "local used = math.max(spent, drawn_in_all)", "local used = spent"),
+    ],
+    "leases are given up": [
+        Edit(_PUBLISH, "lease.deadline_ms + grace_ms < expire_before_ms then", "false then"),
+    ],
+    "settled up to the first gap": [
+        Edit("daycap/counter.py", "return last_event if events == last_event else 0", "return last_event"),
+    ],
+    "what is not settled is sent again": [
+        Edit(_BOOK, "                    events += lease.unsettled\n", ""),
+    ],
+}  # fmt: skip
+
+
+@click.command()
+@click.option("--guard", "guards", multiple=True, type=click.Choice(list(GUARDS)), help="Only this one, or these.")
+@click.argument("tests", nargs=-1)
+def main(guards: tuple[str, ...], tests: tuple[str, ...]) -> None:
+    """Print for each guard what was broken without it; fail if one is not missed."""
+    unnoticed = 0
+    with tempfile.TemporaryDirectory(prefix="daycap-guards-") as directory:
+        tree = prepare(Path(directory) / "tree")
+        for guard in guards or GUARDS:
+            began = time.monotonic()
+            said = without(guard, tree, tests or ("tests/properties/test_wallet.py",))
+            unnoticed += said is None
+            click.echo(f"{guard}: {said or 'no test failed'} ({time.monotonic() - began:.0f} s)")
+    sys.exit(unnoticed > 0)
+
+
+def without(guard: str, tree: Path, tests: tuple[str, ...]) -> str | None:
+    """What fails first without it, None if nothing does."""
+    edits = GUARDS[guard]
+    originals = {edit.file: (ROOT / edit.file).read_text() for edit in edits}
+    try:
+        for edit in edits:
+            (tree / edit.file).write_text(edit.of((tree / edit.file).read_text()))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
+        ran = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    finally:
+        for file, text in originals.items():
+            (tree / file).write_text(text)
+    if ran.returncode == 0:
+        return None
+    failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", ran.stdout, re.MULTILINE)
+    return failed[-1] if failed else f"pytest ended with {ran.returncode}: {ran.stdout[-500:]}"
+
+
+if __name__ == "__main__":
+    main()
