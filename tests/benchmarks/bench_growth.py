@@ -40,7 +40,7 @@ def figures() -> Iterator[Figure]:
             *found, bare_few, bare_many = interleaved(5, *mine, *floors)
             yield _figure("reserve + finalize", *found)
             # What the machine's caches make of it, whoever asks.
-            yield Figure("a lock and a dict", bare_many, "us", f"us: {_FEW} agents", bare_few)
+            yield Figure(f"a lock and a dict: {_MANY:,} agents", bare_many, "us", f"us: {_FEW} agents", bare_few)
 
 
 def _reserver(wallet: Wallet, order: Sequence[str]) -> Callable[[], float]:

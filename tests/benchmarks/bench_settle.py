@@ -26,13 +26,13 @@ def figures() -> Iterator[Figure]:
         floor, settled = interleaved(3, lambda: _floor(here), lambda: _settle(here, _BATCHED, 500))
         against = "events/s: rows by executemany, 500 a transaction"
         yield Figure("settle, 500 events a message", settled, "events/s", against, floor, at_least=0.5)
-        yield Figure("the same", settled, "events/s", at_least=20_000)
+        yield Figure("settle, 500 events a message: rate", settled, "events/s", at_least=20_000)
         no_op, singles = interleaved(3, lambda: _no_op(here), lambda: _settle(here, _SINGLE, 1))
         against = "messages/s: a task that does nothing"
         yield Figure("settle, 1 event a message", singles, "events/s", against, no_op, at_least=0.8)
         waits_ms = _latencies_ms(here)
         yield Figure("finalize to settled, few events, p50", percentile(waits_ms, 0.5), "ms")
-        yield Figure("the same, p99", percentile(waits_ms, 0.99), "ms", at_most=50)
+        yield Figure("finalize to settled, few events, p99", percentile(waits_ms, 0.99), "ms", at_most=50)
 
 
 def _settle(here: Place, events: int, each: int) -> float:

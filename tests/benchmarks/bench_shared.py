@@ -32,12 +32,14 @@ def figures() -> Iterator[Figure]:
             spent = list(runners.map(_spend, [here.environment] * _RUNNERS))
         truly = sum(each.calls for each in spent) * _ACTUAL
         yield Figure("20 runners, one small cap: spent", truly / _CAP * 100, "% of the cap", at_least=99)
-        yield Figure("the same, over the cap", max(0, truly - _CAP), "micros", at_most=0)
+        yield Figure("20 runners, one small cap: over it", max(0, truly - _CAP), "micros", at_most=0)
         # What is left is a call's cost or more, and yet every runner was refused at its last try.
         left = _left(here)
         refusals = sum(each.refusals for each in spent)
         against = f"({refusals:,} while others held it, {left:,} micros left)"
-        yield Figure("false refusals after recall", _RUNNERS if left >= _ESTIMATE else 0, "", against, at_most=0)
+        yield Figure(
+            "20 runners: refused falsely for good", _RUNNERS if left >= _ESTIMATE else 0, "runners", against, at_most=0
+        )
 
 
 def _spend(environment: Mapping[str, str]) -> _Spent:

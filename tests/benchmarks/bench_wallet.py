@@ -57,7 +57,7 @@ def _warm(here: Place) -> Iterator[Figure]:
         )
         yield Figure("reserve + finalize, lease warm", mine, "us", "us: a lock and a dict", floor, at_most=5)
         p99 = percentile(settled_between(wallet, lambda: micros_of_each(AT_ONCE, cycle)), 0.99)
-        yield Figure("the same, p99", p99, "us", at_most=10)
+        yield Figure("reserve + finalize, p99", p99, "us", at_most=10)
         yield Figure("a check in Redis by EVALSHA", round_trip, "us", "us: reserve + finalize", mine, at_least=50)
 
 

@@ -98,6 +98,7 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
     axes.set_yticks(range(len(shown)), [figure.what for figure, _ in reversed(shown)], fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xlim(right=max(better for _, better in shown) * 8)
     axes.set_xlabel("times better than the goal")
     for side in ("top", "right"):

@@ -34,25 +34,32 @@ class Edit(NamedTuple):
         return source.replace(self.old, self.new)
 
 
-_BOOK, _SYNC, _PUBLISH, _SETTLE = (
-    *("daycap/lease_book.py", "daycap/scripts/sync.lua", "daycap/scripts/publish.lua"),
-    "worker/settle.py",
-)
+_BOOK, _SETTLE = "daycap/lease_book.py", "worker/settle.py"
+_SYNC, _PUBLISH = "daycap/scripts/sync.lua", "daycap/scripts/publish.lua"
 
 GUARDS: dict[str, list[Edit]] = {
     "charge clamped to what is left": [
-        Edit(_SETTLE, "charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))", "charge = event.actual_micros"),
+        Edit(
+            _SETTLE,
+            "charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))",
+            "charge = event.actual_micros",
+        ),
     ],
     "settled-already check": [
         Edit(_SETTLE, "            outcome.duplicates += 1\n", "            kept.append(event)\n"),
-        Edit(_SETTLE, "_INSERT_SETTLEMENTS = sa.insert(settlements)", '_INSERT_SETTLEMENTS = sa.insert(settlements).prefix_with("OR REPLACE")'),
+        Edit(_SETTLE, "sa.insert(settlements)\n", 'sa.insert(settlements).prefix_with("OR REPLACE")\n'),
     ],
     "older seq ignored": [Edit(_PUBLISH, "if seq >= (known.seq or 0) then", "if true then")],
     "a cap change raises seq": [Edit("worker/accounts.py", '{"seq": days.seq + 1, ', '{"seq": days.seq, ')],
     "fence": [Edit(_PUBLISH, "    fence_until_ms = now_ms + ttl_ms + guard_ms\n", "")],
     "free money deducted before it is sent": [
         Edit(_BOOK, "        lease.free -= amount\n        lease.returned", "        lease.returned"),
-        Edit(_BOOK, "            self._drop_settled(lease, reply, now_ns)\n", "            self._drop_settled(lease, reply, now_ns)\n            lease.free = max(0, min(lease.free, lease.granted - lease.returned))\n"),
+        Edit(
+            _BOOK,
+            "            self._drop_settled(lease, reply, now_ns)\n",
+            "            self._drop_settled(lease, reply, now_ns)\n"
+            "            lease.free = max(0, min(lease.free, lease.granted - lease.returned))\n",
+        ),
     ],
     "finalize frees only held - drawn": [
         Edit(_BOOK, "lease.free += before - (actual if actual < held else held)", "lease.free += before"),
@@ -66,24 +73,18 @@ GUARDS: dict[str, list[Edit]] = {
     ],
     "run id compared": [
         Edit(_SYNC, "if known[1] ~= run_id then", "if not known[1] then"),
-        Edit(_PUBLISH, "local opened = known.run_id ~= run_id", "local opened = not known.run_id or known.run_id == ''"),
+        Edit(_PUBLISH, "local opened = known.run_id ~= run_id", "local opened = (known.run_id or '') == ''"),
     ],
-    "put back accepted": [
-        Edit(_SYNC, "granted = math.max(granted, said_granted)\n", ""),
-    ],
+    "put back accepted": [Edit(_SYNC, "granted = math.max(granted, said_granted)\n", "")],
     "what is drawn is used though it was not charged": [
         Edit(_SYNC, "local used = math.max(spent, drawn_in_all)", "local used = spent"),
     ],
-    "leases are given up": [
-        Edit(_PUBLISH, "lease.deadline_ms + grace_ms < expire_before_ms then", "false then"),
-    ],
+    "leases are given up": [Edit(_PUBLISH, "lease.deadline_ms + grace_ms < expire_before_ms then", "false then")],
     "settled up to the first gap": [
         Edit("daycap/counter.py", "return last_event if events == last_event else 0", "return last_event"),
     ],
-    "what is not settled is sent again": [
-        Edit(_BOOK, "                    events += lease.unsettled\n", ""),
-    ],
-}  # fmt: skip
+    "what is not settled is sent again": [Edit(_BOOK, "                    events += lease.unsettled\n", "")],
+}
 
 
 @click.command()
