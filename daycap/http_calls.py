@@ -81,10 +81,13 @@ def _most_out(body: Mapping[str, object], default: int | None) -> int:
             f"the call of {shown(body.get('model'), 100)} does not say how much may come out: give it max_tokens, "
             "max_completion_tokens or max_output_tokens, or the transport max_output_tokens"
         )
-    for value in (answers, *most):
-        if type(value) is not int or value < 0:
-            raise InvalidInput(f"n and the most tokens that come out are counts, not {shown(value, 40)}")
-    return max(value for value in most if type(value) is int) * (answers if type(answers) is int else 1)
+    return max(map(_count, most)) * _count(answers)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise InvalidInput(f"n and the most tokens that come out are counts, not {shown(value, 40)}")
+    return value
 
 
 # What providers put around messages, and before the first where there are tools: some 800 tokens at the most.

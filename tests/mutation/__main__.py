@@ -64,7 +64,7 @@ TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/async_redis_counter.py": (_LOOP, 0),
     "daycap/binding.py": (["tests/unit/test_binding.py", "tests/contract/test_binding.py", "-k", "not postgresql"], 0),
     "daycap/identity.py": (["tests/unit/test_identity.py"], 0),
-    "daycap/metered.py": (["tests/unit/test_metered.py"], 0),
+    "daycap/metered.py": (["tests/unit/test_metered.py", *_CLIENTS], 0),
     "daycap/http_calls.py": (["tests/unit/test_http_calls.py", *_CLIENTS], 0),
     "daycap/http_usage.py": (["tests/unit/test_http_calls.py", *_CLIENTS], 0),
     "daycap/httpx_transport.py": (_CLIENTS, 0),

@@ -91,6 +91,25 @@ def test_the_most_that_comes_out_is_for_all_answers_and_none_for_embeddings() ->
     assert (call_of("/v1/embeddings", body(max_tokens=None), None, None) or {})["max_output_tokens"] == 0
 
 
+def test_a_call_may_be_said_to_give_nothing_out() -> None:
+    assert (call_of(CHAT, body(max_tokens=0), None, None) or {})["max_output_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "tier"),
+    [
+        ({}, None),
+        ({"service_tier": "auto"}, None),
+        ({"service_tier": 7}, None),
+        ({"service_tier": "priority"}, "priority"),
+        ({"speed": "fast"}, "fast"),
+        ({"speed": "standard", "service_tier": "flex"}, "flex"),
+    ],
+)
+def test_a_tier_that_may_cost_otherwise_is_part_of_the_call(fields: Any, tier: str | None) -> None:
+    assert (call_of(CHAT, body(max_tokens=5, **fields), None, None) or {}).get("service_tier") == tier
+
+
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
