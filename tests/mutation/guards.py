@@ -118,8 +118,11 @@ def without(guard: str, tree: Path, tests: tuple[str, ...]) -> str | None:
             (tree / file).write_text(text)
     if ran.returncode == 0:
         return None
-    failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", ran.stdout, re.MULTILINE)
-    return failed[-1] if failed else f"pytest ended with {ran.returncode}: {ran.stdout[-500:]}"
+    failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", ran.stdout, re.MULTILINE)
+    if not failed:
+        raise click.ClickException(f"pytest ended with {ran.returncode} without a test that failed: {ran.stdout[-500:]}")
+    promises = sorted(set(re.findall(r"^E +AssertionError: \('(P\d+)'", ran.stdout, re.MULTILINE)))
+    return f"{', '.join(promises) or 'an error'}, in {failed[0]}"
 
 
 if __name__ == "__main__":

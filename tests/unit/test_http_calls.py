@@ -24,7 +24,8 @@ def test_a_streams_usage_is_read_however_its_bytes_are_cut(end: str) -> None:
         'event: message_start\ndata: {"type": "message_start", "message": {"usage": {"input_tokens": 3, "x": 1}}}',
         ": a comment",
         'data: {"type": "ping"}',
-        "data: not json, of a usage",
+        'data: not json, of a "usage"',
+        'data: ["usage"]',
         'data:{"type":"message_delta","usage":{"output_tokens":5,"x":null}}',
         'event: message_stop\ndata: {"type": "message_stop"}',
     ]
@@ -45,6 +46,11 @@ def test_what_says_no_usage_is_none(said: bytes) -> None:
     reader.close(whole=True)
 
     assert (reader.over, reader.usage) == (True, None)
+
+
+def test_only_what_was_turned_away_before_its_model_was_asked_is_not_billed() -> None:
+    not_billed = {status for status in range(200, 600) if UsageReader(status, "application/json").not_billed}
+    assert not_billed == {*range(300, 400), 400, 401, 402, 403, 404, 405, 413, 415, 422, 429}
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b'{"model": 7}', b"[" * 100_000, b"\xff"])
