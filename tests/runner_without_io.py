@@ -27,6 +27,7 @@ class Runner:
         self.book = LeaseBook(
             self.events.append, guard_ms=TERMS.guard_ms, slice_seconds=2, now_ns=lambda: self.ms * 1_000_000
         )
+        self.book.hear(self.ms)  # Else it would begin with the day that it really is.
         for day in () if other else (DAY, NEXT):
             self.counter.publish([DaySnapshot("agent", day, 1, ACTIVE, CAP, 0)], TERMS, first_until_ms=self.ms + 10_000)
 

@@ -120,7 +120,7 @@ def without(guard: str, tree: Path, tests: tuple[str, ...]) -> str | None:
         return None
     failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", ran.stdout, re.MULTILINE)
     if not failed:
-        raise click.ClickException(f"pytest ended with {ran.returncode} without a test that failed: {ran.stdout[-500:]}")
+        raise click.ClickException(f"pytest ended with {ran.returncode}, and no test failed: {ran.stdout[-500:]}")
     promises = sorted(set(re.findall(r"^E +AssertionError: \('(P\d+)'", ran.stdout, re.MULTILINE)))
     return f"{', '.join(promises) or 'an error'}, in {failed[0]}"
 
