@@ -18,7 +18,10 @@ import click
 from tests.mutation.mutants import Mutant, mutants
 from tests.mutation.trial import ROOT, Trial, prepare
 
-_BOOK = [f"tests/unit/test_lease_{part}.py" for part in ("book_to_the_micro", "book", "days")]
+_BOOK = [
+    f"tests/unit/test_{part}.py"
+    for part in ("lease_book_to_the_micro", "long_calls_to_the_micro", "lease_book", "lease_days")
+]
 _COUNTER = ["tests/contract/test_counter_to_the_millisecond.py", "tests/contract/test_counter.py"]
 _DAMAGED = "tests/contract/test_damaged_counter.py"
 _MODELS_BOOK = "tests/model/test_lease_book_is_the_model.py"
@@ -36,7 +39,7 @@ _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/lease_book.py": ([*_BOOK, _MODELS_BOOK], 0),
-    "daycap/lease.py": ([*_BOOK, _MODELS_BOOK], 0),
+    "daycap/lease.py": ([*_BOOK, "tests/unit/test_priced_wallet.py", _MODELS_BOOK], 0),
     "daycap/top_up.py": (["tests/unit/test_top_up.py"], 1),
     "daycap/memory_counter.py": (
         [*_COUNTER, _MODELS_COUNTER, *_BOOK, "-k", "memory or MemoryCounter or not test_counter"],

@@ -52,6 +52,17 @@ def test_parts_that_are_settled_are_not_charged_twice() -> None:
         assert wallet.spent("agent-7").micros == Prices.default().actual_micros("gpt-4o", USAGE)
 
 
+def test_parts_that_came_to_more_than_the_usage_leave_nothing_to_charge() -> None:
+    with Wallet.from_env(caps=CAPS, environ={}) as wallet:
+        hold = wallet.reserve("agent-7", **CALL)
+        hold.settle_part(hold.held_micros)
+
+        hold.finalize(usage=USAGE)
+
+        assert wallet.flush() == ()
+        assert wallet.spent("agent-7").micros == Prices.default().worst_case_micros(**CALL)
+
+
 def test_what_cannot_be_priced_is_refused_and_nothing_is_held() -> None:
     with Wallet.from_env(caps=CAPS, environ={}) as wallet:
         with pytest.raises(UnknownModel):

@@ -1,0 +1,199 @@
+"""A call that is extended, or settled in parts, moves every micro once: each is held, free or charged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from daycap import BudgetUnavailable, HoldEnded
+from daycap.lease import AsyncHold, Hold
+from daycap.lease_book import LeaseBook
+from tests.runner_without_io import CAP, MIDNIGHT_MS, TERMS, Runner
+
+HELD = 1_000
+
+
+@pytest.fixture
+def runner() -> Runner:
+    runner = Runner()
+    runner.book._slice_seconds = 0  # Nothing is lent ahead.
+    runner.book.reserve_more = lambda agent, more_micros: held(runner, more_micros)
+    return runner
+
+
+@pytest.fixture
+def hold(runner: Runner) -> Hold:
+    return held(runner, HELD)
+
+
+def held(runner: Runner, estimate: int) -> Hold:
+    hold = runner.ask(estimate)
+    assert hold is not None
+    return hold
+
+
+def free(runner: Runner) -> int:
+    return runner.book.free_micros("agent")
+
+
+def said(runner: Runner) -> list[tuple[str, int, int]]:
+    """What the events say: the number of the hold, what it held, what it cost."""
+    return [(e.reservation.rpartition("-")[2], e.held_micros, e.actual_micros) for e in runner.events]
+
+
+def test_a_part_is_a_hold_of_its_own_that_is_charged_at_once(runner: Runner, hold: Hold) -> None:
+    before_ms = time.time_ns() // 1_000_000
+    hold.settle_part(300)
+    hold.settle_part(1)
+
+    assert (hold.held_micros, hold.ended, free(runner), runner.book.live_holds()) == (699, False, 0, 1)
+    assert held(runner, 5).id.endswith("-4"), "each part has a number that no other hold has"
+    hold.finalize(600)
+    assert said(runner) == [("2", 300, 300), ("3", 1, 1), ("1", 699, 600)]
+    assert (free(runner), runner.book.live_holds()) == (99, 1)
+    assert all(before_ms <= event.at_ms <= time.time_ns() // 1_000_000 for event in runner.events)
+
+
+def test_a_part_may_cost_more_than_is_held(runner: Runner, hold: Hold) -> None:
+    hold.settle_part(HELD + 200)
+
+    assert (hold.held_micros, hold.ended, free(runner)) == (0, False, 0)
+    hold.finalize(0)
+    assert said(runner) == [("2", HELD, HELD + 200), ("1", 0, 0)]
+
+
+def test_a_hold_that_ended_or_is_the_parents_has_no_parts(runner: Runner, hold: Hold) -> None:
+    ended, parents = held(runner, 10), hold
+    ended.release()
+    with pytest.raises(HoldEnded, match="before"):
+        ended.settle_part(1)
+
+    runner.book.forget()
+    with pytest.raises(HoldEnded, match="forked"):
+        parents.settle_part(1)
+    assert said(runner) == []
+
+
+def test_a_part_that_is_cut_off_before_its_event_is_held_again(runner: Runner, hold: Hold) -> None:
+    """As by the exception of a signal's handler."""
+    clock = runner.book._now_ns
+
+    def cut_off() -> int:
+        raise KeyboardInterrupt
+
+    runner.book._now_ns = cut_off
+    with pytest.raises(KeyboardInterrupt):
+        hold.settle_part(300)
+    runner.book._now_ns = clock
+
+    assert (hold.held_micros, free(runner), runner.book.live_holds()) == (HELD, 0, 1)
+    assert runner.book.unsettled() == []
+    hold.release()
+    assert (free(runner), runner.book.live_holds()) == (HELD, 0)
+
+
+def test_a_part_that_is_cut_off_after_its_event_stays_charged(runner: Runner, hold: Hold) -> None:
+    def cut_off(_: object) -> None:
+        raise KeyboardInterrupt
+
+    runner.book._emit = cut_off
+    with pytest.raises(KeyboardInterrupt):
+        hold.settle_part(300)
+
+    assert (hold.held_micros, runner.book.live_holds()) == (HELD - 300, 1)
+    assert [event.actual_micros for event in runner.book.unsettled()] == [300]
+
+
+def test_what_a_hold_is_extended_by_is_its_own_and_no_second_hold(runner: Runner, hold: Hold) -> None:
+    hold.extend(500)
+
+    assert (hold.held_micros, free(runner), runner.book.live_holds()) == (HELD + 500, 0, 1)
+    hold.release()
+    assert (free(runner), runner.book.live_holds()) == (HELD + 500, 0)
+
+
+def test_a_hold_of_an_event_loop_is_extended_too(runner: Runner, hold: Hold) -> None:
+    async def reserve_more(agent: str, more_micros: int) -> Hold:
+        return held(runner, more_micros)
+
+    runner.book.reserve_more = reserve_more
+    in_loop = AsyncHold(runner.book, hold._lease, hold._number, hold.held_micros)
+    asyncio.run(in_loop.extend(500))
+
+    assert (in_loop.held_micros, runner.book.live_holds()) == (HELD + 500, 1)
+
+
+def test_more_is_given_back_if_the_hold_ended_meanwhile(runner: Runner, hold: Hold) -> None:
+    more = held(runner, 500)
+    hold.finalize(HELD)
+
+    with pytest.raises(HoldEnded):
+        runner.book.join(hold, more)
+
+    assert more.ended
+    assert (hold.held_micros, free(runner), runner.book.live_holds()) == (HELD, 500, 0)
+
+
+def test_more_of_another_lease_is_given_back(runner: Runner, hold: Hold) -> None:
+    runner.book._retire(hold._lease)
+
+    with pytest.raises(BudgetUnavailable, match="settle its part"):
+        hold.extend(500)
+
+    assert (hold.held_micros, hold.ended, free(runner), runner.book.live_holds()) == (HELD, False, 500, 1)
+
+
+def test_the_parents_hold_is_not_extended_with_the_childs_money(runner: Runner, hold: Hold) -> None:
+    runner.book.forget()
+    runner.book.hear(runner.ms)
+
+    with pytest.raises(HoldEnded, match="forked"):
+        hold.extend(500)
+    assert (free(runner), runner.book.live_holds()) == (500, 0)
+
+
+def test_two_holds_of_one_lease_are_joined_only_while_both_can_be_used(runner: Runner, hold: Hold) -> None:
+    more = held(runner, 500)
+    runner.book.join(hold, more)
+
+    with pytest.raises(HoldEnded):
+        more.finalize(1)
+    with pytest.raises(HoldEnded):
+        more.release()
+    assert (hold.held_micros, runner.book.live_holds()) == (HELD + 500, 1)
+
+
+def test_an_answer_that_is_applied_as_the_day_ends_makes_no_hold(runner: Runner) -> None:
+    """P4: at its deadline, to the millisecond, a lease is over."""
+    runner.ms = MIDNIGHT_MS - TERMS.guard_ms
+    pending = runner.book.begin_top_up("agent", CAP)
+    (reply,) = runner.counter.sync([pending.request])
+    runner.ms = MIDNIGHT_MS
+
+    assert runner.book.finish_top_up(pending, reply, CAP) is None
+
+
+def test_whoever_keeps_events_hears_of_each_that_is_settled_or_given_up() -> None:
+    runner, told = Runner(), list[int]()
+    runner.book = LeaseBook(
+        runner.events.append,
+        lambda event: told.append(event.event),
+        guard_ms=TERMS.guard_ms,
+        slice_seconds=2,
+        now_ns=lambda: runner.ms * 1_000_000,
+    )
+    runner.book.hear(runner.ms)
+    one, two = held(runner, 10), held(runner, 10)
+    one.finalize(10)
+    runner.settle(*runner.events)
+    runner.renew()
+    assert told == [1]
+
+    two.finalize(10)
+    runner.ms += 60_000
+    assert [event.event for event in runner.book.stalled(15_000_000_000)] == [2]
+    runner.ms += 3 * 86_400_000
+    assert [event.event for event in runner.book.drop_expired()] == [2]
+    assert told == [1, 2]
