@@ -167,6 +167,6 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         with self._exchanging(start_s):
             if self._redis is not None:
                 return await self._redis.sync(step.request)
-            if isinstance(self._counter, MemoryCounter):
+            if type(self._counter) is MemoryCounter:  # One that is more than it may take its time.
                 return self._counter.sync([step.request])[0]
             return (await asyncio.to_thread(self._counter.sync, [step.request]))[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from daycap import Wallet
+from daycap import AsyncWallet
 from tests.in_loop import InLoop
 from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
@@ -54,4 +54,5 @@ def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["threads", "loop"])
 def both_faces(request: pytest.FixtureRequest, spine: Spine) -> None:
     """The test's wallets are those of threads, and then those of an event loop."""
-    spine.face = Wallet.from_settings if request.param == "threads" else InLoop
+    if request.param == "loop":
+        spine.face = lambda settings: InLoop(AsyncWallet.from_settings(settings))

@@ -3,50 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from daycap import AsyncHold, AsyncWallet, Reading, Settings
+from daycap import AsyncHold, AsyncWallet, Reading
 
 T = TypeVar("T")
 
 
 class InLoop:
-    """A wallet in an event loop of its own thread: each call is made by a task there and waited for here."""
+    """Each call is made by a task in the event loop of all these wallets, and waited for here."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._wallet = AsyncWallet.from_settings(settings)
+    def __init__(self, wallet: AsyncWallet) -> None:
+        self._wallet = wallet
 
     def reserve(self, agent: str, estimate_micros: int) -> AsyncHold:
-        return self._run(self._wallet.reserve(agent, estimate_micros))
+        return _run(self._wallet.reserve(agent, estimate_micros))
 
     def extend(self, hold: AsyncHold, more_micros: int) -> None:
-        self._run(hold.extend(more_micros))
+        _run(hold.extend(more_micros))
 
     def remaining(self, agent: str) -> Reading:
-        return self._run(self._wallet.remaining(agent))
+        return _run(self._wallet.remaining(agent))
 
     def spent(self, agent: str) -> Reading:
-        return self._run(self._wallet.spent(agent))
+        return _run(self._wallet.spent(agent))
+
+    def verify_identity_binding(self, agent: str, anchor: str) -> bool:
+        return _run(self._wallet.verify_identity_binding(agent, anchor))
 
     def flush(self, timeout: float = 5) -> tuple[str, ...]:
-        return self._run(self._wallet.flush(timeout))
+        return _run(self._wallet.flush(timeout))
 
     def close(self, timeout: float = 5) -> tuple[str, ...]:
-        if self._loop.is_closed():
-            return ()
-        unsettled = self._run(self._wallet.close(timeout))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        return unsettled
+        return _run(self._wallet.close(timeout))
+
+    def __enter__(self) -> InLoop:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wallet, name)
 
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result(timeout=120)
+
+def _run(call: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(call, _loop(os.getpid())).result(timeout=120)
+
+
+@functools.cache
+def _loop(_: int) -> asyncio.AbstractEventLoop:
+    """One for each process: a child that was forked has none of its parent's threads."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop

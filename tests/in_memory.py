@@ -91,16 +91,17 @@ class Reader(LedgerReader):
 
 
 class Deployment:
-    """The parts that wallets share, and what they were told at their end."""
+    """The parts that wallets share, and what they were told at their end. `face`: of threads, or of an event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, face: Callable[[Parts, Settings], Any] = Wallet) -> None:
+        self._face = face
         self.said: list[str] = []
         self.counter = Counter(self.said)
         self.ledger = Ledger(self.counter, self.said)
         self._wallets: list[Wallet] = []
 
     def wallet(self, outbox: Outbox | None = None, reader: Reader | None = None, **settings: Any) -> Wallet:
-        wallet = Wallet(Parts(self.counter, self.ledger, reader, outbox), Settings(**settings))
+        wallet: Wallet = self._face(Parts(self.counter, self.ledger, reader, outbox), Settings(**settings))
         self._wallets.append(wallet)
         return wallet
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from daycap import InvalidInput, NotYourAgent, UnknownAgent, Wallet
+from daycap import AsyncWallet, InvalidInput, NotYourAgent, UnknownAgent, Wallet
 from daycap.counter import LeaseTerms
+from tests.in_loop import InLoop
 from worker import accounts, anchors
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
@@ -24,14 +26,17 @@ def agents(ledger: Ledger) -> None:
     accounts.add(ledger, NOWHERE, {"a": 100, "b": 100, "c": 100}, "ann", {"a": "anchor of a", "b": "anchor of b"})
 
 
-@pytest.fixture
-def bound(ledger_url: str) -> Iterator[Bound]:
+@pytest.fixture(params=["threads", "loop"])
+def bound(request: pytest.FixtureRequest, ledger_url: str) -> Iterator[Bound]:
     """Wallets that read the ledger, and ask for each reserve: nothing is leased ahead."""
-    wallets: list[Wallet] = []
+    wallets: list[Any] = []
 
     def make(variable: str = "", anchor: str | None = None) -> Wallet:
         environ = {"DAYCAP_LEDGER_URL": ledger_url, "DAYCAP_SLICE_SECONDS": "0", "DAYCAP_IDENTITY_ANCHOR": variable}
-        wallets.append(Wallet.from_env(environ=environ, anchor=anchor))
+        if request.param == "threads":
+            wallets.append(Wallet.from_env(environ=environ, anchor=anchor))
+        else:
+            wallets.append(InLoop(AsyncWallet.from_env(environ=environ, anchor=anchor)))
         return wallets[-1]
 
     yield make

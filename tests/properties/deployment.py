@@ -6,16 +6,20 @@ can shrink what broke a promise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import sqlalchemy as sa
 
-from daycap import Hold, Wallet
+from daycap import AsyncWallet, Wallet
 from daycap.clock import day_of
+from daycap.lease import BaseHold
 from daycap.setups import Parts
 from daycap.wire import FinalizeEvent
-from tests.properties.faults import FaultyCounter, FaultyPublisher, Queue
+from tests.properties.faults import FaultyCounter, FaultyPublisher, OfLoop, Queue
 from tests.properties.promises import Truth
 from tests.properties.world import AGENT, SETTINGS, World
 from worker import accounts, housekeeping, opening, settle
@@ -28,15 +32,15 @@ from worker.slices import all_of
 class Call:
     """A hold and its wallet."""
 
-    hold: Hold
+    hold: BaseHold
     runner: Runner
 
 
 @dataclass(slots=True, eq=False)
 class Runner:
-    """One wallet, driven by the test in the place of its threads."""
+    """One wallet, of threads or of an event loop, driven by the test in the place of its threads."""
 
-    wallet: Wallet
+    wallet: Wallet | AsyncWallet
     counter: FaultyCounter
     transport: Queue
     emitted: list[FinalizeEvent] = field(default_factory=list)
@@ -54,6 +58,12 @@ class Runner:
         """What the keeper's thread does, once; nothing here waits for a second of the real clock."""
         self.wallet._keeper._asked_to_open.clear()
         self.wallet._keeper._tick()
+
+
+def in_a_loop(call: Coroutine[Any, Any, BaseHold]) -> BaseHold:
+    """In a thread of its own, for it may be called while another call waits; nothing else goes on meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, call).result()
 
 
 class Deployment:
@@ -82,7 +92,10 @@ class Deployment:
     def start(self, slice_seconds: float) -> Runner:
         counter, transport = FaultyCounter(self), Queue(self)
         settings = replace(SETTINGS, slice_seconds=slice_seconds)
-        wallet = Wallet(Parts(counter, transport, None, None), settings)
+        wallet: Wallet | AsyncWallet = Wallet(Parts(counter, transport, None, None), settings)
+        if self.runners and isinstance(self.runners[-1].wallet, Wallet):
+            wallet = AsyncWallet(Parts(counter, transport, None, None), settings)
+            wallet._redis = OfLoop(counter)
         wallet._book._now_ns = lambda: self.world.ms * 1_000_000
         wallet._book._random = self.world.random.randbytes
         wallet._book.hear(self.world.ms)
@@ -97,7 +110,8 @@ class Deployment:
         return runner
 
     def reserve(self, runner: Runner, estimate: int) -> Call:
-        call = Call(runner.wallet.reserve(AGENT, estimate), runner)
+        hold = runner.wallet.reserve(AGENT, estimate)
+        call = Call(hold if isinstance(hold, BaseHold) else in_a_loop(hold), runner)
         self.calls.append(call)
         self.truth.hold(call.hold)
         return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from daycap.async_redis_counter import AsyncRedisCounter
 from daycap.counter import DaySnapshot, SyncReply, SyncRequest
 from daycap.errors import CounterUnavailable
 from daycap.publisher import Transport
@@ -46,6 +47,16 @@ class FaultyCounter(RedisCounter):
         else:
             self._deployment.truth.hear(sent_ms, zip(requests, replies, strict=True))
         return replies
+
+
+class OfLoop(AsyncRedisCounter):
+    """The same counter for a wallet of an event loop."""
+
+    def __init__(self, counter: FaultyCounter) -> None:
+        self._counter = counter
+
+    async def sync(self, request: SyncRequest) -> SyncReply:
+        return self._counter.sync([request])[0]
 
 
 class Queue(Transport):

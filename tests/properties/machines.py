@@ -139,7 +139,7 @@ class LoneWallet(RuleBasedStateMachine):
 
 
 class FaultyWallets(LoneWallet):
-    """Two wallets, and everything goes wrong."""
+    """Two wallets, one of threads and one of an event loop, and everything goes wrong."""
 
     wallets = 2
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daycap import Hold
 from daycap.counter import DayReading, SyncReply, SyncRequest
+from daycap.lease import BaseHold
 from daycap.wire import FinalizeEvent
 from tests.properties.world import AGENT, SETTINGS
 from worker.ledger import Ledger
@@ -41,10 +41,10 @@ class Truth:
 
     # --- what happens -----------------------------------------------------------------------------------------
 
-    def hold(self, hold: Hold) -> None:
+    def hold(self, hold: BaseHold) -> None:
         self.taken[hold.id] = hold.day, hold.held_micros
 
-    def release(self, hold: Hold) -> None:
+    def release(self, hold: BaseHold) -> None:
         del self.taken[hold.id]
 
     def finalize(self, event: FinalizeEvent) -> None:
@@ -135,7 +135,7 @@ class Truth:
             said = (reading.seq, reading.cap_micros, reading.spent_micros)
             assert said == (row.seq, row.cap_micros, row.spent_micros), ("P3", day, reading, row)
 
-    def check_refusal(self, day: str, live: Iterable[Hold], estimate: int) -> None:
+    def check_refusal(self, day: str, live: Iterable[BaseHold], estimate: int) -> None:
         """P6, for a lone wallet without faults."""
         held = sum(hold.held_micros for hold in live if hold.day == day)
         spent = sum(event.actual_micros for event in self.finalized.values() if event.day == day)

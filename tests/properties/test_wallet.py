@@ -6,6 +6,7 @@ others each time, and more of them for hours, with `HYPOTHESIS_PROFILE=thorough 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -74,6 +75,7 @@ def test_no_step_breaks_a_promise(
     monkeypatch.setattr(machine, "waiting", waiting, raising=False)
     for module in (top_up, base_wallet, wallet):
         monkeypatch.setattr(module, "time", waiting)
+    monkeypatch.setattr(asyncio, "sleep", waiting.sleep_in_loop)
     # Nobody else publishes here: a counter that is behind stays behind.
     monkeypatch.setattr(housekeeping, "_PUBLISH_S", 0)
     if not THOROUGH:

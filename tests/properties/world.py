@@ -87,3 +87,6 @@ class Waiting:
     def sleep(self, _seconds: float) -> None:
         self._now_s += SETTINGS.open_timeout_seconds / 3
         self.meanwhile()
+
+    async def sleep_in_loop(self, seconds: float) -> None:
+        self.sleep(seconds)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from daycap import AsyncWallet, Wallet
 from daycap.outbox import SEGMENT_BYTES, Outbox
 from daycap.wire import FinalizeEvent
+from tests.in_loop import InLoop
 from tests.in_memory import Deployment
 
 DAY = "2026-11-24"
@@ -41,8 +43,10 @@ def opened(directory: Path) -> Iterator[Opened]:
         yield make
 
 
-@pytest.fixture
-def deployment() -> Iterator[Deployment]:
-    deployment = Deployment()
+@pytest.fixture(params=["threads", "loop"])
+def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    """Its wallets are those of threads, and then those of an event loop."""
+    in_loop = request.param == "loop"
+    deployment = Deployment(lambda *parts: InLoop(AsyncWallet(*parts)) if in_loop else Wallet(*parts))
     yield deployment
     deployment.close()
