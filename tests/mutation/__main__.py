@@ -33,7 +33,7 @@ _WALLET = [
     "tests/contract/test_binding.py",
     *("-k", "not postgresql"),
 ]
-_LOOP = ["-p", "pytest_celery", "tests/unit/test_metered.py", "tests/integration/test_async_wallet.py"]
+_LOOP = [*(f"tests/{kind}/test_async_wallet.py" for kind in ("unit", "integration")), "-p", "pytest_celery", *_WALLET]
 _CLIENTS = ["tests/integration/test_metered_clients.py", "-k", "not ledger"]
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
