@@ -6,6 +6,7 @@ import dataclasses
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, TypeVar
 
 import redis
@@ -15,6 +16,8 @@ from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBroker
 
 from daycap import Settings, Wallet
 from daycap.clock import day_of
+from daycap.counter import DaySnapshot
+from daycap.ledger_reader import LedgerReader
 from daycap.redis_counter import RedisCounter
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 from worker.schema import metadata
@@ -136,6 +139,11 @@ class Spine:
     @property
     def today(self) -> str:
         return day_of(self.counter.now_ms())
+
+    def snapshots(self, agent: str) -> list[DaySnapshot]:
+        """The ledger's, of the agent's day today, as a worker would publish it."""
+        with closing(LedgerReader(self.settings.ledger_url)) as reader:
+            return reader.snapshots([(agent, self.today)])
 
     def close(self) -> None:
         for wallet in self._wallets:

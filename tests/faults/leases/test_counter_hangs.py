@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pytest
 
 from daycap.clock import boot_ns
-from daycap.ledger_reader import LedgerReader
 from daycap.redis_counter import RedisCounter
 from tests.faults.leases.conftest import TIMEOUT_S, TTL_S, LeaseSpine
 from tests.faults.proxy import Proxy
@@ -143,7 +142,7 @@ def test_a_publish_that_is_done_twice_changes_nothing_twice(
     a.reserve(agent, 20)
     a.kill()
     before_ms = spine.counter.now_ms() + 60_000
-    snapshots = LedgerReader(spine.settings.ledger_url).snapshots([(agent, spine.today)])
+    snapshots = spine.snapshots(agent)
     publisher = CounterPublisher(RedisCounter(spine.settings.redis_url, TIMEOUT_S), spine.settings.terms)
     publisher.now_ms()
 

@@ -10,7 +10,6 @@ import pytest
 
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.counter import LeaseTerms, SyncRequest
-from daycap.ledger_reader import LedgerReader
 from tests.events import event
 from tests.faults.leases.conftest import LeaseSpine
 from tests.faults.load import spending
@@ -47,7 +46,7 @@ def of_another_type(spine: LeaseSpine, agent: str, key: str) -> None:
 
 
 def another_ttl(spine: LeaseSpine, agent: str, key: str) -> None:
-    snapshots = LedgerReader(spine.settings.ledger_url).snapshots([(agent, spine.today)])
+    snapshots = spine.snapshots(agent)
     spine.counter.publish(snapshots, LeaseTerms(60_000, 400, 1_000))
 
 

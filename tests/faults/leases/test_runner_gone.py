@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 
 from daycap.counter import LeaseTerms
-from daycap.ledger_reader import LedgerReader
 from daycap.wire import CONTROL_QUEUE
 from tests.faults.leases.conftest import GRACE_S, TTL_S, LeaseSpine
 from tests.runner import Runner, Said
@@ -160,7 +159,7 @@ def test_a_runner_that_stood_still_in_the_middle_of_reserve_makes_no_hold_either
 def test_a_call_that_outlasts_the_ttl_keeps_its_hold_while_the_runner_lives(spine: LeaseSpine) -> None:
     # Given a call under way, of a runner that has another agent whose leases live for a minute
     agent, other, a, b = spine.add("agent-7", 100), spine.add("agent-8", 100), spine.runner(), spine.runner()
-    snapshots = LedgerReader(spine.settings.ledger_url).snapshots([(other, spine.today)])
+    snapshots = spine.snapshots(other)
     spine.counter.publish(snapshots, LeaseTerms(60_000, 400, 1_000))
     held = a.reserve(agent, 50)
     first_deadline_ms = spine.lease(agent, held).deadline_ms
