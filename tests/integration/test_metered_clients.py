@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -258,6 +259,7 @@ def test_what_the_cap_does_not_allow_reaches_the_caller_at_once_and_is_not_sent(
         with openai_of(provider, wallet, retries=retries) as of_openai, pytest.raises(CapExceeded) as refused:
             of_openai.chat.completions.create(**CHAT)
         assert (refused.value.agent, refused.value.cap_micros) == ("agent-7", 10)
+        assert (type(refused.value).__name__, type(refused.value).__module__) == ("CapExceeded", "daycap.errors")
         # Nobody tried again, and nothing wraps it: for each client it is one of its own errors.
         assert isinstance(refused.value, openai.OpenAIError)
         assert refused.value.__cause__ is None
@@ -465,6 +467,97 @@ def test_an_event_loops_refused_calls_reach_the_caller(provider: Provider) -> No
 
     asyncio.run(main())
     assert provider.asked == []
+
+
+def test_a_request_that_is_streamed_is_read_before_it_is_held_for(provider: Provider, wallet: Wallet) -> None:
+    body = json.dumps(CHAT).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield body
+
+    async def in_loop() -> int:
+        async with AsyncWallet.from_env(caps=CAPS, environ={}) as of_loop:
+            async with httpx2.AsyncClient(transport=AsyncMeteredTransport(of_loop, "agent-7")) as client:
+                await client.post(url, content=pieces(), headers=length)
+            return await loop_spent(of_loop)
+
+    provider.answers = [answer(200, CHAT_ANSWER)]
+    url, length = f"{provider.url}/v1/chat/completions", {"content-length": str(len(body))}
+    with httpx2.Client(transport=MeteredTransport(wallet, "agent-7")) as client:
+        client.post(url, content=iter([body]), headers=length)
+
+    assert spent(wallet) == CHAT_MICROS
+    assert asyncio.run(in_loop()) == CHAT_MICROS
+    assert [asked for _, asked in provider.asked] == [body, body]
+
+
+def test_a_streams_cost_is_known_at_its_last_event_though_nobody_closes_it(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [stream(CHAT_EVENTS)]
+    url = f"{provider.url}/v1/chat/completions"
+    with (
+        httpx2.Client(transport=MeteredTransport(wallet, "agent-7")) as client,
+        client.stream("POST", url, json={**CHAT, "stream": True}) as response,
+    ):
+        lines = response.iter_lines()
+        while next(lines) != "data: [DONE]":
+            pass
+        assert wallet.stats().live_holds == 0
+    assert spent(wallet) == CHAT_MICROS
+
+
+def test_what_costs_nothing_passes_in_an_event_loop_too(provider: Provider) -> None:
+    async def main() -> int:
+        async with loop_of(provider) as (wallet, of_openai, _):
+            assert [model async for model in of_openai.models.list()] == []
+            return await loop_spent(wallet)
+
+    assert asyncio.run(main()) == 0
+
+
+class Closed(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """An answer without a network, that says whether it was closed."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"{"
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"{"
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def test_an_answer_that_is_given_up_is_closed_below_and_so_is_what_sends(wallet: Wallet) -> None:
+    said = Closed()
+    wrapped = httpx2.MockTransport(lambda _: httpx2.Response(200, stream=said))
+    url = "http://127.0.0.1/v1/chat/completions"
+
+    async def in_loop() -> None:
+        async with AsyncWallet.from_env(caps=CAPS, environ={}) as of_loop:
+            async with (
+                AsyncMeteredTransport(of_loop, "agent-7", wrapped=wrapped) as metered,
+                httpx2.AsyncClient(transport=metered).stream("POST", url, json=CHAT),
+            ):
+                pass
+            assert of_loop.stats().live_holds == 0
+
+    with (
+        MeteredTransport(wallet, "agent-7", wrapped=wrapped) as metered,
+        httpx2.Client(transport=metered).stream("POST", url, json=CHAT),
+    ):
+        pass
+    assert said.closed
+    assert wallet.stats().live_holds == 0
+
+    said.closed = False
+    asyncio.run(in_loop())
+    assert said.closed
 
 
 def test_many_calls_at_once_stay_inside_a_small_cap_in_the_ledger(provider: Provider, spine: Spine) -> None:
