@@ -58,7 +58,7 @@ def found(results: list[Result], expected: dict[str, str]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("")
     for each in results:
-        says = each.broken or ("complete: no promise is broken" if each.complete else "in part: no promise is broken")
+        says = each.broken or ("all seen, nothing broken" if each.complete else "in part, nothing broken")
         style = (
             ""
             if each.broken.startswith(expected[each.config]) and bool(each.broken) == bool(expected[each.config])
