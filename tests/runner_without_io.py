@@ -66,3 +66,15 @@ class Runner:
         (reading,) = self.counter.read([("agent", day)])
         assert reading is not None
         return reading.leased_micros
+
+
+def held(runner: Runner, estimate: int) -> Hold:
+    """A hold by one round of asking."""
+    hold = runner.ask(estimate)
+    assert hold is not None
+    return hold
+
+
+def free(runner: Runner) -> int:
+    """What memory could still serve."""
+    return runner.book.free_micros("agent")

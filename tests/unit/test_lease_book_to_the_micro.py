@@ -10,11 +10,10 @@ from daycap import BudgetUnavailable, CapExceeded, HoldEnded, InvalidAmount
 from daycap.clock import DAY_MS
 from daycap.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
 from daycap.errors import AgentPaused, UnknownAgent
-from daycap.lease import Hold
 from daycap.lease_book import LeaseBook
 from daycap.money import MAX_MICROS
 from daycap.wire import FinalizeEvent, lease_fits
-from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner
+from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner, free, held
 
 LIVES_MS = TERMS.ttl_ms - TERMS.guard_ms
 
@@ -22,16 +21,6 @@ LIVES_MS = TERMS.ttl_ms - TERMS.guard_ms
 @pytest.fixture
 def runner() -> Runner:
     return Runner()
-
-
-def held(runner: Runner, estimate: int) -> Hold:
-    hold = runner.ask(estimate)
-    assert hold is not None
-    return hold
-
-
-def free(runner: Runner) -> int:
-    return runner.book.free_micros("agent")
 
 
 def publish(runner: Runner, status: str = ACTIVE, cap: int = CAP, spent: int = 0, seq: int = 9) -> None:

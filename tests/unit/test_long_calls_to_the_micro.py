@@ -10,7 +10,7 @@ import pytest
 from daycap import BudgetUnavailable, HoldEnded
 from daycap.lease import AsyncHold, Hold
 from daycap.lease_book import LeaseBook
-from tests.runner_without_io import CAP, MIDNIGHT_MS, TERMS, Runner
+from tests.runner_without_io import CAP, MIDNIGHT_MS, TERMS, Runner, free, held
 
 HELD = 1_000
 
@@ -26,16 +26,6 @@ def runner() -> Runner:
 @pytest.fixture
 def hold(runner: Runner) -> Hold:
     return held(runner, HELD)
-
-
-def held(runner: Runner, estimate: int) -> Hold:
-    hold = runner.ask(estimate)
-    assert hold is not None
-    return hold
-
-
-def free(runner: Runner) -> int:
-    return runner.book.free_micros("agent")
 
 
 def said(runner: Runner) -> list[tuple[str, int, int]]:
