@@ -1,6 +1,7 @@
 """A runner process that does as it is told: a real wallet, a line of JSON in for each verb and one out.
 
-`Runner` is the test's end of it; `python -m tests.runner` the process itself, which ends when its input does.
+`Runner` is the test's end of it; `python -m tests.runner FACE` the process itself, which ends when its input does. Its
+wallet is one of `FACES`: of threads, or of an event loop.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from daycap import BudgetUnavailable, DaycapError, Hold, Wallet
+from daycap import AsyncWallet, BudgetUnavailable, DaycapError, Hold, Wallet
+from tests.in_loop import InLoop
+
+FACES: dict[str, Callable[[], Any]] = {
+    "threads": Wallet.from_env,
+    "loop": lambda: InLoop(AsyncWallet.from_env()),
+}
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,10 +40,10 @@ class Said(Exception):
 class Runner:
     """One child process with one wallet. Amounts are micros; holds are known by their ids."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, face: str) -> None:
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.runner"],
+                [sys.executable, "-m", "tests.runner", face],
                 cwd=_ROOT,
                 env={**os.environ, **environment},
                 stdin=subprocess.PIPE,
@@ -217,9 +224,9 @@ class _StoppingLock:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def main() -> None:
+def main(face: str) -> None:
     """Obey until the input ends."""
-    verbs = _Verbs(Wallet.from_env())
+    verbs = _Verbs(FACES[face]())
     for line in sys.stdin:
         verb, *words = json.loads(line)
         try:
@@ -231,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -18,6 +18,7 @@ from tests.fake_clock import AVAILABLE, FakeClock
 from tests.faults.proxy import Proxy
 from tests.migrated import migrated_sqlite
 from tests.processes import ROOT, LocalBeat, LocalWorker
+from tests.runner import FACES
 from worker.local_server import LocalServer
 from worker.replay.journal import Entry, JournalReader
 
@@ -48,8 +49,10 @@ class ChaosRunner:
     def start(self) -> None:
         self._lives += 1
         with self._log.open("ab") as log:
+            # Every second one is of an event loop.
+            face, seed = sorted(FACES)[self._number % len(FACES)], f"{self._number}.{self._lives}"
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.runner", *map(str, self._files), f"{self._number}.{self._lives}"],
+                [sys.executable, "-m", "tests.chaos.runner", *map(str, self._files), face, seed],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.PIPE,

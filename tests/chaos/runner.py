@@ -1,8 +1,8 @@
 """A runner of the campaign: reserves and finalizes without pause for the agents that it is given, and says so in files.
 
-`python -m tests.chaos.runner JOURNAL INTENTS SEED`. Each line of its input is a list of agents to work for; an empty
-one lets it rest, and is answered with what was not settled. What it is about to finalize it writes to INTENTS before,
-and to JOURNAL after: a runner killed in between leaves a cost of which nobody can say whether it was taken.
+`python -m tests.chaos.runner JOURNAL INTENTS FACE SEED`. Each line of its input is a list of agents to work for; an
+empty one lets it rest, and is answered with what was not settled. What it is about to finalize it writes to INTENTS
+before, and to JOURNAL after: a runner killed in between leaves a cost of which nobody can say whether it was taken.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from daycap import BudgetUnavailable, CapExceeded, Wallet
+from tests.runner import FACES
 from worker.replay.journal import End, Entry, JournalWriter
 
 FLUSH_S = 40
@@ -64,10 +65,10 @@ class _Work:
             self._journal.write(Entry(End.FINALIZED, agent, hold.held_micros, 0, hold.id, hold.day, actual))
 
 
-def main(journal: str, intents: str, seed: str) -> None:
+def main(journal: str, intents: str, face: str, seed: str) -> None:
     """Obey until the input ends; then end at once, as if killed."""
     files = JournalWriter(Path(journal)), JournalWriter(Path(intents))
-    wallet = Wallet.from_env()
+    wallet: Wallet = FACES[face]()
     work: _Work | None = None
     for line in sys.stdin:
         if work is not None:

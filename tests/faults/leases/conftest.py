@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import pytest
 from celery import Celery
@@ -22,7 +23,7 @@ from daycap.redis_counter import counter_key
 from daycap.wire import CONTROL_QUEUE
 from tests.faults.proxy import Proxy
 from tests.processes import LocalRedis, LocalWorker, SharedBroker, SharedWorker, run_daycap
-from tests.runner import Runner
+from tests.runner import FACES, Runner
 from tests.spine import Spine, environment, make_empty
 from worker.local_server import free_port
 
@@ -50,10 +51,14 @@ class LeaseSpine(Spine):
         self._given_up_before = self._metric("daycap_given_up_micros_total")
 
     def runner(self, **settings: object) -> Runner:
-        """A runner's process. It leases exactly what it needs, unless `slice_seconds` says otherwise."""
+        """A runner's process. It leases exactly what it needs, unless `slice_seconds` says otherwise.
+
+        Every second one is of an event loop; whether the first is one depends on the test.
+        """
         changes = {f"DAYCAP_{name.upper()}": str(value) for name, value in ({"slice_seconds": 0} | settings).items()}
         log = self._directory / f"runner-{len(self._runners)}.log"
-        self._runners.append(Runner({**self.environment, **changes}, log))
+        face = sorted(FACES)[(crc32(self._directory.name.encode()) + len(self._runners)) % len(FACES)]
+        self._runners.append(Runner({**self.environment, **changes}, log, face))
         return self._runners[-1]
 
     def expire(self) -> int:
