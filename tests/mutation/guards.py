@@ -121,8 +121,8 @@ def without(guard: str, tree: Path, tests: tuple[str, ...]) -> str | None:
     failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", ran.stdout, re.MULTILINE)
     if not failed:
         raise click.ClickException(f"pytest ended with {ran.returncode}, and no test failed: {ran.stdout[-500:]}")
-    broken = re.findall(r"^E +AssertionError: \('(P\d+)'", ran.stdout, re.MULTILINE)
-    raised = re.findall(r"^E +([\w.]+(?:Error|Exception))\b", ran.stdout, re.MULTILINE)
+    broken = re.findall(r"AssertionError: \('(P\d+)'", ran.stdout)
+    raised = re.findall(r"^(?:E| *\|) +([\w.]+(?:Error|Exception)): ", ran.stdout, re.MULTILINE)
     return f"{', '.join(sorted(set(broken)) or raised[-1:] or ['an error'])}, in {failed[0]}"
 
 
