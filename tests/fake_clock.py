@@ -21,6 +21,7 @@ class FakeClock:
 
     def __init__(self, file: Path, zone: str = "UTC") -> None:
         self._file = file
+        self._beside: list[tuple[FakeClock, float]] = []
         self.environment = {
             "LD_PRELOAD": str(_LIBRARY),
             "FAKETIME_TIMESTAMP_FILE": str(file),
@@ -40,6 +41,8 @@ class FakeClock:
         """It goes as this machine's does, so many seconds ahead of it."""
         self._seconds = seconds
         self._write(f"{seconds:+.6f}")
+        for clock, ahead_s in self._beside:
+            clock.set_off(seconds + ahead_s)
 
     def stop_at(self, ms: int) -> None:
         """It stands still at this moment, milliseconds since the epoch, until it is set anew."""
@@ -47,9 +50,10 @@ class FakeClock:
         self._write(f"{moment:%Y-%m-%d %H:%M:%S}.{ms % 1000:03d}")
 
     def beside(self, seconds: float, file: Path, zone: str) -> FakeClock:
-        """Another clock, so many seconds ahead of this one, in another time zone."""
+        """Another clock, so many seconds ahead of this one whenever it is set, in another time zone."""
         clock = FakeClock(file, zone)
         clock.set_off(self._seconds + seconds)
+        self._beside.append((clock, seconds))
         return clock
 
     def _write(self, said: str) -> None:
