@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def start(directory: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """What is ignored here, as in a shell's background job, is ignored by those that are started; a handler is not."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -82,6 +92,7 @@ def test_chaos_changes_no_verdict(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_every_process(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "run", "--seconds", "60")
