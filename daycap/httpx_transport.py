@@ -50,6 +50,8 @@ logger = logging.getLogger("daycap")
 AGENT_HEADER = "X-Daycap-Agent"
 """Names a request's agent. It is taken off before the request is sent."""
 
+_AGENT_EXTENSION = "daycap_agent"
+
 # Nothing of the request was sent: httpx and httpx2 have an error each by these names.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
 
@@ -75,7 +77,10 @@ class _Meter:
 
     def call_of(self, request: AnyRequest) -> AgentCall | None:
         """The call that a request makes, None for one that is to pass. Raises `InvalidInput`. Its body was read."""
-        agent = request.headers.pop(AGENT_HEADER, None)
+        # Kept beside the request, for where it is sent once more: a redirect, a login.
+        agent = request.headers.pop(AGENT_HEADER, request.extensions.get(_AGENT_EXTENSION))
+        if agent is not None:
+            request.extensions[_AGENT_EXTENSION] = agent
         path = request.url.path
         if costs_nothing(request.method, path):
             return None
@@ -111,6 +116,9 @@ class _Metered:
     def answered(self, response: Any, stream: type, base: type) -> Any:
         """The answer begins: it passes by in a `stream` of ours that is also one of the library's own, `base`."""
         self._reader = UsageReader(response.status_code, response.headers.get("content-type", ""))
+        if response.is_stream_consumed or response.is_closed:
+            self._was_read(response)
+            return response
         response.stream = _stream_type(stream, base)(response.stream, self)
         return response
 
@@ -118,6 +126,16 @@ class _Metered:
         """A piece of the answer; after the last event of a stream its cost is known."""
         if self._reader is not None and self._reader.feed(data):
             self.end()
+
+    def _was_read(self, response: Any) -> None:
+        """What is wrapped has read the answer, to log it perhaps, or has made it up: nothing will pass by."""
+        try:
+            content = response.content
+        except RuntimeError:  # Read and not kept, or closed.
+            self.end()
+        else:
+            self.feed(content)
+            self.end(whole=True)
 
     def end(self, *, whole: bool = False) -> None:
         """The answer is over, `whole` or given up; what came after the hold's end does not matter."""

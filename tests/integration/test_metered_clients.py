@@ -380,6 +380,16 @@ def test_a_call_is_its_headers_agents_and_the_provider_does_not_see_it(provider:
         client.chat.completions.create(**CHAT)
 
 
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_a_call_that_is_redirected_stays_its_headers_agents(provider: Provider, wallet: Wallet, library: Any) -> None:
+    provider.answers = [answer(307, {}, location="/v2/chat/completions"), answer(200, CHAT_ANSWER)]
+    with library.Client(transport=MeteredTransport(wallet, "agent-7"), follow_redirects=True) as client:
+        client.post(f"{provider.url}/v1/chat/completions", json=CHAT, headers={AGENT_HEADER: "agent-8"})
+
+    assert (spent(wallet), spent(wallet, "agent-8")) == (0, CHAT_MICROS)
+    assert not any(AGENT_HEADER.lower() in headers for headers, _ in provider.asked)
+
+
 def test_what_cannot_be_metered_is_refused_unless_it_may_pass(provider: Provider, wallet: Wallet) -> None:
     provider.answers = [answer(200, {"input_tokens": 3, "created": 1, "data": []})]
     with openai_of(provider, wallet) as client, anthropic_of(provider, wallet) as of_anthropic:
@@ -408,6 +418,48 @@ def test_the_client_may_be_of_httpx_or_of_httpx2(provider: Provider, wallet: Wal
 
     assert spent(wallet) == CHAT_MICROS
     assert asyncio.run(in_loop()) == CHAT_MICROS
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_an_answer_that_was_read_below_is_charged_though_it_does_not_pass_by(wallet: Wallet, library: Any) -> None:
+    events = "".join(f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n" for each in CHAT_EVENTS)
+    answers = [
+        library.Response(200, json=CHAT_ANSWER),
+        library.Response(200, text=events, headers={"content-type": "text/event-stream"}),
+        library.Response(429, json={}),
+    ]
+    transport = MeteredTransport(wallet, "agent-7", wrapped=library.MockTransport(lambda _: answers.pop(0)))
+    with library.Client(transport=transport) as client:
+        for charged in CHAT_MICROS, 2 * CHAT_MICROS, 2 * CHAT_MICROS:
+            client.post("http://127.0.0.1/v1/chat/completions", json=CHAT)
+            assert spent(wallet) == charged
+
+
+def test_an_answer_that_was_closed_below_is_charged_in_full(provider: Provider, wallet: Wallet) -> None:
+    class Closes(httpx2.HTTPTransport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            response = super().handle_request(request)
+            response.close()
+            return response
+
+    provider.answers = [answer(200, CHAT_ANSWER)]
+    with (
+        httpx2.Client(transport=MeteredTransport(wallet, "agent-7", wrapped=Closes())) as client,
+        client.stream("POST", f"{provider.url}/v1/chat/completions", json=CHAT),
+    ):
+        assert spent(wallet) == most(provider)
+
+
+def test_an_event_loops_answer_that_was_read_below_is_charged() -> None:
+    async def main() -> None:
+        async with AsyncWallet.from_env(caps=CAPS, environ={}) as wallet:
+            made_up = httpx2.MockTransport(lambda _: httpx2.Response(200, json=CHAT_ANSWER))
+            transport = AsyncMeteredTransport(wallet, "agent-7", wrapped=made_up)
+            async with httpx2.AsyncClient(transport=transport) as client:
+                await client.post("http://127.0.0.1/v1/chat/completions", json=CHAT)
+            assert await loop_spent(wallet) == CHAT_MICROS
+
+    asyncio.run(main())
 
 
 def test_calls_and_streams_of_an_event_loop_are_charged_by_their_usage(provider: Provider) -> None:
