@@ -15,7 +15,8 @@ _TELLING = tuple(f'"{word}"'.encode() for word in ("usage", *_LAST_EVENTS))
 class UsageReader:
     """Reads one answer.
 
-    `over`: it was heard to its end, so that `usage`, and `service_tier` where one is named, are what the call used.
+    `over`: it was heard to its end, so that `usage` is what the call used, and `service_tier` the one that it was
+    served at: empty for the usual one, None where the answer does not say.
     """
 
     def __init__(self, status: int, content_type: str) -> None:
@@ -33,8 +34,10 @@ class UsageReader:
 
     @property
     def not_billed(self) -> bool:
-        """Whether the status says that nothing was billed. Some bill a request that their filter stopped."""
+        """Whether the status says that nothing was billed. Some bill a request that their filter stopped: a 400."""
         refused = 300 <= self._status < 400 or self._status in _NOT_BILLED
+        if self._status == 400 and not self.over:
+            return False  # Given up: what it would have said is not known.
         return refused and not self._usage and b"content_filter" not in self._rest
 
     def feed(self, data: bytes) -> bool:
@@ -59,7 +62,8 @@ class UsageReader:
             self.over = True
         elif any(word in data for word in _TELLING):
             event = self._said(data)
-            self.over = self.over or event.get("type") in _LAST_EVENTS
+            kind = event.get("type")
+            self.over = self.over or (isinstance(kind, str) and kind in _LAST_EVENTS)
 
     def _said(self, data: bytes | bytearray) -> dict[str, Any]:
         try:
@@ -75,5 +79,5 @@ class UsageReader:
                 if isinstance(usage, dict):
                     self._usage.update({name: value for name, value in usage.items() if value is not None})
                 if isinstance(tier, str):
-                    self.service_tier = None if tier in USUAL_TIERS else tier
+                    self.service_tier = "" if tier in USUAL_TIERS else tier
         return said

@@ -151,10 +151,14 @@ class _Metered:
     def _cost(self, reader: UsageReader) -> int:
         if not reader.over:
             return self._hold.held_micros  # Given up: what it would have said is not known.
-        call = self._call
+        call, usage = self._call, reader.usage
+        tiers = {reader.service_tier}
+        if reader.service_tier is None and "speed" not in (usage or {}):
+            tiers.add(call.get("service_tier"))  # It does not say at which it was served: the dearer one.
         try:
-            return self._prices.actual_micros(
-                call["model"], reader.usage, provider=call.get("provider"), service_tier=reader.service_tier
+            return max(
+                self._prices.actual_micros(call["model"], usage, provider=call.get("provider"), service_tier=tier)
+                for tier in tiers
             )
         except Refused as error:
             logger.warning("%s: charged all that was held, for %s", self._hold, error)

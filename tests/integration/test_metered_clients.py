@@ -314,6 +314,35 @@ def test_the_prices_of_a_service_tier_are_held_and_charged(provider: Provider, w
     assert spent(wallet) > CHAT_MICROS
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "charged"),
+    [
+        ("priority", {"service_tier": "default"}, ""),
+        ("priority", {}, "priority"),
+        ("flex", {"service_tier": "default"}, ""),
+        ("flex", {"service_tier": "flex"}, "flex"),
+        ("flex", {}, ""),
+    ],
+)
+def test_the_tier_that_a_call_was_served_at_counts_and_else_the_dearer_one(
+    provider: Provider, wallet: Wallet, asked: Any, said: dict[str, str], charged: str
+) -> None:
+    provider.answers = [answer(200, {**CHAT_ANSWER, **said})]
+    with openai_of(provider, wallet) as client:
+        client.chat.completions.create(**{**CHAT, "model": "gpt-5"}, service_tier=asked)
+
+    assert spent(wallet) == Prices.default().actual_micros("gpt-5", CHAT_USAGE, service_tier=charged)
+
+
+@pytest.mark.parametrize("said", [{"speed": "standard"}, {"speed": "fast"}, {}])
+def test_a_fast_call_costs_what_it_was_served_at(provider: Provider, wallet: Wallet, said: dict[str, str]) -> None:
+    provider.answers = [answer(200, {**MESSAGE_ANSWER, "usage": {**MESSAGE_USAGE, **said}})]
+    with anthropic_of(provider, wallet) as client:
+        client.messages.create(**MESSAGE, speed="fast")
+
+    assert spent(wallet) == MESSAGE_MICROS * (1 if said == {"speed": "standard"} else 2)
+
+
 def test_tries_that_fail_are_a_hold_each(provider: Provider, wallet: Wallet) -> None:
     # Given a provider that fails, has no time, fails, and answers
     late = {"retry-after-ms": "1"}
@@ -347,6 +376,18 @@ def test_what_may_have_been_billed_is_charged_in_full(
     provider.answers = [answer(status, {"error": error})]
     with openai_of(provider, wallet) as client, pytest.raises(openai.APIStatusError):
         client.chat.completions.create(**CHAT)
+
+    assert spent(wallet) == most(provider)
+
+
+def test_a_400_that_nobody_read_may_have_been_billed(provider: Provider, wallet: Wallet) -> None:
+    provider.answers = [answer(400, {"error": {"code": "content_filter"}})]
+    transport = MeteredTransport(wallet, "agent-7")
+    with (
+        httpx2.Client(transport=transport) as client,
+        client.stream("POST", f"{provider.url}/v1/chat/completions", json=CHAT),
+    ):
+        pass
 
     assert spent(wallet) == most(provider)
 
