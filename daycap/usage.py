@@ -167,12 +167,16 @@ class _Fields:
     def by_modality(self, name: str) -> dict[str, int]:
         """Google's list of counts, each with its modality. A document is billed as an image."""
         counts: dict[str, int] = {}
-        listed = self._get(name)
-        for item in listed if isinstance(listed, list | tuple) else ():
-            each = _Fields(item, f"{self._path}.{name}[]")
+        for each in self.each(name):
             modality = each.text("modality").replace("document", "image")
             counts[modality] = counts.get(modality, 0) + each.count("token_count")
         return counts
+
+    def each(self, name: str) -> Iterator[_Fields]:
+        """The fields of each in a list."""
+        listed = self._get(name)
+        for item in listed if isinstance(listed, list | tuple) else ():
+            yield _Fields(item, f"{self._path}.{name}[]")
 
     def _get(self, name: str) -> object:
         if not isinstance(self._source, Mapping):
@@ -230,10 +234,20 @@ def _input_output(usage: _Fields) -> UsedTokens:
         (
             *_input(details, prompt, read, written, ttls),
             *_output(usage.inside("output_tokens_details", "output_token_details"), output),
+            *_compactions(usage),
         ),
         usage.inside("server_tool_use").count("web_search_requests"),
         _service_tier(usage),
     )
+
+
+def _compactions(usage: _Fields) -> Iterator[Part]:
+    """What Anthropic used to summarize the context, which its sums leave out. Raises where other models took part."""
+    for iteration in usage.each("iterations"):
+        if (kind := iteration.text("type")) == "compaction":
+            yield from _input_output(iteration).parts
+        elif kind != "message":
+            raise InvalidInput(f"usage has an iteration of type {shown(kind, 60)}, which may be another model's")
 
 
 def _google(usage: _Fields) -> UsedTokens:

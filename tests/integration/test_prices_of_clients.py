@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import anthropic.types
+import anthropic.types.beta
 import pytest
 from google.genai import types as google
 from openai.types import CompletionUsage, CreateEmbeddingResponse
@@ -125,6 +126,30 @@ def test_what_anthropic_sends_at_the_end_of_a_stream_may_lack_what_went_in() -> 
     assert PRICES.actual_micros("claude-opus-4-5", whole) == 100 * 5 + 5000 * 0.5 + 200 * 25
     with pytest.raises(InvalidInput, match="has no input_tokens"):
         PRICES.actual_micros("claude-opus-4-5", part)
+
+
+def test_anthropics_compactions_come_on_top_and_other_models_are_refused() -> None:
+    def counts(tokens: int) -> dict[str, Any]:
+        return {
+            "input_tokens": tokens,
+            "output_tokens": 200,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "model": "claude-opus-4-5",
+        }
+
+    def usage(kind: str) -> anthropic.types.beta.BetaUsage:
+        iterations = [{"type": kind, **counts(5000)}, {"type": "message", **counts(100)}]
+        return anthropic.types.beta.BetaUsage.model_validate({**counts(100), "iterations": iterations})
+
+    for form in each_form(usage("message")):
+        assert PRICES.actual_micros("claude-opus-4-5", form) == 100 * 5 + 200 * 25
+    for form in each_form(usage("compaction")):
+        assert PRICES.actual_micros("claude-opus-4-5", form) == 5100 * 5 + 400 * 25
+    for kind in "advisor_message", "fallback_message":
+        for form in each_form(usage(kind)):
+            with pytest.raises(InvalidInput, match=kind):
+                PRICES.actual_micros("claude-opus-4-5", form)
 
 
 def modal(**counts: int) -> list[google.ModalityTokenCount]:
