@@ -44,17 +44,29 @@ def call_of(path: str, content: bytes, max_output_tokens: int | None, count_toke
     model = body.get("model")
     if not isinstance(model, str):
         return None
+    if other := next((name for name in _OTHER_MODELS if body.get(name) is not None), None):
+        raise InvalidInput(f"{other}: another model may answer than the one that is held for")
     embeds = path.rstrip("/").endswith("/embeddings")
     call = Call(
         model=model,
         input_tokens=_most_in(body, len(content)) if count_tokens is None else count_tokens(body),
         max_output_tokens=0 if embeds else _most_out(body, max_output_tokens),
     )
-    tier = "fast" if body.get("speed") == "fast" else body.get("service_tier")
-    if isinstance(tier, str) and tier not in USUAL_TIERS:
+    if (tier := tier_of(body)) is not None:
         call["service_tier"] = tier
     return call
 
+
+def tier_of(body: Mapping[str, object]) -> str | None:
+    """The service tier that a request asks for, None for the usual one: as `daycap.usage` names them."""
+    place = body.get("inference_geo")
+    if isinstance(place, str) and place not in {"", "global"}:
+        return f"inference_geo={place}"
+    tier = "fast" if body.get("speed") == "fast" else body.get("service_tier")
+    return tier if isinstance(tier, str) and tier not in USUAL_TIERS else None
+
+
+_OTHER_MODELS = ("fallbacks", "models")
 
 USUAL_TIERS = {"auto", "default", "standard", "standard_only"}
 """Of a request or an answer: the usual prices, or not known to be others."""
@@ -81,7 +93,13 @@ def _most_out(body: Mapping[str, object], default: int | None) -> int:
             f"the call of {shown(body.get('model'), 100)} does not say how much may come out: give it max_tokens, "
             "max_completion_tokens or max_output_tokens, or the transport max_output_tokens"
         )
-    return max(map(_count, most)) * _count(answers)
+    return (max(map(_count, most)) + most_rejected(body)) * _count(answers)
+
+
+def most_rejected(body: Mapping[str, object]) -> int:
+    """The most tokens of a predicted output that the answer does not use. They are billed as if they had come out."""
+    prediction = body.get("prediction")
+    return 0 if prediction is None else len(json.dumps(prediction, ensure_ascii=False).encode(errors="replace"))
 
 
 def _count(value: object) -> int:
@@ -112,7 +130,15 @@ _TEXTS = {
     "tool_result",
     "tool_use",
 }
-_KEPT_BY_PROVIDER = ("conversation", "previous_response_id", "prompt", "container", "mcp_servers", "web_search_options")
+_KEPT_BY_PROVIDER = (
+    "conversation",
+    "previous_response_id",
+    "prompt",
+    "thread",
+    "container",
+    "mcp_servers",
+    "web_search_options",
+)
 
 
 def _most_in(body: Mapping[str, object], size: int) -> int:
@@ -127,12 +153,21 @@ def _most_in(body: Mapping[str, object], size: int) -> int:
 
 def _unbounded(body: Mapping[str, object]) -> Iterator[str]:
     yield from (name for name in _KEPT_BY_PROVIDER if body.get(name) is not None)
+    if _compacts(body.get("context_management")):
+        yield "context_management"
     tools = body.get("tools")
     for tool in tools if isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None
-        if kind not in {None, "function", "custom"}:
+        if kind is not None and kind not in ("function", "custom"):
             yield f"a tool of type {shown(kind, 60)}"
     yield from _not_text([body.get(name) for name in ("messages", "input", "system")])
+
+
+def _compacts(management: object) -> bool:
+    """Whether the provider may summarize what goes in, which is a call of its own; to leave some of it out is none."""
+    edits = management.get("edits") if isinstance(management, dict) else management
+    kinds = [each.get("type") if isinstance(each, dict) else None for each in edits] if isinstance(edits, list) else []
+    return not all(isinstance(kind, str) and kind.startswith("clear_") for kind in kinds)
 
 
 def _not_text(content: object) -> Iterator[str]:
@@ -141,8 +176,12 @@ def _not_text(content: object) -> Iterator[str]:
             yield from _not_text(each)
     elif isinstance(content, dict):
         kind = content.get("type")
-        if kind is not None and kind not in _TEXTS:
+        if kind is None and content.get("role") is None:
+            yield "content without a type"  # To OpenAI an id alone is a reference to an item.
+        elif kind is not None and not (isinstance(kind, str) and kind in _TEXTS):
             yield f"content of type {shown(kind, 60)}"
+        elif kind == "reasoning" and not content.get("encrypted_content"):
+            yield "reasoning without its encrypted_content"  # It is looked up by its id.
         if content.get("audio") is not None:
             yield "audio"
         for name in ("content", "output"):

@@ -83,6 +83,14 @@ def test_what_goes_in_is_bounded_by_the_bytes_and_what_providers_add() -> None:
         {"system": [{"type": "new"}]},
         {"mcp_servers": [{}]},
         {"conversation": "c"},
+        {"thread": {"type": "continue", "previous_message_id": "m"}},
+        {"input": [{"id": "msg_1"}]},
+        {"input": [{"id": "msg_1", "type": None}]},
+        {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]},
+        {"input": [{"type": ["message"]}]},
+        {"tools": [{"type": ["function"]}]},
+        {"context_management": [{"type": "compaction", "compact_threshold": 1000}]},
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}, {"type": "compact_20260112"}]}},
     ],
 )
 def test_what_may_be_more_than_its_bytes_needs_a_counter(fields: Any) -> None:
@@ -96,7 +104,26 @@ def test_texts_and_the_calls_of_own_tools_are_not_more_than_their_bytes() -> Non
     use = {"type": "tool_use", "id": "t", "name": "draw", "input": {"type": "image", "content": [{"type": "image"}]}}
     messages = [{"role": "assistant", "content": [use]}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
 
-    assert call_of("/v1/messages", body(messages=messages), None, None) is not None
+    cleared = {"edits": [{"type": "clear_tool_uses_20250919"}]}
+
+    assert call_of("/v1/messages", body(messages=messages, context_management=cleared), None, None) is not None
+
+    reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
+    assert call_of("/v1/responses", body(input=[reasoning, {"role": "user", "content": "a"}]), None, None) is not None
+
+
+@pytest.mark.parametrize("fields", [{"fallbacks": "default"}, {"fallbacks": [{"model": "m"}]}, {"models": ["m"]}])
+def test_a_call_that_another_model_may_answer_is_refused(fields: Any) -> None:
+    with pytest.raises(InvalidInput, match="another model"):
+        call_of(CHAT, body(**fields), None, lambda _: 7)
+
+
+def test_what_is_predicted_may_be_billed_besides_what_comes_out() -> None:
+    prediction = {"type": "content", "content": "words" * 100}
+
+    most = (call_of(CHAT, body(prediction=prediction), None, None) or {})["max_output_tokens"]
+
+    assert 510 <= most <= 560
 
 
 def test_the_most_that_comes_out_is_for_all_answers_and_none_for_embeddings() -> None:
@@ -118,6 +145,8 @@ def test_a_call_may_be_said_to_give_nothing_out() -> None:
         ({"service_tier": "priority"}, "priority"),
         ({"speed": "fast"}, "fast"),
         ({"speed": "standard", "service_tier": "flex"}, "flex"),
+        ({"inference_geo": "us", "speed": "fast"}, "inference_geo=us"),
+        ({"inference_geo": "global"}, None),
     ],
 )
 def test_a_tier_that_may_cost_otherwise_is_part_of_the_call(fields: Any, tier: str | None) -> None:
