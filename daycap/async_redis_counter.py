@@ -7,6 +7,7 @@ one connection: what gathered while the last exchange was under way goes in the 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import redis
@@ -28,6 +29,8 @@ from daycap.redis_counter import (
     unavailable,
     without_errors,
 )
+
+logger = logging.getLogger("daycap")
 
 Asked = tuple[SyncRequest, "asyncio.Future[SyncReply]"]
 
@@ -81,7 +84,15 @@ class AsyncRedisCounter:
                 # Whoever was cancelled meanwhile asks no longer.
                 some = [each for each in self._asked[:MAX_PER_ROUND_TRIP] if not each[1].done()]
                 del self._asked[:MAX_PER_ROUND_TRIP]
-                replies = await self._round_trip([request for request, _ in some])
+                try:
+                    replies = await self._round_trip([request for request, _ in some])
+                except BaseException as error:  # Whoever asked must not wait for ever.
+                    for _, answer in some:
+                        _give(answer, unavailable(error))
+                    if not isinstance(error, Exception):
+                        raise
+                    logger.error("the counter's answer cannot be read", exc_info=error)
+                    continue
                 for (_, answer), reply in zip(some, replies, strict=True):
                     _give(answer, reply)
         finally:
@@ -99,7 +110,7 @@ class AsyncRedisCounter:
                 await _plain(connection, "SCRIPT", "LOAD", SYNC.source)
                 replies = await _exchange(connection, requests)
             return [sync_reply(reply) for reply in replies]
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, OSError, CounterUnavailable) as error:
             if isinstance(error, redis.ReadOnlyError):
                 await connection.disconnect(nowait=True)
             return [unavailable(error) for _ in requests]

@@ -73,11 +73,14 @@ def sync_call(request: SyncRequest) -> Call:
 
 
 def sync_reply(said: Sequence[Any]) -> SyncReply:
-    """What `SYNC` answered."""
-    answer, *rest = said
-    if len(rest) == 1:
-        return SyncReply(Answer(answer), rest[0])
-    return SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
+    """What `SYNC` answered. Raises `CounterUnavailable` for what it never says."""
+    try:
+        answer, *rest = said
+        if len(rest) == 1:
+            return SyncReply(Answer(answer), rest[0])
+        return SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
+    except (TypeError, ValueError) as error:
+        raise CounterUnavailable(f"the counter's answer is none of its script's: {said!r:.80}") from error
 
 
 class RedisCounter(Counter):
@@ -216,8 +219,10 @@ def packed(connection: Any, commands: Iterable[Call]) -> Any:
     return connection.pack_commands([[run_id if word is _RUN_ID else word for word in each] for each in commands])
 
 
-def unavailable(error: Exception) -> CounterUnavailable:
+def unavailable(error: BaseException) -> CounterUnavailable:
     """What a failed exchange means."""
+    if isinstance(error, CounterUnavailable):
+        return error
     if isinstance(error, redis.ReadOnlyError):
         return CounterUnavailable(f"the counter's server is a replica: {error}")
     return CounterUnavailable(f"the counter did not answer: {type(error).__name__}: {error}")
@@ -258,7 +263,10 @@ def _learn_run_id(connection: Any) -> None:
 
 def run_id_in(info: str) -> str:
     """The server's run id, out of what INFO says."""
-    return _parse_info(info)["run_id"]
+    run_id = _parse_info(info).get("run_id")
+    if run_id is None:
+        raise redis.exceptions.InvalidResponse("INFO does not tell the server's run_id")
+    return run_id
 
 
 def _load_scripts(connection: Any) -> None:

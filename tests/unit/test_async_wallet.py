@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from daycap import AsyncWallet, BudgetUnavailable
+from daycap import AsyncWallet, BudgetUnavailable, Wallet
+from daycap.async_redis_counter import AsyncRedisCounter
 from tests.in_memory import CAP, Deployment
 
 if TYPE_CHECKING:
@@ -52,5 +55,66 @@ def test_the_loop_has_its_turns_while_a_day_is_waited_for() -> None:
         assert 2 <= deployment.counter.asked <= 60
         assert turns > 3
         await wallet.close()
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def something_else(info: bytes, answer: bytes) -> AsyncIterator[dict[str, str]]:
+    """What speaks Redis' protocol, but is no counter: a proxy perhaps, or another one's script. Where it is."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (words := await reader.readline()) != b"":
+            command = [await read_word(reader) for _ in range(int(words[1:]))]
+            says = {b"INFO": b"$%d\r\n%s\r\n" % (len(info), info), b"EVALSHA": answer}
+            writer.write(says.get(command[0], b"+OK\r\n"))
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        yield {"DAYCAP_REDIS_URL": url, "DAYCAP_BROKER_URL": "memory://"}
+
+
+async def read_word(reader: asyncio.StreamReader) -> bytes:
+    return (await reader.readexactly(int((await reader.readline())[1:]) + 2))[:-2]
+
+
+@pytest.mark.parametrize(
+    ("info", "answer"),
+    [
+        (b"redis_version:7\r\n", b"$-1\r\n"),
+        (b"run_id:a\r\n", b"$-1\r\n"),
+        (b"run_id:a\r\n", b"*2\r\n$3\r\nNEW\r\n:1\r\n"),
+        (b"run_id:a\r\n", b"*4\r\n$2\r\nOK\r\n:1\r\n:1\r\n:1\r\n"),
+    ],
+)
+def test_an_answer_that_is_no_counters_is_unavailable_at_once_on_both_faces(info: bytes, answer: bytes) -> None:
+    async def main() -> None:
+        async with something_else(info, answer) as environ:
+            of_a_loop, of_threads = AsyncWallet.from_env(environ=environ), Wallet.from_env(environ=environ)
+            with pytest.raises(BudgetUnavailable):
+                await asyncio.wait_for(of_a_loop.reserve("agent-7", 1), 5)
+            with pytest.raises(BudgetUnavailable):
+                await asyncio.to_thread(of_threads.reserve, "agent-7", 1)
+            await of_a_loop.close(0)
+            await asyncio.to_thread(of_threads.close, 0)
+
+    asyncio.run(main())
+
+
+def test_who_asks_does_not_wait_for_ever_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("nobody thought of it")
+
+    monkeypatch.setattr(AsyncRedisCounter, "_round_trip", fail)
+
+    async def main() -> None:
+        environ = {"DAYCAP_REDIS_URL": "redis://127.0.0.1:1/0", "DAYCAP_BROKER_URL": "memory://"}
+        wallet = AsyncWallet.from_env(environ=environ)
+        for _ in range(2):
+            with pytest.raises(BudgetUnavailable, match="nobody thought of it"):
+                await asyncio.wait_for(wallet.reserve("agent-7", 1), 5)
+        await wallet.close(0)
 
     asyncio.run(main())
