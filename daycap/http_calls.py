@@ -44,7 +44,7 @@ def call_of(path: str, content: bytes, max_output_tokens: int | None, count_toke
     model = body.get("model")
     if not isinstance(model, str):
         return None
-    if other := next((name for name in _OTHER_MODELS if body.get(name) is not None), None):
+    if other := next((name for name in OTHER_MODELS if body.get(name) is not None), None):
         raise InvalidInput(f"{other}: another model may answer than the one that is held for")
     embeds = path.rstrip("/").endswith("/embeddings")
     call = Call(
@@ -66,7 +66,8 @@ def tier_of(body: Mapping[str, object]) -> str | None:
     return tier if isinstance(tier, str) and tier not in USUAL_TIERS else None
 
 
-_OTHER_MODELS = ("fallbacks", "models")
+OTHER_MODELS = ("fallbacks", "models")
+"""Fields of a request that let another model answer."""
 
 USUAL_TIERS = {"auto", "default", "standard", "standard_only"}
 """Of a request or an answer: the usual prices, or not known to be others."""

@@ -24,7 +24,8 @@ from litellm.router_config import build_router_config
 from litellm.router_python_host import PythonHost
 
 from daycap.async_wallet import AsyncWallet
-from daycap.errors import DaycapError, InvalidInput, UnknownModel
+from daycap.errors import DaycapError, InvalidAmount, InvalidInput, UnknownModel
+from daycap.http_calls import OTHER_MODELS, USUAL_TIERS, most_rejected, tier_of
 from daycap.lease import BaseHold
 from daycap.metered import sending
 from daycap.usage import AnyUsage, Call
@@ -102,26 +103,29 @@ class _Metered(Generic[W]):
     def _prepare(self, model: str, messages: list[Any], call: dict[str, Any]) -> tuple[str, Call]:
         """Who pays for the call, and all that decides its worst case. Changes `call` so that its usage is heard of."""
         more = [name for name in _MORE_CALLS if call.get(name)]
+        extra = call.get("extra_body")
+        body = {**call, **extra} if isinstance(extra, Mapping) else call
+        more += [name for name in OTHER_MODELS if name not in more and body.get(name)]
         more += [f"litellm.{name}" for name in ("num_retries", "model_fallbacks") if getattr(litellm, name, None)]
         if more:
             raise InvalidInput(f"{', '.join(more)}: would make calls that nothing is held for; use a metered router")
         call["max_retries"] = 0
         if call.get("stream"):
             call["stream_options"] = {**(call.get("stream_options") or {}), "include_usage": True}
+            self._abandoned.watch()
         provider = call.get("custom_llm_provider")
         return _agent(call), {
             "model": model,
             "input_tokens": self._count_input(model, messages, call),
-            "max_output_tokens": _max_output_tokens(model, provider, call),
+            "max_output_tokens": _max_output_tokens(model, provider, call, body),
             "provider": provider,
-            "service_tier": call.get("service_tier"),
+            "service_tier": tier_of(body),
         }
 
     def _answered(self, hold: BaseHold, answer: Any) -> Any:
         if isinstance(answer, CustomStreamWrapper):
-            self._abandoned.watch()
             return MeteredStream.of(answer, hold, self._abandoned)
-        _settle(hold, getattr(answer, "usage", None))
+        _settle(hold, getattr(answer, "usage", None), getattr(answer, "service_tier", None))
         return answer
 
 
@@ -167,12 +171,13 @@ class MeteredStream(CustomStreamWrapper):
 
     _hold: BaseHold
     _usage: AnyUsage
+    _tier: object
     _abandoned: _Abandoned
 
     @classmethod
     def of(cls, stream: CustomStreamWrapper, hold: BaseHold, abandoned: _Abandoned) -> CustomStreamWrapper:
         """The same stream, metered. Changed and not wrapped: LiteLLM's Router looks for its class and fields."""
-        stream.__dict__.update(_hold=hold, _usage=None, _abandoned=abandoned)
+        stream.__dict__.update(_hold=hold, _usage=None, _tier=None, _abandoned=abandoned)
         stream.__class__ = cls
         return stream
 
@@ -206,7 +211,7 @@ class MeteredStream(CustomStreamWrapper):
 
     def __del__(self) -> None:
         if not self._hold.ended:
-            self._abandoned.put(self._hold, self._usage)
+            self._abandoned.put((self._hold, self._usage, self._tier))
         super().__del__()
 
     def _heard(self, chunk: Any) -> Any:
@@ -214,18 +219,23 @@ class MeteredStream(CustomStreamWrapper):
         usage = getattr(chunk, "usage", None)
         if usage is not None and any(getattr(each, "usage", None) is not None for each in self.chunks):
             self._usage = usage
+        self._tier = getattr(chunk, "service_tier", None) or self._tier
         return chunk
 
     def _end(self) -> None:
         if not self._hold.ended:
-            _settle(self._hold, self._usage)
+            _settle(self._hold, self._usage, self._tier)
+
+
+Abandoned: TypeAlias = tuple[BaseHold, AnyUsage, object]
+"""The hold of a stream, and what it heard of its usage and its service tier."""
 
 
 class _Abandoned:
     """Ends the holds of streams that were dropped. In a thread: a destructor may run where the book is locked."""
 
     def __init__(self) -> None:
-        self._holds: SimpleQueue[tuple[BaseHold, AnyUsage] | None] = SimpleQueue()
+        self._holds: SimpleQueue[Abandoned | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         weakref.finalize(self, self._holds.put, None)
@@ -239,16 +249,16 @@ class _Abandoned:
                 )
                 self._thread.start()
 
-    def put(self, hold: BaseHold, usage: AnyUsage) -> None:
+    def put(self, abandoned: Abandoned) -> None:
         """To be called by a destructor."""
-        self._holds.put((hold, usage))
+        self._holds.put(abandoned)
 
 
-def _end_abandoned(holds: SimpleQueue[tuple[BaseHold, AnyUsage] | None]) -> None:
+def _end_abandoned(holds: SimpleQueue[Abandoned | None]) -> None:
     while (each := holds.get()) is not None:
-        hold, usage = each
+        hold, usage, tier = each
         if not hold.ended:
-            _settle(hold, usage)
+            _settle(hold, usage, tier)
 
 
 class _Host(PythonHost):
@@ -294,11 +304,16 @@ def _agent(call: Mapping[str, Any]) -> str:
     return agent
 
 
-def _max_output_tokens(model: str, provider: str | None, call: Mapping[str, Any]) -> int:
-    """The most tokens that can come out, over all of its `n` answers."""
-    given = [call[name] for name in ("max_completion_tokens", "max_tokens") if call.get(name) is not None]
+def _max_output_tokens(model: str, provider: str | None, call: Mapping[str, Any], body: Mapping[str, Any]) -> int:
+    """The most tokens that can come out, over all of its `n` answers; `body` is the call with its `extra_body`."""
+    given = [
+        each[name]
+        for each in (call, body)
+        for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")
+        if each.get(name) is not None
+    ]
     most = max(given) if given else _longest_answer(model, provider)
-    return int(most * (call.get("n") or 1))
+    return int((most + most_rejected(body)) * (body.get("n") or 1))
 
 
 def _longest_answer(model: str, provider: str | None) -> int:
@@ -313,16 +328,28 @@ def _longest_answer(model: str, provider: str | None) -> int:
 
 
 def _not_billed(error: BaseException) -> bool:
-    return isinstance(error, NOT_BILLED)
+    if not isinstance(error, NOT_BILLED):
+        return False
+    # LiteLLM goes by words too: a server's error that speaks of a rate limit becomes a RateLimitError.
+    status = getattr(error.__context__, "status_code", None)
+    return not isinstance(status, int) or (status < 500 and status not in {408, 409})
 
 
-def _settle(hold: BaseHold, usage: AnyUsage) -> None:
+def _settle(hold: BaseHold, usage: AnyUsage, served: object) -> None:
     """Charge the usage; all that is held, where there is none that tells what the call cost."""
     why: object = "its usage was not told"
     if usage is not None:
         try:
-            return hold.finalize(usage=usage)
-        except (InvalidInput, UnknownModel) as error:
+            return hold.finalize(_cost(hold, usage, served))
+        except (InvalidAmount, InvalidInput, UnknownModel) as error:
             why = error
     logger.warning("hold %s is charged in full: %s", hold.id, why)
     hold.finalize(hold.held_micros)
+
+
+def _cost(hold: BaseHold, usage: AnyUsage, served: object) -> int:
+    """At the service tier that the call was served at, if that was told; else the dearer of what it may have been."""
+    cost_of: Any = hold._cost_of
+    if isinstance(served, str):
+        return int(cost_of(usage, service_tier="" if served in USUAL_TIERS else served))
+    return int(max(cost_of(usage), cost_of(usage, service_tier=None)))

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
 from daycap import AsyncWallet, CapExceeded, InvalidInput, UnknownModel, Wallet
 from daycap.prices import Prices
@@ -179,6 +180,8 @@ class TestACall:
             ({"max_tokens": None, "n": 2}, 2 * 16_384),
             ({"max_tokens": None, "max_completion_tokens": 7_000}, 7_000),
             ({"max_tokens": 7_000, "max_completion_tokens": 1}, 7_000),
+            ({"extra_body": {"max_completion_tokens": 7_000, "n": 2}}, 14_000),
+            ({"max_tokens": 7_000, "prediction": {"type": "content", "content": "hello"}}, 7_000 + 39),
         ],
     )
     def test_holds_the_longest_answers_that_it_allows(self, calls: Any, limits: Any, held: int) -> None:
@@ -199,6 +202,8 @@ class TestACall:
             ({"num_retries": 1}, InvalidInput),
             ({"max_retries": 1}, InvalidInput),
             ({"fallbacks": [OTHER_MODEL]}, InvalidInput),
+            ({"extra_body": {"models": [OTHER_MODEL]}}, InvalidInput),
+            ({"model": "anthropic/claude-opus-5", "inference_geo": "us"}, UnknownModel),
             ({"model": "openai/nobody's"}, UnknownModel),
             ({"model": "openai/nobody's", "max_tokens": None}, InvalidInput),
         ],
@@ -243,6 +248,48 @@ class TestACall:
             spent += worst() if billed else 0
             assert calls.spent() == spent, repr(error)
 
+    @pytest.mark.parametrize(("status", "billed"), [(429, False), (408, True), (500, True), (503, True)])
+    def test_whose_error_only_speaks_of_a_rate_limit_is_charged_in_full(
+        self, calls: Any, provider: Provider, litellm: Any, status: int, billed: bool
+    ) -> None:
+        provider.answers = [http_answer(status, {"error": {"message": "met a rate limit in the middle of it"}})]
+        with pytest.raises(litellm.RateLimitError):
+            calls.call(model=f"openai/{MODEL}", api_base=f"{provider.url}/v1", api_key="k")
+        assert calls.spent() == (worst() if billed else 0)
+
+    @pytest.mark.parametrize(
+        ("asked", "served", "charged"),
+        [
+            (None, "priority", "priority"),
+            ("flex", "default", ""),
+            ("flex", None, ""),
+            ("flex", "flex", "flex"),
+            ("priority", None, "priority"),
+        ],
+    )
+    def test_is_charged_at_the_service_tier_that_it_was_served_at_and_else_the_dearer_one(
+        self, calls: Any, litellm: Any, asked: str | None, served: str | None, charged: str
+    ) -> None:
+        said = {} if served is None else {"service_tier": served}
+        answer = litellm.ModelResponse(model="gpt-5", usage=litellm.Usage(**USAGE), **said)
+        calls.call(model="gpt-5", mock_response=answer, service_tier=asked)
+
+        assert calls.spent() == Prices.default().actual_micros("gpt-5", USAGE, service_tier=charged)
+
+    @pytest.mark.parametrize("asked", [{"speed": "fast"}, {"extra_body": {"speed": "fast"}}])
+    def test_that_is_asked_to_be_fast_holds_the_prices_of_that(self, calls: Any, asked: Any) -> None:
+        model = "anthropic/claude-opus-5"
+        with pytest.raises(CapExceeded) as refused:
+            calls.call(model=model, user="poor", mock_response="hi", **asked)
+
+        usual = Prices.default().worst_case_micros(model, input_tokens=9, max_output_tokens=MAX_TOKENS)
+        assert refused.value.estimate_micros == 2 * usual
+
+    def test_whose_cost_is_no_amount_is_charged_in_full(self, calls: Any, litellm: Any) -> None:
+        usage = litellm.Usage(prompt_tokens=2**52, completion_tokens=5, total_tokens=2**52 + 5)
+        calls.call(mock_response=litellm.ModelResponse(model=MODEL, usage=usage))
+        assert calls.spent() == worst()
+
     def test_that_litellm_itself_refuses_costs_nothing(self, calls: Any, litellm: Any, sent: list[str]) -> None:
         with pytest.raises(litellm.UnsupportedParamsError):
             calls.call(reasoning_effort="high", api_key="none")
@@ -260,6 +307,41 @@ class TestAStream:
 
         assert last.usage.total_tokens == 14
         assert calls.spent() == actual()
+
+    @pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning")  # LiteLLM does, of OpenAI's chunks.
+    def test_is_charged_at_the_service_tier_that_its_chunks_tell(self, calls: Any, litellm: Any) -> None:
+        def chunk(*choices: Any, **fields: Any) -> Any:
+            same = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+            return ChatCompletionChunk(**same, choices=choices, service_tier="priority", **fields)
+
+        chunks = [
+            chunk({"index": 0, "delta": {"content": "hi"}, "finish_reason": None}),
+            chunk({"index": 0, "delta": {}, "finish_reason": "stop"}),
+            chunk(usage=USAGE),
+        ]
+
+        async def later() -> Any:
+            for each in chunks:
+                yield each
+
+        stream = calls.call(mock_response="hi you", stream=True)
+        stream.custom_llm_provider = "openai"
+        stream.completion_stream = iter(chunks) if isinstance(calls, Threads) else later()
+        calls.read(stream)
+
+        assert calls.spent() == Prices.default().actual_micros(MODEL, USAGE, service_tier="priority")
+
+    def test_is_not_asked_for_where_nothing_could_end_its_hold_once_it_is_dropped(
+        self, calls: Any, answer: Any, sent: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail() -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(calls.metered._abandoned, "watch", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            calls.call(mock_response=answer, stream=True)
+
+        assert (sent, calls.spent()) == ([], 0)
 
     def test_whose_provider_told_no_usage_is_charged_in_full(self, calls: Any) -> None:
         """LiteLLM makes one up, by its own count of what it has seen."""
