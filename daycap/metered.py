@@ -51,4 +51,13 @@ def note_cost(hold: BaseHold, result: object, cost: CostOf) -> None:
     if cost is not None:
         hold.actual = cost(result)
     elif hasattr(hold, "_cost_of"):
-        hold.used(result.get("usage") if isinstance(result, Mapping) else getattr(result, "usage", None))
+        hold.used(_usage_of(result))
+
+
+def _usage_of(result: Any) -> Any:
+    """A result's usage, by the name that OpenAI, Anthropic and LiteLLM give it, or by Google's."""
+    for name in ("usage", "usage_metadata", "usageMetadata"):
+        usage = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
+        if usage is not None:
+            return usage
+    return None

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from google.genai.types import GenerateContentResponse, GenerateContentResponseUsageMetadata
 
 from daycap import AsyncWallet, CapExceeded, InvalidInput, Wallet
 from daycap.prices import Prices
@@ -54,6 +55,22 @@ def test_a_call_by_its_model_is_charged_by_its_results_usage(wallet: Wallet, ans
 
     assert call() is answer
     assert spent(wallet) == Prices.default().actual_micros("gpt-4o", USAGE)
+
+
+@pytest.mark.parametrize("form", ["object", "fields", "json"])
+def test_googles_answers_have_their_usage_by_another_name(wallet: Wallet, form: str) -> None:
+    usage = GenerateContentResponseUsageMetadata(
+        prompt_token_count=900, candidates_token_count=100, total_token_count=1_000
+    )
+    whole = GenerateContentResponse(usage_metadata=usage)
+    answers = {"object": whole, "fields": whole.model_dump(), "json": whole.model_dump(mode="json", by_alias=True)}
+
+    @wallet.metered("agent-7", model="gemini-2.5-flash", input_tokens=1_000, max_output_tokens=500)
+    def call() -> object:
+        return answers[form]
+
+    assert call() is answers[form]
+    assert spent(wallet) == Prices.default().actual_micros("gemini-2.5-flash", usage)
 
 
 def test_the_agent_may_come_from_the_arguments(wallet: Wallet) -> None:
