@@ -205,12 +205,20 @@ def _chat(usage: _Fields) -> UsedTokens:
     )
     written = details.count("cache_write_tokens", "cache_creation_tokens") or usage.count("cache_creation_input_tokens")
     ttls = _ttls(details.inside("cache_creation_token_details", "cache_write_tokens_details"))
+    searches = max(each.count("web_search_requests") for each in (usage.inside("server_tool_use"), details))
+    research: tuple[Part, ...] = ()
+    if usage.has("citation_tokens") and usage.has("reasoning_tokens"):
+        # Perplexity's deep research: what it thought, cited and searched comes on top, also of the total.
+        on_top = {"reasoning": usage.count("reasoning_tokens"), "citation": usage.count("citation_tokens")}
+        research = tuple(Part(tokens, "output", kind) for kind, tokens in on_top.items() if tokens)
+        searches = max(searches, usage.count("num_search_queries"))
     return UsedTokens(
         (
             *_input(details, prompt, read, written, ttls),
             *_output(usage.inside("completion_tokens_details"), _whole_output(completion, prompt, total)),
+            *research,
         ),
-        max(each.count("web_search_requests") for each in (usage.inside("server_tool_use"), details)),
+        searches,
         _service_tier(usage),
     )
 

@@ -230,6 +230,20 @@ def test_a_stream_whose_usage_litellm_did_not_hear_is_refused(litellm: Any) -> N
         PRICES.actual_micros("gpt-4o", litellm.Usage())
 
 
+def test_perplexitys_research_comes_on_top_of_its_tokens() -> None:
+    usage = {
+        "prompt_tokens": 33,
+        "completion_tokens": 7163,
+        "total_tokens": 7196,
+        "citation_tokens": 20_016,
+        "num_search_queries": 30,
+        "reasoning_tokens": 157_139,
+    }
+    # 2 in, 8 out, 3 reasoning, 2 cited, 5,000 for a search
+    expected = 33 * 2 + 7163 * 8 + 157_139 * 3 + 20_016 * 2 + 30 * 5000
+    assert PRICES.actual_micros("perplexity/sonar-deep-research", usage) == expected
+
+
 @pytest.mark.filterwarnings("ignore:Item:UserWarning")  # Pydantic, of a type of LiteLLM's with fields to read only.
 @pytest.mark.parametrize(
     "model",
