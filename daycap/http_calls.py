@@ -153,6 +153,12 @@ def _most_in(body: Mapping[str, object], size: int) -> int:
 
 
 def _unbounded(body: Mapping[str, object]) -> Iterator[str]:
+    yield from added_by_provider(body)
+    yield from _not_text([body.get(name) for name in ("messages", "input", "system")])
+
+
+def added_by_provider(body: Mapping[str, object]) -> Iterator[str]:
+    """What of a request lets its provider add to what goes in: what it keeps, and tools that it runs itself."""
     yield from (name for name in _KEPT_BY_PROVIDER if body.get(name) is not None)
     if _compacts(body.get("context_management")):
         yield "context_management"
@@ -161,7 +167,6 @@ def _unbounded(body: Mapping[str, object]) -> Iterator[str]:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind is not None and kind not in ("function", "custom"):
             yield f"a tool of type {shown(kind, 60)}"
-    yield from _not_text([body.get(name) for name in ("messages", "input", "system")])
 
 
 def _compacts(management: object) -> bool:

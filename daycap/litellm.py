@@ -25,7 +25,7 @@ from litellm.router_python_host import PythonHost
 
 from daycap.async_wallet import AsyncWallet
 from daycap.errors import DaycapError, InvalidAmount, InvalidInput, UnknownModel
-from daycap.http_calls import OTHER_MODELS, USUAL_TIERS, most_rejected, tier_of
+from daycap.http_calls import OTHER_MODELS, USUAL_TIERS, added_by_provider, most_rejected, tier_of
 from daycap.lease import BaseHold
 from daycap.metered import sending
 from daycap.usage import AnyUsage, Call
@@ -73,7 +73,10 @@ _HELPERS = (
 
 
 def count_input(model: str, messages: list[Any], call: Mapping[str, Any]) -> int:
-    """LiteLLM's own count of messages and tools. It is near the truth for some models, and a guess for others."""
+    """LiteLLM's own count of messages and tools. It is near the truth for some models, and a guess for others.
+
+    Not of what a provider adds by itself (searches on the web, a conversation that it keeps): that is refused.
+    """
     return int(
         litellm.token_counter(
             model=model, messages=messages, tools=call.get("tools"), tool_choice=call.get("tool_choice")
@@ -109,6 +112,8 @@ class _Metered(Generic[W]):
         more += [f"litellm.{name}" for name in ("num_retries", "model_fallbacks") if getattr(litellm, name, None)]
         if more:
             raise InvalidInput(f"{', '.join(more)}: would make calls that nothing is held for; use a metered router")
+        if self._count_input is count_input and (added := next(added_by_provider(body), None)):
+            raise InvalidInput(f"{added}: nothing bounds what the provider adds by itself; give a count_input")
         call["max_retries"] = 0
         if call.get("stream"):
             call["stream_options"] = {**(call.get("stream_options") or {}), "include_usage": True}
