@@ -27,6 +27,7 @@ _DAMAGED = "tests/contract/test_damaged_counter.py"
 _MODELS_BOOK = "tests/model/test_lease_book_is_the_model.py"
 _MODELS_COUNTER = "tests/model/test_counter_is_the_model.py"
 _PRICES = [f"tests/unit/test_{part}.py" for part in ("usage", "prices", "own_prices")]
+_USAGE = [*_PRICES, "tests/integration/test_prices_of_clients.py"]
 _WALLET = [
     *("tests/unit/test_wallet_alone.py", "tests/unit/test_wallet_in_trouble.py", "tests/unit/test_binding.py"),
     *("tests/unit/test_priced_wallet.py", "tests/unit/test_metered.py", "tests/unit/test_outbox.py"),
@@ -47,7 +48,7 @@ TESTS: dict[str, tuple[list[str], int]] = {
     ),
     "daycap/outbox.py": (["tests/unit/test_outbox_files.py", "tests/unit/test_outbox.py"], 0),
     "daycap/publisher.py": (["tests/unit/test_publisher.py"], 0),
-    "daycap/usage.py": (_PRICES, 0),
+    "daycap/usage.py": (_USAGE, 0),
     "daycap/rates.py": (_PRICES, 0),
     "daycap/own_prices.py": (_PRICES, 0),
     "daycap/prices.py": (_PRICES, 0),

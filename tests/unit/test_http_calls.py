@@ -119,11 +119,11 @@ def test_a_call_that_another_model_may_answer_is_refused(fields: Any) -> None:
 
 
 def test_what_is_predicted_may_be_billed_besides_what_comes_out() -> None:
-    prediction = {"type": "content", "content": "words" * 100}
+    prediction = {"type": "content", "content": "Größe" * 100}
 
     most = (call_of(CHAT, body(prediction=prediction), None, None) or {})["max_output_tokens"]
 
-    assert 510 <= most <= 560
+    assert 710 <= most <= 760, "a token for each byte"
 
 
 def test_the_most_that_comes_out_is_for_all_answers_and_none_for_embeddings() -> None:
