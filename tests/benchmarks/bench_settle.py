@@ -27,9 +27,9 @@ def figures() -> Iterator[Figure]:
         against = "events/s: rows by executemany, 500 a transaction"
         yield Figure("settle, 500 events a message", settled, "events/s", against, floor, at_least=0.5)
         yield Figure("settle, 500 events a message: rate", settled, "events/s", at_least=20_000)
-        no_op, singles = interleaved(3, lambda: _no_op(here), lambda: _settle(here, _SINGLE, 1))
+        nothing, singles = interleaved(3, lambda: no_op(here), lambda: settle_singles(here))
         against = "messages/s: a task that does nothing"
-        yield Figure("settle, 1 event a message", singles, "events/s", against, no_op, at_least=0.8)
+        yield Figure("settle, 1 event a message", singles, "events/s", against, nothing, at_least=0.8)
         waits_ms = _latencies_ms(here)
         yield Figure("finalize to settled, few events, p50", percentile(waits_ms, 0.5), "ms")
         yield Figure("finalize to settled, few events, p99", percentile(waits_ms, 0.99), "ms", at_most=50)
@@ -46,7 +46,12 @@ def _settle(here: Place, events: int, each: int) -> float:
         return rate(lambda: here.settled() - before, events)
 
 
-def _no_op(here: Place) -> float:
+def settle_singles(here: Place) -> float:
+    """Events a second where each message has one."""
+    return _settle(here, _SINGLE, 1)
+
+
+def no_op(here: Place, *options: str) -> float:
     """Messages a second that the same worker takes and acknowledges when there is nothing to do."""
     app = Celery(broker=here.settings.broker_url, set_as_current=False)
     events = [batch[0].to_wire() for batch in batches(here.agents, _SINGLE, 1)]
@@ -60,7 +65,7 @@ def _no_op(here: Place) -> float:
     def done() -> int:
         return _SINGLE - int(here.broker.llen(CONTROL_QUEUE)) - int(here.broker.hlen("unacked"))
 
-    with here.worker("-I", "tests.benchmarks.no_op"):
+    with here.worker("-I", "tests.benchmarks.no_op", *options):
         return rate(done, _SINGLE)
 
 
