@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from daycap import Wallet
 from daycap.clock import wall_ms
-from tests.benchmarks.bench_wallet import AT_ONCE, bare_cycles, cycles, quiet_wallet, settled_between
+from tests.benchmarks.bench_wallet import bare_cycles, cycles, micros_a_cycle, quiet_wallet
 from tests.benchmarks.figures import Figure, interleaved, micros_a_call
 from tests.benchmarks.place import Place, batches, place
 from worker.retention import open_days
@@ -35,17 +33,15 @@ def figures() -> Iterator[Figure]:
                     wallet.reserve(agent, 100_000).release()
 
             orders = [random.Random(1).sample(here.agents, len(here.agents)) for here, _ in pairs]
-            mine = (_reserver(wallet, order) for (_, wallet), order in zip(pairs, orders, strict=True))
+            mine = (
+                partial(micros_a_cycle, wallet, cycles(wallet.reserve, order))
+                for (_, wallet), order in zip(pairs, orders, strict=True)
+            )
             floors = (partial(micros_a_call, 20_000, bare_cycles(order)) for order in orders)
             *found, bare_few, bare_many = interleaved(5, *mine, *floors)
             yield _figure("reserve + finalize", *found)
             # What the machine's caches make of it, whoever asks.
             yield Figure(f"a lock and a dict: {_MANY:,} agents", bare_many, "us", f"us: {_FEW} agents", bare_few)
-
-
-def _reserver(wallet: Wallet, order: Sequence[str]) -> Callable[[], float]:
-    cycle = cycles(wallet.reserve, order)
-    return lambda: statistics.mean(settled_between(wallet, lambda: [micros_a_call(AT_ONCE, cycle)]))
 
 
 def _figure(what: str, few: float, many: float) -> Figure:

@@ -19,8 +19,7 @@ from tests.percentile import percentile
 from worker.local_server import free_port
 
 _CALLS = 20_000
-AT_ONCE = 1_000
-"""How many calls a `measure` of `settled_between` makes."""
+_AT_ONCE = 1_000  # How many calls a `measure` of `settled_between` makes.
 _SECONDS = 8.0
 
 CHECK_AND_RESERVE = """
@@ -51,12 +50,12 @@ def _warm(here: Place) -> Iterator[Figure]:
         cycle = cycles(wallet.reserve, here.agents[:1])
         mine, floor, round_trip = interleaved(
             7,
-            lambda: statistics.mean(settled_between(wallet, lambda: [micros_a_call(AT_ONCE, cycle)])),
+            lambda: micros_a_cycle(wallet, cycle),
             lambda: micros_a_call(_CALLS, bare_cycles(here.agents[:1])),
             lambda: micros_a_call(500, lambda: script(keys=["benchmark"], args=[10, 10**15])),
         )
         yield Figure("reserve + finalize, lease warm", mine, "us", "us: a lock and a dict", floor, at_most=5)
-        p99 = percentile(settled_between(wallet, lambda: micros_of_each(AT_ONCE, cycle)), 0.99)
+        p99 = percentile(settled_between(wallet, lambda: micros_of_each(_AT_ONCE, cycle)), 0.99)
         yield Figure("reserve + finalize, p99", p99, "us", at_most=10)
         yield Figure("a check in Redis by EVALSHA", round_trip, "us", "us: reserve + finalize", mine, at_least=50)
 
@@ -126,14 +125,19 @@ def bare_cycles(agents: Sequence[str]) -> Callable[[], None]:
     return bare
 
 
+def micros_a_cycle(wallet: Wallet, cycle: Callable[[], None]) -> float:
+    """Microseconds of one, over `_CALLS`, by a runner that reuses memory."""
+    return statistics.mean(settled_between(wallet, lambda: [micros_a_call(_AT_ONCE, cycle)]))
+
+
 def settled_between(wallet: Wallet, measure: Callable[[], list[float]]) -> list[float]:
-    """What `measure` finds for `AT_ONCE` calls each time, until `_CALLS` are made.
+    """What `measure` finds for `_AT_ONCE` calls each time, until `_CALLS` are made.
 
     In between, untimed, the wallet lets go of the events as if it had heard that they are settled: a runner reuses
     their memory, and one that only gathers them is timed at getting new pages from the system.
     """
     found = []
-    for _ in range(_CALLS // AT_ONCE):
+    for _ in range(_CALLS // _AT_ONCE):
         found += measure()
         events = wallet._publisher._events
         for event in events:

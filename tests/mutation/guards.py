@@ -91,7 +91,7 @@ GUARDS: dict[str, list[Edit]] = {
 @click.option("--guard", "guards", multiple=True, type=click.Choice(list(GUARDS)), help="Only this one, or these.")
 @click.argument("tests", nargs=-1)
 def main(guards: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """Print for each guard what was broken without it; fail if one is not missed."""
+    """Print for each guard what was broken without it; fail if nothing notices that one is gone."""
     unnoticed = 0
     with tempfile.TemporaryDirectory(prefix="daycap-guards-") as directory:
         tree = prepare(Path(directory) / "tree")
