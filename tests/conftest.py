@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from daycap import AsyncWallet
-from tests.in_loop import InLoop
+from tests.in_loop import FACES
 from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
 from tests.spine import Spine
@@ -51,8 +50,7 @@ def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return migrated_sqlite(tmp_path_factory.mktemp("ledger") / "empty.sqlite3")
 
 
-@pytest.fixture(params=["threads", "loop"])
+@pytest.fixture(params=FACES)
 def both_faces(request: pytest.FixtureRequest, spine: Spine) -> None:
     """The test's wallets are those of threads, and then those of an event loop."""
-    if request.param == "loop":
-        spine.face = lambda settings: InLoop(AsyncWallet.from_settings(settings))
+    spine.face = FACES[request.param].from_settings

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from daycap import AsyncHold, AsyncWallet, Reading
+from daycap import AsyncHold, AsyncWallet, Reading, Settings, Wallet
 
 T = TypeVar("T")
 
@@ -17,8 +17,22 @@ T = TypeVar("T")
 class InLoop:
     """Each call is made by a task in the event loop of all these wallets, and waited for here."""
 
-    def __init__(self, wallet: AsyncWallet) -> None:
-        self._wallet = wallet
+    def __init__(self, *parts: Any) -> None:
+        self._wallet = AsyncWallet(*parts)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> InLoop:
+        return cls._of(AsyncWallet.from_settings(settings))
+
+    @classmethod
+    def from_env(cls, **given: Any) -> InLoop:
+        return cls._of(AsyncWallet.from_env(**given))
+
+    @classmethod
+    def _of(cls, wallet: AsyncWallet) -> InLoop:
+        made = cls.__new__(cls)
+        made._wallet = wallet
+        return made
 
     def reserve(self, agent: str, estimate_micros: int) -> AsyncHold:
         return _run(self._wallet.reserve(agent, estimate_micros))
@@ -61,3 +75,7 @@ def _loop(_: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     return loop
+
+
+FACES: dict[str, Any] = {"threads": Wallet, "loop": InLoop}
+"""The faces of a wallet that tests have for threads and for event loops alike."""

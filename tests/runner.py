@@ -14,17 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from daycap import AsyncWallet, BudgetUnavailable, DaycapError, Hold, Wallet
-from tests.in_loop import InLoop
-
-FACES: dict[str, Callable[[], Any]] = {
-    "threads": Wallet.from_env,
-    "loop": lambda: InLoop(AsyncWallet.from_env()),
-}
+from daycap import BudgetUnavailable, DaycapError, Hold, Wallet
+from tests.in_loop import FACES
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -226,7 +221,7 @@ class _StoppingLock:
 
 def main(face: str) -> None:
     """Obey until the input ends."""
-    verbs = _Verbs(FACES[face]())
+    verbs = _Verbs(FACES[face].from_env())
     for line in sys.stdin:
         verb, *words = json.loads(line)
         try:

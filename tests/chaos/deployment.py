@@ -16,9 +16,9 @@ from daycap.counter import DayReading
 from daycap.redis_counter import RedisCounter, counter_key
 from tests.fake_clock import AVAILABLE, FakeClock
 from tests.faults.proxy import Proxy
+from tests.in_loop import FACES
 from tests.migrated import migrated_sqlite
 from tests.processes import ROOT, LocalBeat, LocalWorker
-from tests.runner import FACES
 from worker.local_server import LocalServer
 from worker.replay.journal import Entry, JournalReader
 

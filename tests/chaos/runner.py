@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from daycap import BudgetUnavailable, CapExceeded, Wallet
-from tests.runner import FACES
+from tests.in_loop import FACES
 from worker.replay.journal import End, Entry, JournalWriter
 
 FLUSH_S = 40
@@ -68,7 +68,7 @@ class _Work:
 def main(journal: str, intents: str, face: str, seed: str) -> None:
     """Obey until the input ends; then end at once, as if killed."""
     files = JournalWriter(Path(journal)), JournalWriter(Path(intents))
-    wallet: Wallet = FACES[face]()
+    wallet: Wallet = FACES[face].from_env()
     work: _Work | None = None
     for line in sys.stdin:
         if work is not None:

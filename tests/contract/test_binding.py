@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from daycap import AsyncWallet, InvalidInput, NotYourAgent, UnknownAgent, Wallet
+from daycap import InvalidInput, NotYourAgent, UnknownAgent, Wallet
 from daycap.counter import LeaseTerms
-from tests.in_loop import InLoop
+from tests.in_loop import FACES
 from worker import accounts, anchors
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
@@ -26,17 +26,14 @@ def agents(ledger: Ledger) -> None:
     accounts.add(ledger, NOWHERE, {"a": 100, "b": 100, "c": 100}, "ann", {"a": "anchor of a", "b": "anchor of b"})
 
 
-@pytest.fixture(params=["threads", "loop"])
+@pytest.fixture(params=FACES)
 def bound(request: pytest.FixtureRequest, ledger_url: str) -> Iterator[Bound]:
     """Wallets that read the ledger, and ask for each reserve: nothing is leased ahead."""
     wallets: list[Any] = []
 
     def make(variable: str = "", anchor: str | None = None) -> Wallet:
         environ = {"DAYCAP_LEDGER_URL": ledger_url, "DAYCAP_SLICE_SECONDS": "0", "DAYCAP_IDENTITY_ANCHOR": variable}
-        if request.param == "threads":
-            wallets.append(Wallet.from_env(environ=environ, anchor=anchor))
-        else:
-            wallets.append(InLoop(AsyncWallet.from_env(environ=environ, anchor=anchor)))
+        wallets.append(FACES[request.param].from_env(environ=environ, anchor=anchor))
         return wallets[-1]
 
     yield make

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from daycap import AsyncWallet, Wallet
 from daycap.outbox import SEGMENT_BYTES, Outbox
 from daycap.wire import FinalizeEvent
-from tests.in_loop import InLoop
+from tests.in_loop import FACES
 from tests.in_memory import Deployment
 
 DAY = "2026-11-24"
@@ -43,10 +42,9 @@ def opened(directory: Path) -> Iterator[Opened]:
         yield make
 
 
-@pytest.fixture(params=["threads", "loop"])
+@pytest.fixture(params=FACES)
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
     """Its wallets are those of threads, and then those of an event loop."""
-    in_loop = request.param == "loop"
-    deployment = Deployment(lambda *parts: InLoop(AsyncWallet(*parts)) if in_loop else Wallet(*parts))
+    deployment = Deployment(FACES[request.param])
     yield deployment
     deployment.close()

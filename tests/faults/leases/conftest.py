@@ -22,8 +22,9 @@ from daycap.counter import DayReading
 from daycap.redis_counter import counter_key
 from daycap.wire import CONTROL_QUEUE
 from tests.faults.proxy import Proxy
+from tests.in_loop import FACES
 from tests.processes import LocalRedis, LocalWorker, SharedBroker, SharedWorker, run_daycap
-from tests.runner import FACES, Runner
+from tests.runner import Runner
 from tests.spine import Spine, environment, make_empty
 from worker.local_server import free_port
 
