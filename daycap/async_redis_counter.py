@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 
 from daycap.counter import SyncReply, SyncRequest
 from daycap.errors import CounterUnavailable
+from daycap.per_loop import PerLoop
 from daycap.redis_counter import (
     MAX_PER_ROUND_TRIP,
     SYNC,
@@ -38,7 +39,7 @@ Asked = tuple[SyncRequest, "asyncio.Future[SyncReply]"]
 class AsyncRedisCounter:
     """The counter behind `url`; no wait on it is longer than `timeout_s`.
 
-    It may be used in one event loop after the other: a loop that ended takes its connection with it.
+    Several event loops may use it, one after the other or each in a thread of its own.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -47,24 +48,33 @@ class AsyncRedisCounter:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child, or in another loop: let go of what is not this one's without touching it."""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool: Any = None
+        """In a forked child: let go of what is the parent's without touching it."""
+        self._lines = PerLoop(lambda: _Line(self._url, self._timeout_s))
+
+    async def sync(self, request: SyncRequest) -> SyncReply:
+        """See `Counter.sync`. Raises `CounterUnavailable`."""
+        return await self._lines.get().sync(request)
+
+    async def close(self) -> None:
+        """Let go of this loop's connection, once whoever asked is answered."""
+        await self._lines.get().close()
+
+
+class _Line:
+    """One event loop's connection, and what its tasks ask."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._pool: Any = ConnectionPool.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            redis_connect_func=_learn_run_id,
+            **pool_options(timeout_s),
+        )
         self._asked: list[Asked] = []
         self._sending: asyncio.Task[None] | None = None
 
     async def sync(self, request: SyncRequest) -> SyncReply:
-        """See `Counter.sync`. Raises `CounterUnavailable`."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self.forget()
-            self._loop = loop
-            self._pool = ConnectionPool.from_url(
-                self._url,
-                retry=Retry(NoBackoff(), 0),
-                redis_connect_func=_learn_run_id,
-                **pool_options(self._timeout_s),
-            )
         answer: asyncio.Future[SyncReply] = loop.create_future()
         self._asked.append((request, answer))
         if self._sending is None:
@@ -72,11 +82,9 @@ class AsyncRedisCounter:
         return await answer
 
     async def close(self) -> None:
-        """Let go of this loop's connection."""
-        pool = self._pool if self._loop is asyncio.get_running_loop() else None
-        self.forget()
-        if pool is not None:
-            await pool.disconnect()
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+        await self._pool.disconnect()
 
     async def _send_all(self) -> None:
         try:
@@ -112,7 +120,7 @@ class AsyncRedisCounter:
             return [sync_reply(reply) for reply in replies]
         except (redis.RedisError, OSError, CounterUnavailable) as error:
             if isinstance(error, redis.ReadOnlyError):
-                await connection.disconnect(nowait=True)
+                await connection.disconnect()
             return [unavailable(error) for _ in requests]
         finally:
             if connection is not None:

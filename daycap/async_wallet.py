@@ -15,6 +15,7 @@ from daycap.lease_book import Pending
 from daycap.memory_counter import MemoryCounter
 from daycap.metered import AgentOf, CostOf, P, T, agent_of, must_be, note_cost
 from daycap.money import micros
+from daycap.per_loop import PerLoop
 from daycap.readings import Reading
 from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
@@ -24,7 +25,8 @@ from daycap.usage import Call
 
 
 class AsyncWallet(BaseWallet[AsyncHold]):
-    """`Wallet` with `await`: the same verbs, amounts and errors. Tasks may share one; make one for each process.
+    """`Wallet` with `await`: the same verbs, amounts and errors. Tasks may share one, those of other threads' event
+    loops too; make one for each process.
 
     Use `AsyncWallet.from_env()`, as a context manager: `async with`. Nothing blocks the event loop: a reserve that
     memory answers does not even yield to it, one that must ask awaits Redis, and all else is done by the wallet's
@@ -44,7 +46,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
 
     def _begin(self) -> None:
         super()._begin()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._topping_up: PerLoop[dict[str, asyncio.Lock]] = PerLoop(dict)
 
     def _forget(self) -> None:
         super()._forget()
@@ -125,28 +127,22 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     # --- inside -------------------------------------------------------------------------------------------
 
     async def _ask(self, agent: str, estimate: int) -> AsyncHold:
-        """Drive a top-up: one at a time for each agent."""
+        """Drive a top-up: of one loop's tasks one at a time for each agent."""
         start_s = self._begin_to_ask(agent)
-        lock = self._lock_of(agent)
+        locks = self._topping_up.get()
+        lock = locks.setdefault(agent, asyncio.Lock())
         try:
             async with asyncio.timeout(self._settings.open_timeout_seconds):
                 await lock.acquire()
         except TimeoutError:
             raise too_many(agent) from None
         try:
-            with self._asking(agent):
+            with self._asking(agent, locks):
                 if self._binding.must_look(agent):
                     await asyncio.to_thread(self._binding.check, agent)
                 return await self._drive(self._steps(agent, estimate, start_s), start_s)
         finally:
             lock.release()
-
-    def _lock_of(self, agent: str) -> asyncio.Lock:
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop, self._topping_up = loop, {}
-        lock: asyncio.Lock = self._topping_up.setdefault(agent, asyncio.Lock())
-        return lock
 
     async def _drive(self, steps: Steps[AsyncHold], start_s: float) -> AsyncHold:
         answer: SyncReply | None = None

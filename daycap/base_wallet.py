@@ -83,8 +83,6 @@ class BaseWallet(Generic[H]):
         self._keeper.follow_adopted()
 
     def _begin(self) -> None:
-        self._topping_up: dict[str, Any] = {}
-        """Each agent's lock, of the face's own kind: one top-up at a time."""
         self._no_answer: tuple[float, CounterUnavailable] | None = None
         self._closed = False
 
@@ -185,26 +183,30 @@ class BaseWallet(Generic[H]):
     def _begin_to_ask(self, agent: str) -> float:
         """Whether the agent can be asked for at all; returns when that began, on the monotonic clock."""
         agent_id(agent)
-        if self._closed:
-            raise BudgetUnavailable("this wallet is closed")
+        self._must_be_open()
         self._keeper.start()
         return time.monotonic()
 
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise BudgetUnavailable("this wallet is closed")
+
     @contextmanager
-    def _asking(self, agent: str) -> Iterator[None]:
-        """Around a top-up: what a refusal means for those who ask next."""
+    def _asking(self, agent: str, locks: dict[str, Any]) -> Iterator[None]:
+        """Around a top-up: what a refusal means for those who ask next. `locks` are of agents, of the face's kind."""
         try:
             yield
         except CapExceeded:
             self._keeper.refused(agent)
             raise
         except (UnknownAgent, NotYourAgent):
-            self._topping_up.pop(agent, None)
+            locks.pop(agent, None)
             raise
 
     @contextmanager
     def _exchanging(self, start_s: float) -> Iterator[None]:
         """Around a question: who waited while another's got no answer does not ask and wait as long once more."""
+        self._must_be_open()
         if self._no_answer is not None and self._no_answer[0] >= start_s:
             raise self._no_answer[1]
         try:

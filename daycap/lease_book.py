@@ -180,8 +180,8 @@ class LeaseBook(Generic[H]):
     def begin_top_up(self, agent: str, estimate: int) -> Pending:
         """Build the sync that asks for what `estimate` needs beyond the lease's own free money.
 
-        One at a time for each agent. The free money is earmarked for this reservation until `finish_top_up`
-        or `abandon` puts it back.
+        Best one at a time for each agent: the free money is earmarked for this reservation, and no other's, until
+        `finish_top_up` or `abandon` puts it back.
         """
         now_ns = self._now_ns()
         with self._lock:

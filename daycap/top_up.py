@@ -25,7 +25,7 @@ def top_up(
 ) -> Steps[H]:
     """Reserve `estimate` micros with the counter's help, until `end_s` of the monotonic clock at the latest.
 
-    One at a time for each agent. Raises what `Wallet.reserve` raises.
+    Best one at a time for each agent. Raises what `Wallet.reserve` raises.
     """
     why, pause_s = "", 0.0
     while (hold := book.reserve(agent, estimate)) is None:

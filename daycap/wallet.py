@@ -28,6 +28,10 @@ class Wallet(BaseWallet[Hold]):
 
     _hold_type = Hold
 
+    def _begin(self) -> None:
+        super()._begin()
+        self._topping_up: dict[str, threading.Lock] = {}
+
     @overload
     def reserve(self, agent: str, estimate_micros: int) -> Hold: ...
     @overload
@@ -132,11 +136,11 @@ class Wallet(BaseWallet[Hold]):
     def _ask(self, agent: str, estimate: int) -> Hold:
         """Drive a top-up: one at a time for each agent."""
         start_s = self._begin_to_ask(agent)
-        lock: threading.Lock = self._topping_up.setdefault(agent, threading.Lock())
+        lock = self._topping_up.setdefault(agent, threading.Lock())
         if not lock.acquire(timeout=self._settings.open_timeout_seconds):
             raise too_many(agent)
         try:
-            with self._asking(agent):
+            with self._asking(agent, self._topping_up):
                 self._binding.check(agent)  # Whoever has a lease in the book came by here.
                 return self._drive(self._steps(agent, estimate, start_s), start_s)
         finally:

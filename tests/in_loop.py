@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from daycap import AsyncHold, AsyncWallet, Reading, Settings, Wallet
+from daycap.per_loop import PerLoop
 
 T = TypeVar("T")
 
@@ -75,6 +76,12 @@ def _loop(_: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     return loop
+
+
+def locks_of(wallet: Any) -> dict[str, Any]:
+    """Of each agent whose money was asked for, that of whoever asks."""
+    of_wallet = wallet._topping_up
+    return next(iter(of_wallet._all.values()), {}) if isinstance(of_wallet, PerLoop) else of_wallet
 
 
 FACES: dict[str, Any] = {"threads": Wallet, "loop": InLoop}

@@ -10,7 +10,7 @@ import pytest
 
 from daycap import InvalidInput, NotYourAgent, UnknownAgent, Wallet
 from daycap.counter import LeaseTerms
-from tests.in_loop import FACES
+from tests.in_loop import FACES, locks_of
 from worker import accounts, anchors
 from worker.ledger import Ledger
 from worker.publish import CounterPublisher
@@ -56,7 +56,7 @@ def test_a_bound_wallet_serves_its_own_agent_and_no_other(bound: Bound) -> None:
     # Then it may spend on, nothing of the others is leased, and what was refused has left nothing behind
     wallet.reserve("a", 40).release()
     assert [wallet.remaining(agent).micros for agent in "abc"] == [50, 100, 100]
-    assert list(wallet._topping_up) == ["a"]
+    assert list(locks_of(wallet)) == ["a"]
 
 
 def test_an_anchor_in_code_goes_before_that_of_the_environment(bound: Bound) -> None:

@@ -88,7 +88,7 @@ def test_agents_that_are_asked_for_at_once_share_a_connection(spine: Spine, run:
             for hold in await asyncio.gather(*(wallet.reserve(agent, 1_000) for agent in agents)):
                 hold.release()
             # The server counts those of the keeper's thread too, which begins when it likes.
-            return len(wallet._redis._pool._available_connections)
+            return len(wallet._redis._lines.get()._pool._available_connections)
 
     assert run(main()) == 1
 
@@ -189,6 +189,42 @@ def test_a_wallet_outlives_its_loop(spine: Spine, agent: str, kind: str) -> None
     subprocess.run([sys.executable, "-c", _TWO_LOOPS, kind], env=environment, cwd=ROOT, check=True, timeout=60)
 
     assert spine.settled_once(agent) == (2, 2_000)
+
+
+_LOOPS_AT_ONCE = """
+import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
+from daycap import AsyncWallet, CapExceeded
+import uvloop
+run = asyncio.run if sys.argv[1] == "asyncio" else uvloop.run
+wallet = AsyncWallet.from_env()
+spent = []
+async def spend():
+    try:
+        hold = await wallet.reserve("agent-7", 50_000)
+    except CapExceeded:
+        return
+    await asyncio.sleep(0)
+    hold.finalize(50_000)
+    spent.append(50_000)
+async def spend_much():
+    await asyncio.wait_for(asyncio.gather(*(spend() for _ in range(50))), 30)
+with ThreadPoolExecutor() as threads:
+    for each in [threads.submit(run, spend_much()) for _ in range(3)]:
+        each.result()
+assert run(wallet.close(20)) == ()
+print(sum(spent))
+"""
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_loops_in_several_threads_share_a_wallet(spine: Spine, agent: str, kind: str) -> None:
+    environment = {**os.environ, **spine.environment, "DAYCAP_SLICE_SECONDS": "0"}
+    command = [sys.executable, "-c", _LOOPS_AT_ONCE, kind]
+    spent = int(subprocess.check_output(command, env=environment, cwd=ROOT, timeout=60))
+
+    assert spent == 5 * M
+    assert spine.settled_once(agent) == (100, 5 * M)
 
 
 def test_flush_and_close_leave_the_loop_its_turns(spine: Spine, agent: str, run: Run) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from daycap import BudgetUnavailable, CapExceeded, InvalidInput, UnknownAgent, WalletStats
 from daycap.outbox import Outbox
+from tests.in_loop import locks_of
 from tests.in_memory import CAP, Deployment, Reader, threads
 from tests.spine import wait_for
 
@@ -55,7 +56,7 @@ def test_an_agent_that_there_is_not_is_refused_each_time_and_others_are_not(depl
         with pytest.raises(UnknownAgent):
             wallet.reserve("stranger", 1)
     wallet.reserve("agent-7", 1).release()
-    assert "stranger" not in wallet._topping_up, "a program that makes up names takes no memory for each"
+    assert "stranger" not in locks_of(wallet), "a program that makes up names takes no memory for each"
 
 
 def test_its_stats_count_what_it_holds_and_what_went_wrong(deployment: Deployment, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from daycap import BudgetUnavailable, Wallet, WalletStats
 from daycap.lease import BaseHold
 from daycap.outbox import Outbox
+from tests.in_loop import locks_of
 from tests.in_memory import CAP, Deployment, Reader, threads
 from tests.processes import ROOT
 from tests.spine import wait_for
@@ -42,7 +43,7 @@ def reserving(
 
 def waiting_for_another(wallet: Wallet, agent: str = "agent-7") -> int:
     """How many have come to where one agent's reservations wait for each other."""
-    lock = wallet._topping_up[agent]
+    lock = locks_of(wallet)[agent]
     if isinstance(lock, asyncio.Lock):
         return len(lock._waiters or ())  # type: ignore[attr-defined]
     return sum(frame.f_code.co_name == "_ask" for frame in sys._current_frames().values())
@@ -67,6 +68,18 @@ def test_who_waited_while_another_got_no_answer_does_not_wait_as_long_again(depl
     # Whoever comes later asks anew
     counter.away = False
     wallet.reserve("agent-7", 10).release()
+
+
+def test_who_waits_for_a_day_when_the_wallet_is_closed_is_told_so(deployment: Deployment) -> None:
+    wallet = deployment.wallet(open_timeout_seconds=60)
+    deployment.ledger.opens = False
+    thread, outcome = reserving(wallet)
+    wait_for(lambda: deployment.counter.asked > 1)
+
+    wallet.close(0)
+
+    thread.join(10)
+    assert [str(each) for each in outcome] == ["this wallet is closed"]
 
 
 def test_no_reservation_waits_longer_for_others_than_reserve_may_take(deployment: Deployment) -> None:
