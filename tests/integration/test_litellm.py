@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -190,6 +192,15 @@ class TestACall:
 
         assert refused.value.estimate_micros == worst(max_tokens=held)
 
+    def test_holds_as_long_an_answer_as_litellm_knows_of_a_model_with_one_limit_for_all(
+        self, calls: Any, litellm: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(litellm, "get_model_info", lambda *_: {"max_output_tokens": None, "max_tokens": 7_000})
+        with pytest.raises(CapExceeded) as refused:
+            calls.call(user="poor", mock_response="hi", max_tokens=None)
+
+        assert refused.value.estimate_micros == worst(max_tokens=7_000)
+
     def test_is_paid_by_the_agent_of_its_metadata_before_its_user(self, calls: Any, answer: Any) -> None:
         calls.call(mock_response=answer, metadata={"agent": "rich"}, user="poor")
         assert calls.spent() == actual()
@@ -197,8 +208,6 @@ class TestACall:
     @pytest.mark.parametrize(
         ("call", "error"),
         [
-            ({"user": None}, InvalidInput),
-            ({"user": None, "metadata": {"agent": 7}}, InvalidInput),
             ({"num_retries": 1}, InvalidInput),
             ({"max_retries": 1}, InvalidInput),
             ({"fallbacks": [OTHER_MODEL]}, InvalidInput),
@@ -215,6 +224,12 @@ class TestACall:
     ) -> None:
         with pytest.raises(error):
             calls.call(mock_response="hi", **call)
+        assert (sent, calls.spent()) == ([], 0)
+
+    @pytest.mark.parametrize("metadata", [None, {"agent": 7}])
+    def test_without_an_agent_is_not_sent(self, calls: Any, sent: list[str], metadata: Any) -> None:
+        with pytest.raises(InvalidInput, match="who pays"):
+            calls.call(mock_response="hi", user=None, metadata=metadata)
         assert (sent, calls.spent()) == ([], 0)
 
     def test_is_not_sent_while_litellm_is_set_to_make_others(
@@ -250,7 +265,7 @@ class TestACall:
             spent += worst() if billed else 0
             assert calls.spent() == spent, repr(error)
 
-    @pytest.mark.parametrize(("status", "billed"), [(429, False), (408, True), (500, True), (503, True)])
+    @pytest.mark.parametrize(("status", "billed"), [(429, False), (408, True), (409, True), (500, True), (503, True)])
     def test_whose_error_only_speaks_of_a_rate_limit_is_charged_in_full(
         self, calls: Any, provider: Provider, litellm: Any, status: int, billed: bool
     ) -> None:
@@ -305,7 +320,8 @@ class TestACall:
 
 class TestAStream:
     def test_is_charged_by_the_usage_that_it_ends_with(self, calls: Any, answer: Any) -> None:
-        *_, last = calls.read(calls.call(mock_response=answer, stream=True))
+        stream = calls.call(mock_response=answer, stream=True)
+        *_, last = calls.read(stream)
 
         assert last.usage.total_tokens == 14
         assert calls.spent() == actual()
@@ -361,6 +377,28 @@ class TestAStream:
 
         assert calls.spent() == worst()
 
+    def test_that_is_closed_ends_its_providers_answer_too(self, calls: Any) -> None:
+        ended = []
+
+        def chunks() -> Any:
+            try:
+                yield
+            finally:
+                ended.append(True)
+
+        async def later() -> Any:
+            for each in chunks():
+                yield each
+
+        stream = calls.call(mock_response="hi you", stream=True)
+        stream.completion_stream = chunks() if isinstance(calls, Threads) else later()
+        calls.next(provider := stream.completion_stream)
+
+        calls.close(stream)
+
+        assert ended
+        del provider
+
     def test_that_is_dropped_is_charged_in_full(self, calls: Any, answer: Any) -> None:
         stream = calls.call(mock_response=answer, stream=True)
         calls.next(stream)
@@ -380,11 +418,55 @@ class TestAStream:
         wait_for(lambda: calls.wallet.stats().live_holds == 0)
         assert calls.spent() == actual()
 
+    def test_that_is_dropped_is_litellms_to_clear_up_after(
+        self, calls: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dropped: list[Any] = []
+        wrapper = type(calls.call(mock_response=answer, stream=True)).__mro__[1]
+        monkeypatch.setattr(wrapper, "__del__", lambda _: dropped.append(True))
+        gc.collect()
+        dropped.clear()
+
+        calls.call(mock_response=answer, stream=True)
+
+        assert dropped == [True]
+
     def test_that_fails_is_charged_in_full(self, calls: Any, litellm: Any) -> None:
         stream = calls.call(mock_response="Exception: mock_streaming_error", stream=True)
         with pytest.raises(litellm.ServiceUnavailableError):
             calls.read(stream)
         assert calls.spent() == worst()
+
+
+class TestTheThreadThatEndsDroppedStreams:
+    def test_is_one_and_ends_with_what_needs_it(self) -> None:
+        calls = Threads(rich=5 * M)
+        abandoned = calls.metered._abandoned
+        abandoned.watch()
+        thread = abandoned._thread
+        assert thread is not None
+        abandoned.watch()
+        assert abandoned._thread is thread
+        assert thread.daemon, "a program that ends does not wait for it"
+
+        del abandoned
+        calls.metered = None
+        gc.collect()
+
+        thread.join(10)
+        assert not thread.is_alive()
+        calls.end()
+
+    def test_is_there_again_in_a_forked_child(self) -> None:
+        calls = Threads(rich=5 * M)
+        calls.metered._abandoned.watch()
+        if (child := os.fork()) == 0:
+            signal.alarm(10)  # It ends, come what may.
+            calls.metered._abandoned.watch()
+            thread = calls.metered._abandoned._thread
+            os._exit(thread is None or not thread.is_alive())
+        assert os.waitpid(child, 0)[1] == 0
+        calls.end()
 
 
 class TestACancelledTask:
