@@ -22,6 +22,9 @@ logger = logging.getLogger("daycap")
 _OPEN_AGAIN_S = 1.0
 """How long to wait before asking again for a day to be opened."""
 
+_AT_ONCE = 500
+"""How many leases are renewed in one exchange: an answer to more might be too old by the time that it is applied."""
+
 _LOOK_S = 0.5
 """How often to look whether a renewal is due: a lease may have come whose ttl is shorter than those before."""
 
@@ -84,7 +87,7 @@ class Keeper:
 
     def learn_settled(self) -> None:
         """Ask what is settled, now."""
-        self.renew()
+        self.renew([lease for lease in self._book.leases() if lease.unsettled])
         self.follow_adopted()
 
     def ask_to_open(self, agent: str, day: str) -> None:
@@ -99,30 +102,30 @@ class Keeper:
         self._refused.add(agent)
 
     def renew(self, only: list[Lease] | None = None, *, hand_back: bool = False) -> bool:
-        """One sync of every lease in use, or of `only`; a second one of those that were asked for their free money.
-
-        Returns whether all of them were renewed.
-        """
-        renewed = True
+        """Sync every lease in use, or those of `only`. Returns whether all of them were renewed."""
         with self._renewing:
-            first = True
-            while only is None or only:
-                pending = self._book.begin_renewal(only, hand_back=hand_back)
-                if not pending:
-                    break
-                try:
-                    replies = self._counter.sync([each.request for each in pending])
-                except CounterUnavailable as error:
-                    logger.warning("leases were not renewed: %s", error)
-                    return False
-                only = []
-                for each, reply in zip(pending, replies, strict=True):
-                    if self._book.apply(each, reply) and first:
-                        only.append(each.lease)
-                    if reply.answer is Answer.NOT_OPEN:
-                        self.ask_to_open(each.request.agent, each.request.day)
-                        renewed = False
-                first = False
+            leases = self._book.leases() if only is None else only
+            try:
+                parts = [leases[start : start + _AT_ONCE] for start in range(0, len(leases), _AT_ONCE)]
+                renewed = [self._renew(part, hand_back=hand_back) for part in parts]
+            except CounterUnavailable as error:
+                logger.warning("leases were not renewed: %s", error)
+                return False
+        return all(renewed)
+
+    def _renew(self, leases: Sequence[Lease], *, hand_back: bool) -> bool:
+        """One sync; a second one of those that were asked for their free money. Raises `CounterUnavailable`."""
+        renewed = True
+        for _ in range(2):
+            pending = self._book.begin_renewal(leases, hand_back=hand_back)
+            if not pending:
+                break
+            replies = self._counter.sync([each.request for each in pending])
+            leases = [each.lease for each, reply in zip(pending, replies, strict=True) if self._book.apply(each, reply)]
+            for each, reply in zip(pending, replies, strict=True):
+                if reply.answer is Answer.NOT_OPEN:
+                    self.ask_to_open(each.request.agent, each.request.day)
+                    renewed = False
         return renewed
 
     def follow_adopted(self) -> None:

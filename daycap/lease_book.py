@@ -79,7 +79,7 @@ class LeaseBook(Generic[H]):
     def _clear(self) -> None:
         self._lock = threading.Lock()
         self._current: dict[str, Lease] = {}
-        self._retired: list[Lease] = []
+        self._retired: dict[Lease, None] = {}
         self._clock_offset_ms: int | None = None
         self._closed = False
         self.ttl_ms = 0
@@ -263,16 +263,30 @@ class LeaseBook(Generic[H]):
             pending.lease.free += pending.earmarked
             pending.lease.owed_ns = self._now_ns()
 
-    # --- renewing: every lease that is in use, all agents together ----------------------------------------
+    # --- renewing: every lease that is in use, some at a time ----------------------------------------------
 
-    def begin_renewal(self, only: Sequence[Lease] | None = None, *, hand_back: bool = False) -> list[Pending]:
-        """Build a sync without need for every lease in use (of `only`), handing back what lies idle, or all of it."""
+    def leases(self) -> Sequence[Lease]:
+        """All of them, to be renewed; `ttl_ms` is that of those in use."""
+        with self._lock:
+            leases, ttl_ms = self._all(), self.ttl_ms
+        shortest_ms = min((lease.ttl_ms for lease in leases if lease.ttl_ms and lease.in_use), default=0)
+        with self._lock:
+            if self.ttl_ms == ttl_ms:  # Else the counter has told of another one meanwhile.
+                self.ttl_ms = shortest_ms
+        return leases
+
+    def begin_renewal(self, leases: Sequence[Lease], *, hand_back: bool = False) -> list[Pending]:
+        """Build a sync without need for each lease that is in use, handing back what lies idle, or all of it.
+
+        Of a few hundred leases at most: whoever reserves or finalizes meanwhile waits for it. Lets go of leases
+        that nobody needs any more.
+        """
         now_ns = self._now_ns()
         today = self._today(now_ns)
         with self._lock:
-            self._tidy(today)
             pending = []
-            for lease in self._all() if only is None else only:
+            for lease in leases:
+                self._tidy(lease, today)
                 if not lease.in_use or _expired(lease.day, today):
                     continue
                 dead = now_ns >= lease.deadline_ns
@@ -280,8 +294,6 @@ class LeaseBook(Generic[H]):
                 _hand_back(lease, back, now_ns)
                 request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
                 pending.append(Pending(lease, request, now_ns))
-            if only is None:
-                self.ttl_ms = min((each.lease.ttl_ms for each in pending if each.lease.ttl_ms), default=0)
             return pending
 
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
@@ -416,28 +428,28 @@ class LeaseBook(Generic[H]):
             lease = self._current[agent] = Lease(agent, today, new_lease_id(agent, today, self._random(16)), now_ns)
         return lease
 
-    def _tidy(self, today: str) -> None:
-        """Retire leases of days that are over; let go of those that nobody needs any more."""
-        for lease in list(self._current.values()):
+    def _tidy(self, lease: Lease, today: str) -> None:
+        """Retire the lease if its day is over; let go of it if nobody needs it any more."""
+        if self._current.get(lease.agent) is lease:
             if lease.day < today:
                 self._retire(lease)
             elif lease.granted == 0 and not lease.in_use:
                 del self._current[lease.agent]  # Made for a question; the answer was no.
-        kept = []
-        for lease in self._retired:
-            if lease.live_holds and not lease.unsettled and _expired(lease.day, today):
-                logger.error(
-                    "letting go of %d holds of agent %s on %s: never ended", lease.live_holds, lease.agent, lease.day
-                )
-            elif lease.in_use and (lease.unsettled or not _expired(lease.day, today)):
-                kept.append(lease)
-        self._retired = kept
+        if lease not in self._retired:
+            return
+        expired = _expired(lease.day, today)
+        if expired and lease.live_holds and not lease.unsettled:
+            logger.error(
+                "letting go of %d holds of agent %s on %s: never ended", lease.live_holds, lease.agent, lease.day
+            )
+        if not lease.in_use or (expired and not lease.unsettled):
+            del self._retired[lease]
 
     def _retire(self, lease: Lease) -> None:
         """No new hold from it; it is renewed while it is in use."""
         lease.deadline_ns = 0
         del self._current[lease.agent]
-        self._retired.append(lease)
+        self._retired[lease] = None
 
     def _idle(self, lease: Lease, now_ns: int) -> int:
         """What the last two windows' use does not need for a slice."""

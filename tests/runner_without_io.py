@@ -46,8 +46,11 @@ class Runner:
         (reply,) = self.counter.sync([pending.request])
         return self.book.finish_top_up(pending, reply, estimate)
 
+    def begin_renewal(self, *, hand_back: bool = False) -> list[Pending]:
+        return self.book.begin_renewal(self.book.leases(), hand_back=hand_back)
+
     def renew(self, *, answered: bool = True) -> list[Pending]:
-        pending = self.book.begin_renewal()
+        pending = self.begin_renewal()
         replies = self.counter.sync([each.request for each in pending])
         if answered:
             for each, reply in zip(pending, replies, strict=True):

@@ -145,7 +145,7 @@ class Both:
     def renew(self, step: Step) -> None:
         if self.renewal is None and self.question is None:
             idle = step.one > 15
-            pending = self.real.begin_renewal(hand_back=idle)
+            pending = self.real.begin_renewal(self.real.leases(), hand_back=idle)
             if pending:
                 self.book, asked = model.begin_renewal(self.book, TERMS, self.ms, idle=idle)
                 assert pending[0].request[3:6] == asked[:3]

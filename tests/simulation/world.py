@@ -264,7 +264,7 @@ class World:
         runner = self._awake()
         if runner is None:
             return
-        pending = runner.book.begin_renewal(hand_back=self.chance() < 0.05)
+        pending = runner.book.begin_renewal(runner.book.leases(), hand_back=self.chance() < 0.05)
         if not pending:
             return
         try:
@@ -451,7 +451,7 @@ class World:
         self._check_rest()
 
     def _sync_all(self, runner: Runner) -> None:
-        pending = runner.book.begin_renewal(hand_back=True)
+        pending = runner.book.begin_renewal(runner.book.leases(), hand_back=True)
         for each, reply in zip(pending, self.counter.sync([each.request for each in pending]), strict=True):
             runner.book.apply(each, reply)
             if reply.answer is Answer.NOT_OPEN:

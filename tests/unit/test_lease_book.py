@@ -89,7 +89,7 @@ def test_what_was_handed_back_unheard_is_said_again(runner: Runner) -> None:
     assert hold is not None
     hold.release()
     runner.ms += 1_000
-    lost = runner.book.begin_renewal(hand_back=True)
+    lost = runner.begin_renewal(hand_back=True)
     assert lost[0].request.returned_micros == 1_000
     assert runner.leased(DAY) == 1_000
 

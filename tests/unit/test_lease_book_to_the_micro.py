@@ -56,7 +56,7 @@ def test_past_the_local_deadline_memory_serves_nothing_and_keeps_its_sums(runner
     assert free(runner) == 0
     assert runner.book.reserve("agent", 300) is None
     assert runner.book.live_holds() == 0
-    assert runner.book.begin_renewal()[0].request.returned_micros == 1_000
+    assert runner.begin_renewal()[0].request.returned_micros == 1_000
 
 
 def test_at_its_deadline_a_lease_hands_back_what_is_free_before_it_asks(runner: Runner) -> None:
@@ -189,7 +189,11 @@ def test_a_forked_child_begins_with_nothing_and_ends_no_hold_of_its_parent(runne
     for end in (lambda: hold.finalize(1), hold.release):
         with pytest.raises(HoldEnded, match="forked"):
             end()
-    assert (runner.book.live_holds(), runner.book.unsettled(), runner.book.begin_renewal()) == (0, [], [])
+    assert (runner.book.live_holds(), runner.book.unsettled(), runner.begin_renewal()) == (
+        0,
+        [],
+        [],
+    )
 
 
 def test_closing_stops_what_memory_would_serve_at_once(runner: Runner) -> None:
@@ -202,7 +206,7 @@ def test_closing_stops_what_memory_would_serve_at_once(runner: Runner) -> None:
 def test_a_recall_is_followed_at_once_where_there_is_free_money(runner: Runner, micros: int, calls_back: bool) -> None:
     held(runner, 1_000).finalize(1_000 - micros)
     publish(runner, cap=500)
-    (pending,) = runner.book.begin_renewal()
+    (pending,) = runner.begin_renewal()
     (reply,) = runner.counter.sync([pending.request])
     assert reply.recall
     assert runner.book.apply(pending, reply) is calls_back
@@ -212,7 +216,7 @@ def test_a_pause_calls_back_what_is_free_and_a_plain_answer_does_not(runner: Run
     held(runner, 1_000).release()
     for status, calls_back in ((ACTIVE, False), (PAUSED, True)):
         publish(runner, status)
-        (pending,) = runner.book.begin_renewal()
+        (pending,) = runner.begin_renewal()
         (reply,) = runner.counter.sync([pending.request])
         assert runner.book.apply(pending, reply) is calls_back
 
@@ -220,7 +224,7 @@ def test_a_pause_calls_back_what_is_free_and_a_plain_answer_does_not(runner: Run
 def test_a_late_answer_or_none_at_all_calls_nothing_back(runner: Runner) -> None:
     held(runner, 1_000).release()
     publish(runner, cap=500)
-    (pending,) = runner.book.begin_renewal()
+    (pending,) = runner.begin_renewal()
     (reply,) = runner.counter.sync([pending.request])
     runner.counter.flush()
     (not_open,) = runner.counter.sync([pending.request])
@@ -236,7 +240,7 @@ def test_more_out_than_the_cap_is_asked_about_each_time(runner: Runner) -> None:
     out = runner.leased(DAY)
     for cap, serves in ((out, True), (out - 1, False)):
         publish(runner, cap=cap, seq=CAP - cap)
-        (pending,) = runner.book.begin_renewal()
+        (pending,) = runner.begin_renewal()
         runner.book.apply(pending, *runner.counter.sync([pending.request]))
         assert (free(runner) > 0) is serves
 
@@ -281,15 +285,15 @@ def test_a_busy_lease_asks_for_two_seconds_of_its_use_and_hands_back_the_rest(ru
     hold.release()
 
     runner.ms += 1_000  # Now 1,500 in two seconds.
-    (renewal,) = runner.book.begin_renewal()
+    (renewal,) = runner.begin_renewal()
     assert renewal.request.returned_micros == 2_500 - 1_500
     runner.book.apply(renewal, *runner.counter.sync([renewal.request]))
     runner.ms += 99
-    assert runner.book.begin_renewal()[0].request.returned_micros == 1_000, "too short to measure"
+    assert runner.begin_renewal()[0].request.returned_micros == 1_000, "too short to measure"
     runner.ms += 1_000
-    assert runner.book.begin_renewal()[0].request.returned_micros == 1_000, "what it used before counts once more"
+    assert runner.begin_renewal()[0].request.returned_micros == 1_000, "what it used before counts once more"
     runner.ms += 1_000
-    assert runner.book.begin_renewal()[0].request.returned_micros == 2_500
+    assert runner.begin_renewal()[0].request.returned_micros == 2_500
 
 
 def test_the_counters_clock_is_followed(runner: Runner) -> None:
@@ -394,9 +398,9 @@ def test_a_lease_of_which_all_is_settled_and_handed_back_is_asked_after_no_more(
         runner.ms += 10_000
         runner.renew()
 
-    assert runner.book.begin_renewal() == []
+    assert runner.begin_renewal() == []
     runner.ms = MIDNIGHT_MS + 1
-    assert runner.book.begin_renewal() == []
+    assert runner.begin_renewal() == []
     assert runner.book._all() == ()
 
 
@@ -429,7 +433,7 @@ def test_leases_are_renewed_at_the_pace_of_the_one_that_lives_shortest(runner: R
     hold = runner.book.finish_top_up(pending, *runner.counter.sync([pending.request]), 10)
     assert hold is not None
 
-    runner.book.begin_renewal()
+    runner.begin_renewal()
 
     assert runner.book.ttl_ms == 6_000
 
@@ -440,7 +444,7 @@ def test_an_answer_at_its_deadline_does_not_revive_what_came_free(runner: Runner
         one = Runner()
         hold = held(one, 1_000)
         one.ms += LIVES_MS - early_ms - 500
-        (pending,) = one.book.begin_renewal()
+        (pending,) = one.begin_renewal()
         hold.release()
         one.ms += 500
         one.book.apply(pending, *one.counter.sync([pending.request]))
@@ -449,7 +453,7 @@ def test_an_answer_at_its_deadline_does_not_revive_what_came_free(runner: Runner
 
 def test_a_lease_that_the_counter_never_answered_for_sets_no_pace(runner: Runner) -> None:
     runner.book.abandon(runner.book.begin_top_up("agent", 1))
-    assert runner.book.begin_renewal()
+    assert runner.begin_renewal()
     assert runner.book.ttl_ms == 0
 
 

@@ -59,7 +59,7 @@ def test_what_was_handed_back_without_an_answer_is_handed_back_again(runner: Run
     hold.release()
 
     runner.ms = MIDNIGHT_MS + 10
-    pending = runner.book.begin_renewal()  # And this sync is lost on its way.
+    pending = runner.begin_renewal()  # And this sync is lost on its way.
     assert pending[0].request.returned_micros == 1_000
     assert runner.leased(DAY) == 1_000
 
@@ -162,14 +162,14 @@ def test_a_late_answer_that_nothing_is_out_does_not_hide_what_was_granted_since(
     """P5: the counter answered a renewal first, and then a question; the answers came the other way round."""
     question = runner.book.begin_top_up("agent", 1)
     runner.ms += 1
-    (renewal,) = runner.book.begin_renewal()
+    (renewal,) = runner.begin_renewal()
     (nothing,), (granted,) = runner.counter.sync([renewal.request]), runner.counter.sync([question.request])
     hold = runner.book.finish_top_up(question, granted, 1)
     assert hold is not None
     hold.release()
     runner.book.apply(renewal, nothing)
 
-    (lost,) = runner.book.begin_renewal(hand_back=True)
+    (lost,) = runner.begin_renewal(hand_back=True)
     assert lost.request.returned_micros == 1
     runner.ms += 1
     runner.renew()
@@ -181,7 +181,7 @@ def test_a_late_answer_that_nothing_is_out_does_not_hide_what_was_granted_since(
 def test_a_renewals_answer_that_nothing_is_out_is_none_to_a_question_asked_later(runner: Runner) -> None:
     """P5: that question's answer came too late to count."""
     runner.book.abandon(runner.book.begin_top_up("agent", 1_000))
-    (renewal,) = runner.book.begin_renewal()
+    (renewal,) = runner.begin_renewal()
     runner.ms += 1
     question = runner.book.begin_top_up("agent", 1_000)
     (nothing,), (late,) = runner.counter.sync([renewal.request]), runner.counter.sync([question.request])
@@ -203,7 +203,7 @@ def test_a_days_lease_is_dead_in_the_millisecond_that_its_day_ends(runner: Runne
     assert hold is not None
     runner.ms = MIDNIGHT_MS
     runner.book.hear(MIDNIGHT_MS - 1)
-    (renewal,) = runner.book.begin_renewal()
+    (renewal,) = runner.begin_renewal()
     (reply,) = runner.counter.sync([renewal.request])
     assert reply.answer is Answer.OK
     runner.book.apply(renewal, reply)
