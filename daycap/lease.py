@@ -14,39 +14,46 @@ if TYPE_CHECKING:
     from daycap.lease_book import LeaseBook
 
 
-class Lease:
-    """What the counter has set aside for this process, one agent, one day. Amounts are micros.
-
-    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
-    has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
-    each event until the counter says that the ledger has it. `owed_ns`: when something happened that may leave
-    money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants back
-    what is free.
-    """
+class _Touched:
+    """What a call reads or writes of its lease, side by side in memory: Python sorts the slots of one class by name."""
 
     __slots__ = (
         "agent",
-        "cap",
         "day",
         "deadline_ns",
         "events",
         "foreign",
         "free",
-        "granted",
         "id",
         "last_hold",
+        "progress_ns",
+        "released",
+        "unsettled",
+        "used",
+    )
+
+
+class Lease(_Touched):
+    """What the counter has set aside for this process, one agent, one day. Amounts are micros.
+
+    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
+    has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
+    each event until the counter says that the ledger has it; `progress_ns`: when it last said so of some, or the first
+    of them came. `owed_ns`: when something happened that may leave money set aside in the counter which is not needed
+    here, 0 once it said otherwise; `recalled`: it wants back what is free.
+    """
+
+    __slots__ = (
+        "cap",
+        "granted",
         "leased",
         "owed_ns",
-        "progress_ns",
         "rate",
         "recalled",
-        "released",
         "resends",
         "returned",
         "spent",
         "ttl_ms",
-        "unsettled",
-        "used",
         "window_ns",
     )
 
@@ -57,8 +64,8 @@ class Lease:
         self.granted = self.returned = self.free = 0
         self.deadline_ns = 0
         self.last_hold = self.events = self.released = 0
-        self.unsettled: list[FinalizeEvent] = []
-        self.progress_ns = now_ns
+        self.unsettled: list[FinalizeEvent] | tuple[()] = ()
+        self.progress_ns = 0
         self.resends = 0
         self.used = 0
         self.window_ns = now_ns

@@ -82,6 +82,7 @@ class LeaseBook(Generic[H]):
         self._retired: dict[Lease, None] = {}
         self._clock_offset_ms: int | None = None
         self._closed = False
+        self._deadline_ns = 0
         self.ttl_ms = 0
         """The shortest ttl of a lease in use, as far as the counter has told; 0 for none."""
 
@@ -118,15 +119,17 @@ class LeaseBook(Generic[H]):
             if actual > held and self._now_ns() < lease.deadline_ns:
                 # An overage is first covered by the lease's own free money, so that it is not lent twice.
                 held += min(actual - held, lease.free)
-            if not lease.unsettled:
-                lease.progress_ns = self._now_ns()
             number = lease.events + 1
             event = _new_event(
                 FinalizeEvent,
                 (lease.id, hold._number, number, lease.agent, lease.day, held, actual, at_ms),
             )
             # In this order: wherever an exception from outside (a signal's handler) cuts it off, the event is kept.
-            lease.unsettled.append(event)
+            if lease.unsettled:
+                lease.unsettled.append(event)
+            else:
+                lease.progress_ns = self._now_ns()
+                lease.unsettled = [event]
             lease.events = number
             hold._ended = True
             hold.held_micros = held
@@ -323,6 +326,9 @@ class LeaseBook(Generic[H]):
             # The guard is for what the counter does at its deadline. At the day's end it does nothing: a hold that
             # was made just before it may be sent just after.
             deadline_ns = pending.sent_ns + min(reply.ttl_ms * _MS - self._guard_ns, day_left_ms * _MS)
+            if deadline_ns != self._deadline_ns:
+                self._deadline_ns = deadline_ns
+            deadline_ns = self._deadline_ns  # One object for all that are renewed together: it stays in the cache.
             # Where the agent is paused, or more is out than its cap, memory alone makes no new hold: not even from
             # money that a finalize frees later.
             paused = reply.answer is Answer.PAUSED
@@ -381,7 +387,7 @@ class LeaseBook(Generic[H]):
             for lease in self._all():
                 if lease.resends and _expired(lease.day, today):
                     dropped += lease.unsettled
-                    lease.unsettled.clear()
+                    lease.unsettled = ()
             for event in dropped:
                 self._settled(event)
             return dropped
@@ -466,8 +472,8 @@ class LeaseBook(Generic[H]):
         if not lease.unsettled or lease.unsettled[0].event > up_to:
             return
         many = up_to + 1 - lease.unsettled[0].event  # Their numbers have no gap.
-        settled, lease.unsettled[:many] = lease.unsettled[:many], []
-        lease.progress_ns = now_ns
+        settled, lease.unsettled = lease.unsettled[:many], lease.unsettled[many:] or ()
+        lease.progress_ns = now_ns if lease.unsettled else 0
         lease.resends = 0
         for event in settled:
             self._settled(event)

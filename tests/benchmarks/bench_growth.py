@@ -1,4 +1,4 @@
-"""What a thousand times as many agents cost: reserve, settle, open; each for one agent or event."""
+"""What a thousand times as many agents cost: reserve, renew, settle, open; each for one agent or event."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def figures() -> Iterator[Figure]:
             for here, wallet in pairs:
                 for agent in here.agents:
                     wallet.reserve(agent, 100_000).release()
+            # Once, for what is still idle the next time is handed back.
+            renewed = [micros_a_call(1, wallet._keeper.renew) / len(here.agents) for here, wallet in pairs]
+            yield _figure("renew, a lease", *renewed)
 
             orders = [random.Random(1).sample(here.agents, len(here.agents)) for here, _ in pairs]
             mine = (

@@ -141,7 +141,8 @@ def settled_between(wallet: Wallet, measure: Callable[[], list[float]]) -> list[
         found += measure()
         events = wallet._publisher._events
         for event in events:
-            wallet._book._current[event.agent].unsettled.clear()
+            lease = wallet._book._current[event.agent]
+            lease.unsettled, lease.progress_ns = (), 0
         events.clear()
     return found
 
