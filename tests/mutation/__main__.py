@@ -66,10 +66,11 @@ TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/wallet.py": (_WALLET, 0),
     "daycap/async_wallet.py": (_LOOP, 0),
     "daycap/async_redis_counter.py": (
-        ["tests/contract/test_redis_counter.py", "tests/unit/test_async_wallet.py", "-k", "loop or async"],
+        ["tests/contract/test_redis_counter.py", "tests/unit/test_async_wallet.py", "-k", "not threads"],
         0,
     ),
-    "daycap/per_loop.py": (["tests/contract/test_redis_counter.py", "-k", "loop"], 0),
+    "daycap/per_loop.py": (["tests/contract/test_redis_counter.py", "-k", "not threads"], 0),
+    "daycap/keeper.py": (["tests/unit/test_keeper.py", *_WALLET], 0),
     "daycap/binding.py": (["tests/unit/test_binding.py", "tests/contract/test_binding.py", "-k", "not postgresql"], 0),
     "daycap/identity.py": (["tests/unit/test_identity.py"], 0),
     "daycap/metered.py": (["tests/unit/test_metered.py", *_CLIENTS], 0),
