@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from daycap.clock import day_start_ms
 from daycap.counter import ACTIVE, DaySnapshot, LeaseTerms, LeaseTotals
+from daycap.errors import CapExceeded
 from daycap.lease import Hold
 from daycap.lease_book import LeaseBook, Pending
 from daycap.memory_counter import MemoryCounter
@@ -45,6 +46,14 @@ class Runner:
         pending = self.book.begin_top_up("agent", estimate)
         (reply,) = self.counter.sync([pending.request])
         return self.book.finish_top_up(pending, reply, estimate)
+
+    def ask_or_refused(self, estimate: int) -> bool:
+        """One round of topping up that must end by a refusal."""
+        try:
+            self.ask(estimate)
+        except CapExceeded:
+            return True
+        return False
 
     def begin_renewal(self, *, hand_back: bool = False) -> list[Pending]:
         return self.book.begin_renewal(self.book.leases(), hand_back=hand_back)

@@ -1,44 +1,412 @@
-"""What the keeper does for many leases at once, on a clock that the test sets."""
+"""The keeper, on a clock that the test sets: what it renews, opens, sends again and adopts, and when."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from daycap import Settings
-from daycap.counter import ACTIVE, DaySnapshot, SyncReply, SyncRequest
+from daycap import keeper as keeper_module
+from daycap.clock import DAY_MS
+from daycap.counter import ACTIVE, DaySnapshot, LeaseKey, LeaseTotals, SyncReply, SyncRequest
+from daycap.errors import CounterUnavailable
 from daycap.keeper import Keeper
 from daycap.memory_counter import MemoryCounter
-from tests.runner_without_io import DAY, TERMS, Runner
+from daycap.outbox import Outbox
+from daycap.wire import FinalizeEvent
+from tests.runner_without_io import DAY, TERMS, Runner, free, held
+from tests.unit.conftest import Opened, made
+
+SETTINGS = Settings(resend_seconds=15)
 
 
-class Slow(MemoryCounter):
-    """Each lease that it is asked about takes it two milliseconds."""
+class Counter(MemoryCounter):
+    """It can be away, and each lease that it is asked about may take it some milliseconds."""
 
     def __init__(self, runner: Runner) -> None:
         super().__init__(lambda: runner.ms)
         self._runner = runner
+        self.away = False
+        self.ms_a_lease = 0
+        self.asked: list[int] = []
 
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
-        self._runner.ms += 2 * len(requests)
+        self.asked.append(len(requests))
+        self._runner.ms += self.ms_a_lease * len(requests)
+        if self.away:
+            raise CounterUnavailable("away")
         return super().sync(requests)
 
+    def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
+        if self.away:
+            raise CounterUnavailable("away")
+        return super().read_leases(leases)
 
-def test_every_lease_is_renewed_though_all_of_them_take_longer_than_an_answer_may() -> None:
-    runner, agents = Runner(), [f"agent-{number}" for number in range(1_501)]
-    runner.counter = counter = Slow(runner)
-    counter.publish(
-        [DaySnapshot(agent, DAY, 1, ACTIVE, 1_000, 0) for agent in agents], TERMS, first_until_ms=runner.ms + 10_000
+
+class Publisher:
+    """It notes what it is given, and sends nothing."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, str]] = []
+        self.sent: list[FinalizeEvent] = []
+        self.trouble: Exception | None = None
+        self.waiting = 0
+        self.messages: int | None = 0
+        self.asked_within_s: list[float] = []
+
+    def open_day(self, agent: str, day: str) -> None:
+        self.opened.append((agent, day))
+
+    def resend(self, events: Sequence[FinalizeEvent]) -> None:
+        self.sent += events
+
+    def backlog(self, timeout_s: float) -> int | None:
+        self.asked_within_s.append(timeout_s)
+        return self.messages
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Its clock is the keeper's too."""
+    runner = Runner()
+    runner.counter = Counter(runner)
+    open_days(runner, "agent")
+    monkeypatch.setattr(
+        keeper_module,
+        "time",
+        SimpleNamespace(monotonic=lambda: runner.ms / 1000, monotonic_ns=lambda: runner.ms * 1_000_000),
     )
-    for agent in agents:
-        pending = runner.book.begin_top_up(agent, 10)
-        hold = runner.book.finish_top_up(pending, *counter.sync([pending.request]), 10)
-        assert hold is not None
+    return runner
+
+
+@pytest.fixture
+def counter(runner: Runner) -> Any:
+    return runner.counter
+
+
+@pytest.fixture
+def publisher() -> Publisher:
+    return Publisher()
+
+
+@pytest.fixture
+def keeper(runner: Runner, publisher: Publisher) -> Keeper:
+    return keeper_of(runner, publisher)
+
+
+def keeper_of(runner: Runner, publisher: Any, outbox: Outbox | None = None) -> Keeper:
+    return Keeper(runner.book, runner.counter, publisher, outbox, SETTINGS)
+
+
+def open_days(runner: Runner, *agents: str) -> None:
+    snapshots = [DaySnapshot(agent, DAY, 1, ACTIVE, 100_000, 0) for agent in agents]
+    runner.counter.publish(snapshots, TERMS, first_until_ms=runner.ms + 10_000)
+
+
+class TestRenewing:
+    def test_reaches_every_lease_though_all_of_them_take_longer_than_an_answer_may(
+        self, runner: Runner, counter: Counter, keeper: Keeper
+    ) -> None:
+        agents = [f"agent-{number}" for number in range(1_501)]
+        open_days(runner, *agents)
+        for agent in agents:
+            pending = runner.book.begin_top_up(agent, 10)
+            hold = runner.book.finish_top_up(pending, *counter.sync([pending.request]), 10)
+            assert hold is not None
+            hold.release()
+        deadlines = {lease: lease.deadline_ns for lease in runner.book.leases()}
+        counter.asked.clear()
+        counter.ms_a_lease, began_ms = 2, runner.ms
+        runner.ms += 1
+
+        assert keeper.renew()
+
+        assert counter.asked == [500, 500, 500, 1]
+        assert runner.ms - began_ms > 2 * TERMS.guard_ms
+        assert [lease.agent for lease, deadline_ns in deadlines.items() if lease.deadline_ns == deadline_ns] == []
+
+    def test_is_done_when_there_is_nothing_to_renew(self, counter: Counter, keeper: Keeper) -> None:
+        assert keeper.renew()
+        assert counter.asked == []
+
+    def test_is_not_done_when_the_counter_is_away(
+        self, runner: Runner, counter: Counter, keeper: Keeper, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        held(runner, 10)
+        counter.away = True
+        assert not keeper.renew()
+        assert "leases were not renewed: away" in caplog.messages
+
+    def test_is_not_done_where_the_counter_forgot_the_day_and_asks_for_it(
+        self, runner: Runner, publisher: Publisher, keeper: Keeper
+    ) -> None:
+        held(runner, 10)
+        keeper._counter = Counter(runner)
+        assert not keeper.renew()
+        assert publisher.opened == [("agent", DAY)]
+
+    def test_hands_back_at_once_what_is_asked_for(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
+        held(runner, 60_000).release()
+        assert Runner(runner).ask_or_refused(50_000)
+        counter.asked.clear()
+
+        assert keeper.renew()
+
+        assert counter.asked == [1, 1]
+        assert (free(runner), runner.leased(DAY)) == (0, 0)
+
+    def test_of_what_is_asked_for_ends_after_two_questions_whatever_comes_free_meanwhile(
+        self, runner: Runner, counter: Counter, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held(runner, 10)
+        monkeypatch.setattr(runner.book, "apply", lambda *_: True)
+        counter.asked.clear()
+        assert keeper.renew()
+        assert counter.asked == [1, 1]
+
+
+class TestARefusedRunner:
+    @pytest.fixture(autouse=True)
+    def recalled(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
+        """It is told, while all is held, that what it has is asked for; then some comes free."""
+        hold = held(runner, 60_000)
+        assert Runner(runner).ask_or_refused(50_000)
+        keeper.renew()
         hold.release()
-    deadlines = {lease: lease.deadline_ns for lease in runner.book.leases()}
-    began_ms = runner.ms
+        counter.asked.clear()
 
-    assert Keeper(runner.book, counter, cast(Any, None), None, Settings()).renew()
+    def test_hands_back_what_is_free_before_its_next_renewal(
+        self, runner: Runner, counter: Counter, keeper: Keeper
+    ) -> None:
+        keeper.refused("agent")
+        keeper.refused("nobody's")
 
-    assert runner.ms - began_ms > 2 * TERMS.guard_ms
-    assert [lease.agent for lease, deadline_ns in deadlines.items() if lease.deadline_ns == deadline_ns] == []
+        keeper._hand_back_recalled()
+        keeper._hand_back_recalled()
+
+        assert counter.asked == [1]
+        assert (free(runner), runner.leased(DAY)) == (0, 0)
+
+    def test_that_was_not_refused_waits_for_its_next_renewal(
+        self, runner: Runner, counter: Counter, keeper: Keeper
+    ) -> None:
+        keeper._hand_back_recalled()
+        assert (counter.asked, free(runner)) == ([], 60_000)
+
+    def test_with_nothing_free_hands_nothing_back(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
+        again = held(runner, 60_000)
+        counter.asked.clear()
+        keeper.refused("agent")
+        keeper._hand_back_recalled()
+        assert counter.asked == []
+        again.release()
+
+
+def test_a_day_is_asked_for_once_a_second_for_each_agent(runner: Runner, publisher: Publisher, keeper: Keeper) -> None:
+    keeper.ask_to_open("a", DAY)
+    keeper.ask_to_open("a", DAY)
+    keeper.ask_to_open("b", DAY)
+    assert publisher.opened == [("a", DAY), ("b", DAY)]
+
+    runner.ms += 999
+    keeper.ask_to_open("a", DAY)
+    assert len(publisher.opened) == 2
+    runner.ms += 1
+    keeper.ask_to_open("a", DAY)
+    assert publisher.opened[2:] == [("a", DAY)]
+
+    runner.ms += 1
+    keeper._tick()
+    assert list(keeper._asked_to_open) == [("a", DAY)], "what is older makes no difference and takes no memory"
+
+
+class TestWhatIsNotSettled:
+    @pytest.fixture(autouse=True)
+    def spent(self, runner: Runner) -> None:
+        held(runner, 10).finalize(10)
+
+    def test_is_sent_again_in_time(
+        self, runner: Runner, publisher: Publisher, keeper: Keeper, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        runner.ms += 14_999
+        keeper._tick()
+        assert (publisher.sent, keeper.resent) == ([], 0)
+        runner.ms += 1
+        keeper._tick()
+        assert (publisher.sent, keeper.resent) == (runner.events, 1)
+        assert "sending 1 events again: nothing says that they were settled" in caplog.messages
+        assert set(publisher.asked_within_s) == {SETTINGS.redis_timeout_seconds}
+
+    @pytest.mark.parametrize("messages", [1, None])
+    def test_waits_ten_times_as_long_while_messages_wait_or_may(
+        self, runner: Runner, publisher: Publisher, keeper: Keeper, messages: int | None
+    ) -> None:
+        publisher.messages = messages
+        runner.ms += 149_999
+        keeper._tick()
+        assert publisher.sent == []
+        runner.ms += 1
+        keeper._tick()
+        assert publisher.sent == runner.events
+
+    def test_is_not_sent_again_while_the_broker_takes_nothing(
+        self, runner: Runner, publisher: Publisher, keeper: Keeper
+    ) -> None:
+        publisher.trouble = ConnectionError()
+        runner.ms += 15_000
+        keeper._tick()
+        assert (publisher.sent, publisher.asked_within_s) == ([], [])
+
+    def test_asks_for_no_backlog_once_it_is(self, runner: Runner, publisher: Publisher, keeper: Keeper) -> None:
+        runner.settle(*runner.events)
+        keeper._tick()
+        runner.ms += 15_000
+        keeper._tick()
+        assert (publisher.sent, publisher.asked_within_s) == ([], [])
+
+    def test_of_a_day_that_nobody_remembers_is_given_up_once_it_was_sent_a_last_time(
+        self, runner: Runner, publisher: Publisher, keeper: Keeper, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        runner.ms += 3 * DAY_MS
+        keeper._tick()
+        assert publisher.sent == runner.events
+        publisher.waiting = 1
+        keeper._tick()
+        assert keeper.unsettled() == runner.events, "the broker has not taken it"
+        publisher.waiting = 0
+        keeper._tick()
+        assert keeper.unsettled() == []
+        assert [each for each in caplog.messages if each.startswith("1 events are so old")]
+        assert publisher.sent == runner.events
+
+    def test_is_learnt_at_once_by_a_flush(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
+        open_days(runner, "another")
+        pending = runner.book.begin_top_up("another", 10)
+        runner.book.finish_top_up(pending, *counter.sync([pending.request]), 10)
+        runner.settle(*runner.events)
+        counter.asked.clear()
+
+        keeper.learn_settled()
+
+        assert keeper.unsettled() == []
+        assert counter.asked == [1], "no other lease has anything to learn"
+
+
+class TestWhatADeadProcessLeft:
+    @pytest.fixture
+    def events(self, directory: Path) -> list[FinalizeEvent]:
+        outbox, events = Outbox(directory, 1 << 24), [made(1), made(2)]
+        for event in events:
+            outbox.append(event)
+        outbox.forget()  # Without its lock it is a dead one's.
+        return events
+
+    @pytest.fixture
+    def adopter(self, runner: Runner, publisher: Publisher, opened: Opened, events: Any) -> Any:
+        keeper = keeper_of(runner, publisher, opened())
+        keeper.start = lambda: None  # type: ignore[method-assign]
+        yield keeper
+        keeper.stop(0)
+
+    def settle(self, runner: Runner, events: list[FinalizeEvent]) -> None:
+        totals = LeaseTotals(events[0].lease, 31_200 * len(events), len(events), len(events))
+        runner.counter.publish([DaySnapshot("agent-7", DAY, 2, ACTIVE, 100_000, 0, (totals,))], TERMS)
+
+    def test_is_sent_at_once_and_followed_until_it_is_settled(
+        self, runner: Runner, publisher: Publisher, adopter: Keeper, events: list[FinalizeEvent], directory: Path
+    ) -> None:
+        open_days(runner, "agent-7")
+        adopter.follow_adopted()
+        assert (publisher.sent, adopter.unsettled(), adopter.resent) == (events, events, 2)
+        assert publisher.opened == [], "what was not sent by us is not asked for"
+
+        self.settle(runner, events[:1])
+        adopter.follow_adopted()
+        assert (publisher.sent, adopter.unsettled()) == (events, events[1:])
+
+        self.settle(runner, events)
+        adopter.follow_adopted()
+        assert adopter.unsettled() == []
+        assert list(directory.glob("*/*.events")) == []
+
+    def test_is_sent_again_in_time(
+        self, runner: Runner, publisher: Publisher, adopter: Keeper, events: list[FinalizeEvent]
+    ) -> None:
+        open_days(runner, "agent-7")
+        adopter.follow_adopted()
+        runner.ms += 14_999
+        adopter.follow_adopted()
+        assert publisher.sent == events
+        runner.ms += 1
+        adopter.follow_adopted()
+        assert publisher.sent == events * 2
+
+    def test_waits_while_the_broker_takes_nothing(
+        self, publisher: Publisher, adopter: Keeper, events: list[FinalizeEvent]
+    ) -> None:
+        publisher.trouble = ConnectionError()
+        adopter.follow_adopted()
+        assert (publisher.sent, adopter.unsettled()) == ([], events)
+
+    def test_has_its_day_opened_so_that_its_settling_can_be_told(self, publisher: Publisher, adopter: Keeper) -> None:
+        adopter.follow_adopted()
+        adopter.follow_adopted()
+        assert publisher.opened == [("agent-7", DAY)]
+
+    def test_waits_while_the_counter_is_away(
+        self,
+        runner: Runner,
+        counter: Counter,
+        publisher: Publisher,
+        adopter: Keeper,
+        events: list[FinalizeEvent],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        adopter.follow_adopted()
+        counter.away = True
+        runner.ms += 15_000
+        adopter.follow_adopted()
+        assert (publisher.sent, adopter.unsettled()) == (events, events)
+        assert "it is not known whether the events of an adopted outbox are settled: away" in caplog.messages
+
+    def test_of_a_day_that_nobody_remembers_is_given_up_once_the_broker_has_it(
+        self,
+        runner: Runner,
+        publisher: Publisher,
+        adopter: Keeper,
+        events: list[FinalizeEvent],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        runner.ms += 3 * DAY_MS
+        adopter.follow_adopted()
+        publisher.waiting = 2
+        adopter.follow_adopted()
+        assert adopter.unsettled() == events
+        publisher.waiting = 0
+        adopter.follow_adopted()
+        assert (publisher.sent, adopter.unsettled(), publisher.opened) == (events, [], [])
+        assert [each.levelno for each in caplog.records if each.getMessage().startswith("2 events are so old")] == [
+            logging.ERROR
+        ]
+
+    def test_is_left_to_the_next_process_where_this_one_ends(
+        self, adopter: Keeper, publisher: Publisher, events: list[FinalizeEvent], opened: Opened
+    ) -> None:
+        adopter.follow_adopted()
+        adopter.stop(0)
+        adopter.follow_adopted()
+
+        (again,) = opened().adopt()
+        assert again.events == events
+        again.close()
+        assert publisher.sent == events, "what has ended adopts nothing"
+
+    def test_is_not_a_forked_childs(self, adopter: Keeper, events: list[FinalizeEvent]) -> None:
+        adopter.follow_adopted()
+        adopter.forget()
+        assert adopter.unsettled() == []
