@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,9 +34,11 @@ class Counter(MemoryCounter):
         self.away = False
         self.ms_a_lease = 0
         self.asked: list[int] = []
+        self.asked_at_ms: list[int] = []
 
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
         self.asked.append(len(requests))
+        self.asked_at_ms.append(self._runner.ms)
         self._runner.ms += self.ms_a_lease * len(requests)
         if self.away:
             raise CounterUnavailable("away")
@@ -68,6 +70,33 @@ class Publisher:
     def backlog(self, timeout_s: float) -> int | None:
         self.asked_within_s.append(timeout_s)
         return self.messages
+
+
+class Stop:
+    """The keeper's clock goes by its waits, until it is stopped after so many milliseconds."""
+
+    def __init__(self, runner: Runner, after_ms: int) -> None:
+        self._runner = runner
+        self._end_ms = runner.ms + after_ms
+        self.waits_s: list[float] = []
+
+    def is_set(self) -> bool:
+        return self._runner.ms >= self._end_ms
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waits_s.append(timeout_s)
+        self._runner.ms += round(timeout_s * 1000)
+        return self.is_set()
+
+    def set(self) -> None:
+        self._end_ms = 0
+
+
+def run(keeper: Any, runner: Runner, for_ms: int) -> Stop:
+    """What its thread does in that time."""
+    keeper._stop = stop = Stop(runner, for_ms)
+    keeper._run()
+    return stop
 
 
 @pytest.fixture
@@ -170,6 +199,42 @@ class TestRenewing:
         assert counter.asked == [1, 1]
 
 
+class TestItsThread:
+    def test_renews_a_third_of_a_ttl_apart(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
+        held(runner, 10)
+        began_ms = runner.ms
+        run(keeper, runner, 45_000)
+        assert [at_ms - began_ms for at_ms in counter.asked_at_ms] == [0, 10_000, 20_000, 30_000, 40_000]
+
+    def test_tries_four_times_as_often_while_the_counter_is_away(
+        self, runner: Runner, counter: Counter, keeper: Keeper
+    ) -> None:
+        held(runner, 10)
+        began_ms, counter.away = runner.ms, True
+        run(keeper, runner, 18_000)
+        assert [at_ms - began_ms for at_ms in counter.asked_at_ms] == [0, 10_000, 12_500, 15_000, 17_500]
+
+    def test_looks_twice_a_second_for_leases_whose_ttl_is_shorter(self, runner: Runner, keeper: Keeper) -> None:
+        assert run(keeper, runner, 2_000).waits_s == [0.5, 0.5, 0.5, 0.5]
+        held(runner, 10)
+        assert set(run(keeper, runner, 9_000).waits_s) == {0.5}
+
+    def test_goes_on_whatever_goes_wrong(
+        self, runner: Runner, counter: Counter, keeper: Keeper, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        held(runner, 10)
+        counter.ms_a_lease = None  # type: ignore[assignment]
+        run(keeper, runner, 21_000)
+        assert len(counter.asked) > 1
+        assert set(caplog.messages) == {"keeping leases and events failed; trying again"}
+
+    def test_is_waited_for_at_the_end(self, keeper: Any) -> None:
+        waited: list[float] = []
+        keeper._thread = SimpleNamespace(join=waited.append)
+        keeper.stop(7)
+        assert waited == [7]
+
+
 class TestARefusedRunner:
     @pytest.fixture(autouse=True)
     def recalled(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
@@ -192,6 +257,14 @@ class TestARefusedRunner:
         assert counter.asked == [1]
         assert (free(runner), runner.leased(DAY)) == (0, 0)
 
+    def test_does_so_within_half_a_second_to_the_last_micro(
+        self, runner: Runner, counter: Counter, keeper: Keeper
+    ) -> None:
+        assert runner.book.reserve("agent", 59_999)
+        keeper.refused("agent")
+        run(keeper, runner, 1_000)
+        assert (counter.asked, runner.leased(DAY)) == ([1], 59_999)
+
     def test_that_was_not_refused_waits_for_its_next_renewal(
         self, runner: Runner, counter: Counter, keeper: Keeper
     ) -> None:
@@ -199,12 +272,10 @@ class TestARefusedRunner:
         assert (counter.asked, free(runner)) == ([], 60_000)
 
     def test_with_nothing_free_hands_nothing_back(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
-        again = held(runner, 60_000)
-        counter.asked.clear()
+        assert runner.book.reserve("agent", 60_000)
         keeper.refused("agent")
         keeper._hand_back_recalled()
         assert counter.asked == []
-        again.release()
 
 
 def test_a_day_is_asked_for_once_a_second_for_each_agent(runner: Runner, publisher: Publisher, keeper: Keeper) -> None:
@@ -307,9 +378,10 @@ class TestWhatADeadProcessLeft:
         return events
 
     @pytest.fixture
-    def adopter(self, runner: Runner, publisher: Publisher, opened: Opened, events: Any) -> Any:
-        keeper = keeper_of(runner, publisher, opened())
-        keeper.start = lambda: None  # type: ignore[method-assign]
+    def adopter(self, runner: Runner, publisher: Publisher, opened: Opened, events: Any) -> Iterator[Any]:
+        keeper: Any = keeper_of(runner, publisher, opened())
+        keeper.started_for_it = []
+        keeper.start = lambda: keeper.started_for_it.append(True)
         yield keeper
         keeper.stop(0)
 
@@ -318,12 +390,13 @@ class TestWhatADeadProcessLeft:
         runner.counter.publish([DaySnapshot("agent-7", DAY, 2, ACTIVE, 100_000, 0, (totals,))], TERMS)
 
     def test_is_sent_at_once_and_followed_until_it_is_settled(
-        self, runner: Runner, publisher: Publisher, adopter: Keeper, events: list[FinalizeEvent], directory: Path
+        self, runner: Runner, publisher: Publisher, adopter: Any, events: list[FinalizeEvent], directory: Path
     ) -> None:
         open_days(runner, "agent-7")
         adopter.follow_adopted()
         assert (publisher.sent, adopter.unsettled(), adopter.resent) == (events, events, 2)
         assert publisher.opened == [], "what was not sent by us is not asked for"
+        assert adopter.started_for_it == [True]
 
         self.settle(runner, events[:1])
         adopter.follow_adopted()
@@ -331,11 +404,26 @@ class TestWhatADeadProcessLeft:
 
         self.settle(runner, events)
         adopter.follow_adopted()
-        assert adopter.unsettled() == []
+        assert (adopter.unsettled(), adopter._adopted) == ([], [])
         assert list(directory.glob("*/*.events")) == []
 
+    @pytest.mark.parametrize("step", ["_tick", "learn_settled"])
+    def test_is_looked_for_at_each_renewal_and_flush(
+        self, publisher: Publisher, adopter: Any, events: list[FinalizeEvent], step: str
+    ) -> None:
+        getattr(adopter, step)()
+        assert publisher.sent == events
+
+    def test_and_what_could_not_be_written_is_tried_anew_at_each_renewal(
+        self, adopter: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried: list[bool] = []
+        monkeypatch.setattr(adopter._outbox, "retry", lambda: tried.append(True))
+        adopter._tick()
+        assert tried == [True]
+
     def test_is_sent_again_in_time(
-        self, runner: Runner, publisher: Publisher, adopter: Keeper, events: list[FinalizeEvent]
+        self, runner: Runner, publisher: Publisher, adopter: Any, events: list[FinalizeEvent]
     ) -> None:
         open_days(runner, "agent-7")
         adopter.follow_adopted()
@@ -347,13 +435,13 @@ class TestWhatADeadProcessLeft:
         assert publisher.sent == events * 2
 
     def test_waits_while_the_broker_takes_nothing(
-        self, publisher: Publisher, adopter: Keeper, events: list[FinalizeEvent]
+        self, publisher: Publisher, adopter: Any, events: list[FinalizeEvent]
     ) -> None:
         publisher.trouble = ConnectionError()
         adopter.follow_adopted()
         assert (publisher.sent, adopter.unsettled()) == ([], events)
 
-    def test_has_its_day_opened_so_that_its_settling_can_be_told(self, publisher: Publisher, adopter: Keeper) -> None:
+    def test_has_its_day_opened_so_that_its_settling_can_be_told(self, publisher: Publisher, adopter: Any) -> None:
         adopter.follow_adopted()
         adopter.follow_adopted()
         assert publisher.opened == [("agent-7", DAY)]
@@ -363,7 +451,7 @@ class TestWhatADeadProcessLeft:
         runner: Runner,
         counter: Counter,
         publisher: Publisher,
-        adopter: Keeper,
+        adopter: Any,
         events: list[FinalizeEvent],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
@@ -378,7 +466,7 @@ class TestWhatADeadProcessLeft:
         self,
         runner: Runner,
         publisher: Publisher,
-        adopter: Keeper,
+        adopter: Any,
         events: list[FinalizeEvent],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
@@ -395,7 +483,7 @@ class TestWhatADeadProcessLeft:
         ]
 
     def test_is_left_to_the_next_process_where_this_one_ends(
-        self, adopter: Keeper, publisher: Publisher, events: list[FinalizeEvent], opened: Opened
+        self, adopter: Any, publisher: Publisher, events: list[FinalizeEvent], opened: Opened
     ) -> None:
         adopter.follow_adopted()
         adopter.stop(0)
@@ -406,7 +494,7 @@ class TestWhatADeadProcessLeft:
         again.close()
         assert publisher.sent == events, "what has ended adopts nothing"
 
-    def test_is_not_a_forked_childs(self, adopter: Keeper, events: list[FinalizeEvent]) -> None:
+    def test_is_not_a_forked_childs(self, adopter: Any, events: list[FinalizeEvent]) -> None:
         adopter.follow_adopted()
         adopter.forget()
         assert adopter.unsettled() == []
