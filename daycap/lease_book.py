@@ -278,7 +278,7 @@ class LeaseBook(Generic[H]):
                 self.ttl_ms = shortest_ms
         return leases
 
-    def begin_renewal(self, leases: Sequence[Lease], *, hand_back: bool = False) -> list[Pending]:
+    def begin_renewal(self, leases: Sequence[Lease], *, hand_back: bool) -> list[Pending]:
         """Build a sync without need for each lease that is in use, handing back what lies idle, or all of it.
 
         Of a few hundred leases at most: whoever reserves or finalizes meanwhile waits for it. Lets go of leases

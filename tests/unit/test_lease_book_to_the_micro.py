@@ -415,14 +415,28 @@ def test_a_lease_grants_up_to_the_largest_amount_and_then_has_a_successor(runner
     assert runner.book.begin_top_up("agent", MAX_MICROS - granted + 1).request.lease != lease
 
 
-def test_an_event_is_kept_beside_a_hold_that_never_ends(runner: Runner) -> None:
+@pytest.mark.parametrize(
+    ("days", "said"), [(1, []), (3, ["letting go of 2 holds of agent agent on 2026-11-24: never ended"])]
+)
+def test_holds_that_never_end_are_let_go_of_with_a_word_once_their_day_is_long_over(
+    runner: Runner, caplog: pytest.LogCaptureFixture, days: int, said: list[str]
+) -> None:
+    for _ in range(2):
+        held(runner, 1_000)
+    runner.ms += days * DAY_MS
+    runner.renew()
+
+    assert (caplog.messages, runner.book.live_holds()) == (said, 0 if said else 2)
+
+
+def test_an_event_is_kept_beside_a_hold_that_never_ends(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
     ended, live = held(runner, 1_000), held(runner, 1_000)
     ended.finalize(100)
     runner.ms += 3 * DAY_MS
     runner.renew()
 
     assert runner.book.unsettled() == runner.events
-    assert (live.ended, runner.book.live_holds()) == (False, 1)
+    assert (live.ended, runner.book.live_holds(), caplog.messages) == (False, 1, [])
 
 
 def test_leases_are_renewed_at_the_pace_of_the_one_that_lives_shortest(runner: Runner) -> None:
