@@ -159,9 +159,13 @@ def test_a_closed_wallet_reserves_nothing_and_says_so(deployment: Deployment) ->
     wallet = deployment.wallet()
     wallet.reserve("agent-7", 10).finalize(10)
     assert wallet.close() == ()
-    with pytest.raises(BudgetUnavailable, match="closed"):
-        wallet.reserve("agent-7", 1)
+    unused = deployment.wallet()
+    unused.close()
+    for closed in (wallet, unused):
+        with pytest.raises(BudgetUnavailable, match="closed"):
+            closed.reserve("agent-7", 1)
     assert threads() == set()
+    assert not unused._keeper.started
 
 
 def test_a_wallet_that_is_closing_reserves_nothing_and_waits_for_what_is_not_settled(deployment: Deployment) -> None:
