@@ -59,7 +59,10 @@ TESTS: dict[str, tuple[list[str], int]] = {
     ),
     "daycap/scripts/read.lua": ([*_COUNTER, _DAMAGED, "-k", "process or scripts or damaged"], 0),
     "daycap/redis_counter.py": (
-        ["tests/contract/test_counter.py", "tests/contract/test_redis_counter.py", "-k", "redis or expiry"],
+        [
+            *("tests/contract/test_counter.py", "tests/contract/test_redis_counter.py"),
+            *("tests/unit/test_async_wallet.py", "-k", "redis or expiry or async"),
+        ],
         0,
     ),
     "daycap/base_wallet.py": (_WALLET, 0),
