@@ -121,8 +121,10 @@ class Keeper:
             if not pending:
                 break
             replies = self._counter.sync([each.request for each in pending])
-            leases = [each.lease for each, reply in zip(pending, replies, strict=True) if self._book.apply(each, reply)]
+            leases = []
             for each, reply in zip(pending, replies, strict=True):
+                if self._book.apply(each, reply):
+                    leases.append(each.lease)
                 if reply.answer is Answer.NOT_OPEN:
                     self.ask_to_open(each.request.agent, each.request.day)
                     renewed = False

@@ -189,11 +189,7 @@ def test_a_forked_child_begins_with_nothing_and_ends_no_hold_of_its_parent(runne
     for end in (lambda: hold.finalize(1), hold.release):
         with pytest.raises(HoldEnded, match="forked"):
             end()
-    assert (runner.book.live_holds(), runner.book.unsettled(), runner.begin_renewal()) == (
-        0,
-        [],
-        [],
-    )
+    assert (runner.book.live_holds(), runner.book.unsettled(), runner.begin_renewal()) == (0, [], [])
 
 
 def test_closing_stops_what_memory_would_serve_at_once(runner: Runner) -> None:
