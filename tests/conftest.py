@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,16 @@ from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
 from tests.spine import Spine
 from worker.local_server import LocalServer
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where a test failed, what its worker said last: another machine's cannot be asked later."""
+    report = yield
+    spine = getattr(item, "funcargs", {}).get("spine")
+    if report.failed and isinstance(spine, Spine):
+        report.sections.append(("worker", spine.worker.container.logs()[-10_000:]))
+    return report
 
 
 @pytest.fixture(scope="session")

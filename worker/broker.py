@@ -1,6 +1,7 @@
 """Celery's transports, hardened: nothing that arrives in a queue stops a worker, and nothing is dropped.
 
-Each message is made anew (`worker.message`) before Celery sees it.
+Each message is made anew (`worker.message`) before Celery sees it. And nothing that a worker says holds it up while its
+broker is down.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+from celery.app.amqp import AMQP
+from kombu import connection as kombu_connection
 from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as kombu_redis
 
@@ -86,6 +89,26 @@ class RedisTransport(kombu_redis.Transport):
     """What `broker_transport` names for redis:// and rediss://."""
 
     Channel = RedisChannel
+
+
+class Connection(kombu_connection.Connection):
+    """A connection on which whoever does not say how often tries once more, at once; kombu's tries for ever.
+
+    So Celery's workers say that they live, and answer who inspects them: one that is about to while its broker goes
+    would be silent, and deaf to SIGTERM, until a broker is back.
+    """
+
+    def ensure(self, obj: Any, fun: Any, *args: Any, **policy: Any) -> Any:
+        """See `kombu.Connection.ensure`."""
+        if policy.get("max_retries") is None:
+            policy |= {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+        return super().ensure(obj, fun, *args, **policy)  # type: ignore[no-untyped-call]
+
+
+class Messaging(AMQP):  # type: ignore[misc]
+    """What Celery makes its connections with."""
+
+    Connection = Connection
 
 
 class AmqpChannel(pyamqp.Channel):

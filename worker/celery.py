@@ -15,7 +15,7 @@ from worker.ledger import passes, unavailable
 
 logger = logging.getLogger("daycap.worker")
 
-app = Celery("daycap")
+app = Celery("daycap", amqp="worker.broker:Messaging")
 app.config_from_object("celeryconfig")
 
 

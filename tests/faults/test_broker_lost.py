@@ -22,6 +22,9 @@ M = 1_000_000
 _MOST_S = 0.25
 """What a finalize may take on a busy machine. In itself it takes microseconds; a broker that hangs takes seconds."""
 
+_HEARTBEAT_S = 2.5
+"""In so long a worker says at least once that it lives."""
+
 
 @pytest.fixture
 def own_settings() -> dict[str, str]:
@@ -183,7 +186,7 @@ def test_a_broker_that_restarts_under_load_costs_no_event_and_ends_no_worker(
         for _ in range(3):
             before = load.calls
             with locked_ledger:
-                spine.wait_for(lambda: broker.hlen("unacked") == 1)
+                spine.wait_for(lambda: broker.hlen("unacked") > 0)
                 said = kill_broker(spine)
             restart_broker(spine, said)
             spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)
@@ -210,6 +213,23 @@ def test_what_was_taken_before_the_broker_restarted_can_be_acknowledged_after_it
     assert wallet.flush(timeout=30) == ()
     assert spine.settled_once(agent) == (21, 21 * ACTUAL)
     assert spine.worker.container.status == "running"
+
+
+def test_a_worker_whose_sign_of_life_falls_due_without_a_broker_notices_and_can_be_told_to_end(
+    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
+) -> None:
+    """Celery's own tries for ever to tell Flower that it lives, silently, and deaf to SIGTERM."""
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+
+    with locked_ledger:
+        spend(wallet, agent, 1)
+        spine.wait_for(lambda: broker.hlen("unacked") > 0)
+        said = kill_broker(spine)
+        time.sleep(_HEARTBEAT_S)  # Not a wait for the worker, which waits for the ledger: the time that it is to miss.
+
+    spine.wait_for(lambda: "Cannot connect" in spine.worker.container.logs()[said:])
+    spine.worker.container.kill("SIGTERM")
+    assert spine.worker.container.process.returncode == 0
 
 
 def kill_broker(spine: Spine) -> int:
