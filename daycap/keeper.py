@@ -87,7 +87,7 @@ class Keeper:
 
     def learn_settled(self) -> None:
         """Ask what is settled, now."""
-        self.renew([lease for lease in self._book.leases() if lease.unsettled])
+        self.renew(self._book.unsettled_leases())
         self.follow_adopted()
 
     def ask_to_open(self, agent: str, day: str) -> None:

@@ -353,6 +353,11 @@ class LeaseBook(Generic[H]):
         lease = self._current.get(agent)
         return lease if lease is not None and lease.granted > 0 else None
 
+    def unsettled_leases(self) -> list[Lease]:
+        """Those that have events which the ledger is not known to have."""
+        with self._lock:
+            return [lease for lease in self._all() if lease.unsettled]
+
     def unsettled(self) -> list[FinalizeEvent]:
         """Every event that the ledger is not known to have, oldest first within its lease."""
         with self._lock:
