@@ -36,15 +36,17 @@ class _Touched:
 class Lease(_Touched):
     """What the counter has set aside for this process, one agent, one day. Amounts are micros.
 
-    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold
-    has. `deadline_ns` is the local deadline on the boot clock: past it there is no new hold. `unsettled` keeps
-    each event until the counter says that the ledger has it; `progress_ns`: when it last said so of some, or the first
-    of them came. `owed_ns`: when something happened that may leave money set aside in the counter which is not needed
-    here, 0 once it said otherwise; `recalled`: it wants back what is free.
+    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold has and
+    that is not `earmarked` for a reservation that asks the counter just now. `deadline_ns` is the local deadline on the
+    boot clock: past it there is no new hold. `unsettled` keeps each event until the counter says that the ledger has
+    it; `progress_ns`: when it last said so of some, or the first of them came. `owed_ns`: when something happened that
+    may leave money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants
+    back what is free.
     """
 
     __slots__ = (
         "cap",
+        "earmarked",
         "granted",
         "leased",
         "owed_ns",
@@ -61,7 +63,7 @@ class Lease(_Touched):
         self.agent = agent
         self.day = day
         self.id = lease_id
-        self.granted = self.returned = self.free = 0
+        self.granted = self.returned = self.free = self.earmarked = 0
         self.deadline_ns = 0
         self.last_hold = self.events = self.released = 0
         self.unsettled: list[FinalizeEvent] | tuple[()] = ()

@@ -184,7 +184,7 @@ class LeaseBook(Generic[H]):
         """Build the sync that asks for what `estimate` needs beyond the lease's own free money.
 
         Best one at a time for each agent: the free money is earmarked for this reservation, and no other's, until
-        `finish_top_up` or `abandon` puts it back.
+        `finish_top_up` or `abandon` puts it back. Of two that are asked at once, one may have to ask anew.
         """
         now_ns = self._now_ns()
         with self._lock:
@@ -193,6 +193,7 @@ class LeaseBook(Generic[H]):
                 _hand_back(lease, lease.free, now_ns)
             lease.owed_ns = now_ns
             earmarked, lease.free = lease.free, 0
+            lease.earmarked += earmarked
             need = max(0, estimate - earmarked)
             elapsed_ns = max(now_ns - lease.window_ns, _SHORTEST_WINDOW_NS)
             rate = max(lease.rate, lease.used * 1e9 / elapsed_ns)
@@ -208,7 +209,7 @@ class LeaseBook(Generic[H]):
         lease = pending.lease
         with self._lock:
             free_before = lease.free
-            lease.free += pending.earmarked
+            _put_back(pending)
         self.apply(pending, reply)
         late = self._now_ns() - pending.sent_ns > self._guard_ns
         with self._lock:
@@ -226,8 +227,8 @@ class LeaseBook(Generic[H]):
                     lease.last_hold += 1
                     return self._new_hold(self, lease, lease.last_hold, estimate)
                 lease.free += estimate
-            if late or free_before > 0 or lease.returned != pending.request.returned_micros:
-                return None  # The answer was to other totals than those of now.
+            if late or free_before > 0 or lease.earmarked or lease.returned != pending.request.returned_micros:
+                return None  # The answer was to other totals than those of now, or another question may give back.
             if reply.answer is Answer.FENCED:
                 raise BudgetUnavailable(
                     f"agent {lease.agent}: the counter lost its data and lends nothing new until every runner had "
@@ -263,7 +264,7 @@ class LeaseBook(Generic[H]):
     def abandon(self, pending: Pending) -> None:
         """The sync got no answer: put the earmarked money back. What was granted unseen counts next time."""
         with self._lock:
-            pending.lease.free += pending.earmarked
+            _put_back(pending)
             pending.lease.owed_ns = self._now_ns()
 
     # --- renewing: every lease that is in use, some at a time ----------------------------------------------
@@ -487,6 +488,11 @@ class LeaseBook(Generic[H]):
 def resend_wait_ns(resend_ns: int, resends: int) -> int:
     """How long to wait before the next resend, after so many that brought nothing."""
     return resend_ns << min(resends, _MOST_DOUBLINGS)
+
+
+def _put_back(pending: Pending) -> None:
+    pending.lease.free += pending.earmarked
+    pending.lease.earmarked -= pending.earmarked
 
 
 def _hand_back(lease: Lease, amount: int, now_ns: int) -> None:

@@ -139,6 +139,17 @@ MUTANTS = (
     ),
     _mutant("recalled money is handed back", "P6", TWO, Terms(2, 0), tries=(1,), estimates=(1, 2), spare=(1,)),
     _mutant("settled up to the first gap", "P7", ONE, cap=2, tries=(2,), faults=("lost message",)),
+    _mutant(
+        "no refusal while another question keeps free money",
+        "P6",
+        ONE,
+        cap=1,
+        tries=(3,),
+        estimates=(1, 2),
+        release=True,
+        ticks=False,
+        top_ups=2,
+    ),
     _mutant("local deadline ends with the day", "P9", ONE, Terms(2, 0), midnight=2, spare=(1,)),
 )
 
@@ -148,6 +159,9 @@ SMALL = (
     Config("one runner that may be restarted, any fault", RESTARTED, caps=(1,), faults=FAULTS),
     Config("one runner, a cap that is lowered and raised", ONE, cap=1, caps=(0, 1), faults=("set cap",), most_faults=2),
     Config("one runner, overlapping syncs", ONE, overlap=True, terms=Terms(2, 1), faults=("slow sync", "late sync")),
+    Config(
+        "one runner in two event loops", ONE, (3,), estimates=(1, 2), release=True, top_ups=2, faults=("lost sync",)
+    ),
     Config("one runner, midnight", TWO_DAYS, days=(0, 1), midnight=2, terms=Terms(2, 0), faults=("lost sync", "crash")),
     Config("one runner, two agents", TWO_DAYS, days=(0, 0), cap=1, faults=("flush", "crash")),
     Config(
@@ -185,6 +199,15 @@ LARGE = (
     ),
     Config("2 runners, recalls and slices", TWO, (1,), estimates=(1, 2), wish=1, spare=(0, 1), terms=Terms(2, 0)),
     Config("2 runners, calls in parts", TWO, (1,), estimates=(2,), parts=True, spare=(0, 1)),
+    Config(
+        "1 runner in two event loops, overlapping syncs",
+        ONE,
+        (3,),
+        estimates=(1, 2),
+        overlap=True,
+        top_ups=2,
+        faults=("slow sync", "late sync", "lost sync"),
+    ),
     Config(
         "1 runner, overlapping syncs, any two faults",
         ONE,

@@ -39,6 +39,8 @@ class Book(NamedTuple):
     drawn: int = 0
     events: int = 0
     unsettled: tuple[Event, ...] = ()
+    earmarked: int = 0
+    """What was free and is kept for the top-ups that are under way."""
     recalled: int = 0
     owed: int = 0
     """Whether the counter may have set aside what is not needed here: until it says that nothing is out."""
@@ -110,7 +112,7 @@ def begin_top_up(book: Book, terms: Terms, now: int, estimate: int, wish: int = 
         book = _hand_back(book, terms)
     need = max(0, estimate - book.free)
     asked = Asked(book.granted, book.returned, need, need + wish, earmarked=book.free)
-    return book._replace(free=0, owed=1), asked
+    return book._replace(free=0, earmarked=book.earmarked + book.free, owed=1), asked
 
 
 def finish_top_up(
@@ -118,21 +120,22 @@ def finish_top_up(
 ) -> tuple[Book, str]:
     """Apply the reply and reserve: HELD, or why not: ASK_ANEW, or the answer that means no."""
     free_before = book.free
-    book = apply(book._replace(free=book.free + asked.earmarked), terms, now, asked, sent_at, reply, day_left)
+    book = apply(_put_back(book, asked), terms, now, asked, sent_at, reply, day_left)
     if reply.answer == "PAUSED":
         return book, "PAUSED"
     if reply.answer not in _TAKEN:
         return book, "ASK_ANEW"
     if (held := reserve(book, terms, now, estimate)) is not None:
         return held, "HELD"
-    if now - sent_at > terms.guard or free_before > 0 or book.returned != asked.returned:
+    others = book.earmarked and "no refusal while another question keeps free money" not in terms.without
+    if now - sent_at > terms.guard or free_before > 0 or others or book.returned != asked.returned:
         return book, "ASK_ANEW"
     return book, reply.answer if reply.answer in ("FENCED", "REFUSED") else "ASK_ANEW"
 
 
 def abandon(book: Book, asked: Asked) -> Book:
     """The sync got no answer: put the earmarked money back."""
-    return book._replace(free=book.free + asked.earmarked, owed=1)
+    return _put_back(book, asked)._replace(owed=1)
 
 
 def begin_renewal(book: Book, terms: Terms, now: int, *, idle: bool = False) -> tuple[Book, Asked]:
@@ -181,6 +184,10 @@ def _not_settled(unsettled: tuple[Event, ...], reply: Reply, terms: Terms) -> tu
     complete = reply.events == reply.last_event or "settled up to the first gap" in terms.without
     up_to = reply.last_event if complete else 0
     return tuple([event for event in unsettled if event.number > up_to])
+
+
+def _put_back(book: Book, asked: Asked) -> Book:
+    return book._replace(free=book.free + asked.earmarked, earmarked=book.earmarked - asked.earmarked)
 
 
 def _hand_back(book: Book, terms: Terms) -> Book:

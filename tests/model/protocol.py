@@ -158,8 +158,11 @@ class Protocol:
         return s.books[lease].state == LIVE and all(s.books[n].state != LIVE for n in self.before[lease])
 
     def _may_send(self, s: State, lease: int, kind: int) -> bool:
-        """One sync with need at a time, and one renewal."""
-        return not any(e.lease == lease and (e.kind == kind or not self.config.overlap) for e in s.exchanges)
+        """One sync with need at a time in each event loop, and one renewal."""
+        alike = [e.kind == kind for e in s.exchanges if e.lease == lease]
+        return alike.count(True) < (self.config.top_ups if kind == TOP_UP else 1) and (
+            self.config.overlap or all(alike)
+        )
 
     def _reserve(self, s: State, lease: int, estimate: int) -> Iterator[Step]:
         runner = self.owner[lease]

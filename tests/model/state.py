@@ -63,6 +63,8 @@ class Config(NamedTuple):
     """How many publishes may be under way at once: with two they may overtake each other."""
     overlap: bool = False
     """Whether a top-up and a renewal of one lease may be under way at once."""
+    top_ups: int = 1
+    """How many top-ups of one lease may be under way at once: one in each event loop of a runner."""
     first: int = 1
     """For how many ticks a first publish may open without a fence; no longer than a fence stands."""
     most_granted: int = 4

@@ -71,7 +71,8 @@ class Both:
         self.real.hear(self.ms)
         self.book = model.Book()
         self.holds: list[Hold] = []
-        self.question: tuple[Pending, model.Asked, int] | None = None
+        self.questions: list[tuple[Pending, model.Asked, int]] = []
+        """Two at most, as of a runner in two event loops."""
         self.renewal: tuple[Pending, model.Asked] | None = None
 
     def reserve(self, step: Step) -> None:
@@ -111,16 +112,16 @@ class Both:
             self.real.join(hold, more)
 
     def ask(self, step: Step) -> None:
-        if self.question is None:
+        if len(self.questions) < 2:
             pending = self.real.begin_top_up("agent", step.one)
             self.book, asked = model.begin_top_up(self.book, TERMS, self.ms, step.one)
             assert (*pending.request[3:6], pending.earmarked) == (*asked[:3], asked.earmarked)
-            self.question = pending, asked, step.one
+            self.questions.append((pending, asked, step.one))
 
     def answer(self, step: Step) -> None:
-        if self.question is None:
+        if not self.questions:
             return
-        (pending, asked, estimate), self.question = self.question, None
+        pending, asked, estimate = self.questions.pop(step.other % len(self.questions))
         sent_at = pending.sent_ns // 1_000_000
         self.book, expected = model.finish_top_up(self.book, TERMS, self.ms, asked, sent_at, step.reply, estimate)
         try:
@@ -136,14 +137,14 @@ class Both:
             self.holds += [hold] if hold is not None else []
         assert end == expected
 
-    def abandon(self, _: Step) -> None:
-        if self.question is not None:
-            (pending, asked, _estimate), self.question = self.question, None
+    def abandon(self, step: Step) -> None:
+        if self.questions:
+            pending, asked, _ = self.questions.pop(step.other % len(self.questions))
             self.real.abandon(pending)
             self.book = model.abandon(self.book, asked)
 
     def renew(self, step: Step) -> None:
-        if self.renewal is None and self.question is None:
+        if self.renewal is None and not self.questions:
             idle = step.one > 15
             pending = self.real.begin_renewal(self.real.leases(), hand_back=idle)
             if pending:
@@ -167,9 +168,10 @@ class Both:
         lease = self.real._current.get("agent")
         if lease is None:
             return
-        real = (lease.granted, lease.returned, lease.free, self.ms * 1_000_000 < lease.deadline_ns, lease.events)
+        real = (lease.granted, lease.returned, lease.free, lease.earmarked, lease.events)
         book = self.book
-        assert real == (book.granted, book.returned, book.free, self.ms < book.deadline, book.events)
+        assert real == (book.granted, book.returned, book.free, book.earmarked, book.events)
+        assert (self.ms * 1_000_000 < lease.deadline_ns) == (self.ms < book.deadline)
         assert sorted(hold.held_micros for hold in self.holds) == sorted(book.holds)
         assert [event.event for event in lease.unsettled] == [event.number for event in book.unsettled]
         assert sum(event.drawn_micros for event in lease.unsettled) + sum(book.holds) == book.away
