@@ -235,6 +235,23 @@ def test_money_that_was_earmarked_for_a_question_does_not_outlive_its_lease(runn
     assert pending.lease.returned == pending.earmarked, "it is handed back, not held"
 
 
+def test_nobody_is_refused_for_money_that_another_question_keeps_meanwhile(runner: Runner) -> None:
+    """P6: the greater of two that are asked at once, in two event loops, passes the cap; the smaller does not."""
+    hold = runner.ask(CAP)
+    assert hold is not None
+    hold.release()
+    greater = runner.book.begin_top_up("agent", CAP + 1)
+    smaller = runner.book.begin_top_up("agent", 1)
+    assert (greater.earmarked, smaller.earmarked) == (CAP, 0)
+    replies = runner.counter.sync([greater.request, smaller.request])
+    assert [reply.answer for reply in replies] == [Answer.REFUSED, Answer.REFUSED]
+
+    assert runner.book.finish_top_up(smaller, replies[1], 1) is None, "it is asked anew"
+    with pytest.raises(CapExceeded):
+        runner.book.finish_top_up(greater, replies[0], CAP + 1)
+    assert runner.book.reserve("agent", 1) is not None
+
+
 def test_a_lone_runner_is_refused_only_at_the_true_cap(runner: Runner) -> None:
     """P6, to the micro: its own free money counts for it."""
     hold = runner.ask(CAP - 1)
