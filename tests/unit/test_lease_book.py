@@ -235,6 +235,16 @@ def test_money_that_was_earmarked_for_a_question_does_not_outlive_its_lease(runn
     assert pending.lease.returned == pending.earmarked, "it is handed back, not held"
 
 
+def test_the_leases_that_have_something_to_learn_are_known(runner: Runner) -> None:
+    hold = runner.ask(1_000)
+    assert hold is not None
+    assert runner.book.unsettled_leases() == []
+
+    hold.finalize(700)
+
+    assert runner.book.unsettled_leases() == list(runner.book.leases())
+
+
 def test_nobody_is_refused_for_money_that_another_question_keeps_meanwhile(runner: Runner) -> None:
     """P6: the greater of two that are asked at once, in two event loops, passes the cap; the smaller does not."""
     hold = runner.ask(CAP)
