@@ -100,6 +100,12 @@ class Spine:
         kwargs = message or {"events": list(events)}
         return self.app.send_task(FINALIZE_TASK, kwargs=kwargs, queue=FINALIZE_QUEUE, ignore_result=False).get(20)
 
+    def end_worker(self, timeout_s: float = 20) -> int:
+        """The status of the worker, told to end by SIGTERM."""
+        process = self.worker.container.process
+        process.terminate()
+        return int(process.wait(timeout_s))
+
     def rows(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
         """Rows of the ledger, read around daycap."""
         with self._ledger.connect() as connection:

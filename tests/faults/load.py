@@ -6,7 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import redis
+
 from daycap import BudgetUnavailable, Wallet
+from tests.spine import wait_for
 
 HELD, ACTUAL = 1_000, 700
 _MOST_UNSETTLED = 100
@@ -16,6 +19,12 @@ def spend(wallet: Wallet, agent: str, calls: int) -> None:
     """Reserve and finalize so often."""
     for _ in range(calls):
         wallet.reserve(agent, HELD).finalize(ACTUAL)
+
+
+def spend_one_that_is_taken(wallet: Wallet, agent: str, broker: redis.Redis) -> None:
+    """Spend once, until a worker has the message: the only one, which it keeps as long as the ledger is locked."""
+    spend(wallet, agent, 1)
+    wait_for(lambda: broker.hlen("unacked") == 1)
 
 
 class Spending:

@@ -13,7 +13,7 @@ from daycap import Wallet
 from daycap.redis_counter import counter_key
 from daycap.wire import FINALIZE_QUEUE
 from tests.faults.ledger import LockedLedger
-from tests.faults.load import ACTUAL, HELD, spend, spending
+from tests.faults.load import ACTUAL, HELD, spend, spend_one_that_is_taken, spending
 from tests.faults.proxy import Proxy
 from tests.spine import Spine
 
@@ -145,8 +145,7 @@ def test_a_message_that_is_lost_while_a_worker_has_it_is_sent_again(
 ) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     with locked_ledger:
-        spend(wallet, agent, 1)
-        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        spend_one_that_is_taken(wallet, agent, broker)
         broker.delete("unacked", "unacked_index")
         spine.worker.kill()
     spine.worker.restart()
@@ -204,8 +203,7 @@ def test_what_was_taken_before_the_broker_restarted_can_be_acknowledged_after_it
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
 
     with locked_ledger:
-        spend(wallet, agent, 1)
-        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        spend_one_that_is_taken(wallet, agent, broker)
         restart_broker(spine, kill_broker(spine))
 
     assert wallet.flush(timeout=30) == ()
@@ -222,14 +220,12 @@ def test_a_worker_whose_sign_of_life_falls_due_without_a_broker_notices_and_can_
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
 
     with locked_ledger:
-        spend(wallet, agent, 1)
-        spine.wait_for(lambda: broker.hlen("unacked") > 0)
+        spend_one_that_is_taken(wallet, agent, broker)
         said = kill_broker(spine)
         time.sleep(_HEARTBEAT_S)  # Not a wait for the worker, which waits for the ledger: the time that it is to miss.
 
-    spine.wait_for(lambda: "Cannot connect" in spine.worker.container.logs()[said:])
-    spine.worker.container.kill("SIGTERM")
-    assert spine.worker.container.process.returncode == 0
+    wait_until_missed(spine, said)
+    assert spine.end_worker() == 0
 
 
 def kill_broker(spine: Spine) -> int:
@@ -239,9 +235,13 @@ def kill_broker(spine: Spine) -> int:
     return said
 
 
+def wait_until_missed(spine: Spine, said: int) -> None:
+    """Until the worker has said that it finds no broker."""
+    spine.wait_for(lambda: "Cannot connect" in spine.worker.container.logs()[said:])
+
+
 def restart_broker(spine: Spine, said: int) -> None:
     """Start the broker anew, empty, when the worker has missed it; until the worker has found it again."""
-    worker = spine.worker.container
-    spine.wait_for(lambda: "Cannot connect" in worker.logs()[said:])
+    wait_until_missed(spine, said)
     spine.broker.container.restart()
-    spine.wait_for(lambda: "Connected to" in worker.logs()[said:])
+    spine.wait_for(lambda: "Connected to" in spine.worker.container.logs()[said:])

@@ -9,7 +9,7 @@ import redis
 from pytest_celery import RedisTestBroker
 
 from tests.faults.ledger import LockedLedger
-from tests.faults.load import ACTUAL, spend
+from tests.faults.load import ACTUAL, spend, spend_one_that_is_taken
 from tests.faults.proxy import Proxy
 from tests.spine import Spine
 
@@ -40,8 +40,7 @@ def test_a_worker_whose_broker_goes_silent_finds_it_again(
     with redis.Redis.from_url(spine.broker.container.url) as broker, locked_ledger:
         spine.wait_for(lambda: broker.hlen("unacked") == 0)
         if busy:
-            spend(wallet, agent, 1)
-            spine.wait_for(lambda: broker.hlen("unacked") == 1)
+            spend_one_that_is_taken(wallet, agent, broker)
         proxy.silence()
     spend(wallet, agent, 20)
     proxy.heal()

@@ -12,7 +12,7 @@ import redis
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE
 from tests.faults.broker import HELD_BACK_S, let_time_pass
 from tests.faults.ledger import LockedLedger
-from tests.faults.load import ACTUAL, HELD, spend, spending
+from tests.faults.load import ACTUAL, HELD, spend, spend_one_that_is_taken, spending
 from tests.processes import LocalRedis
 from tests.spine import Spine
 
@@ -44,8 +44,7 @@ def test_what_a_worker_had_when_it_was_killed_goes_to_the_next_in_half_a_minute(
 ) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     with locked_ledger:
-        spend(wallet, agent, 1)
-        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        spend_one_that_is_taken(wallet, agent, broker)
         spine.worker.kill()
     spine.worker.restart()
 
@@ -86,8 +85,7 @@ def test_a_worker_that_was_stopped_and_goes_on_settles_nothing_again(
     """P2: its message went to another worker meanwhile."""
     agent, wallet, first = spine.add("agent-7", 5 * M), spine.wallet(), spine.worker.container
     with locked_ledger:
-        spend(wallet, agent, 1)
-        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        spend_one_that_is_taken(wallet, agent, broker)
         first.kill("SIGSTOP")
     request.getfixturevalue("second_worker")
 
@@ -138,20 +136,13 @@ def test_a_change_of_cap_that_is_delivered_again_does_not_undo_a_later_one(spine
 # --- asked to end --------------------------------------------------------------------------------------------------
 
 
-def end(spine: Spine, timeout_s: float = 20) -> int:
-    """The status of the worker, told to end by SIGTERM."""
-    process = spine.worker.container.process
-    process.terminate()
-    return int(process.wait(timeout_s))
-
-
 def test_sigterm_under_load_ends_the_worker_and_leaves_nothing_half_done(spine: Spine, broker: redis.Redis) -> None:
     agent, wallet = spine.add("agent-7", 50 * M), spine.wallet()
     with spending(wallet, agent) as load:
         for _ in range(3):
             before = load.calls
             spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)
-            assert end(spine) == 0
+            assert spine.end_worker() == 0
             assert broker.hlen("unacked") == 0
             spine.worker.restart()
 
@@ -166,11 +157,10 @@ def test_sigterm_lets_the_batch_that_is_being_settled_be_settled(
 ) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     with locked_ledger:
-        spend(wallet, agent, 1)
-        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        spend_one_that_is_taken(wallet, agent, broker)
         spine.worker.container.process.terminate()
 
-    assert end(spine) == 0
+    assert spine.end_worker() == 0
 
     assert spine.settled_once(agent) == (1, ACTUAL)
     assert (broker.hlen("unacked"), broker.llen(FINALIZE_QUEUE)) == (0, 0)
@@ -181,10 +171,9 @@ def test_sigterm_gives_back_a_batch_that_cannot_be_settled(
 ) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     with locked_ledger:
-        spend(wallet, agent, 1)
-        spine.wait_for(lambda: broker.hlen("unacked") == 1)
+        spend_one_that_is_taken(wallet, agent, broker)
 
-        assert end(spine) == 0
+        assert spine.end_worker() == 0
 
         assert (broker.hlen("unacked"), broker.llen(FINALIZE_QUEUE)) == (0, 1)
     spine.worker.restart()

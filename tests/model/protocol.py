@@ -159,10 +159,9 @@ class Protocol:
 
     def _may_send(self, s: State, lease: int, kind: int) -> bool:
         """One sync with need at a time in each event loop, and one renewal."""
-        alike = [e.kind == kind for e in s.exchanges if e.lease == lease]
-        return alike.count(True) < (self.config.top_ups if kind == TOP_UP else 1) and (
-            self.config.overlap or all(alike)
-        )
+        kinds = [e.kind for e in s.exchanges if e.lease == lease]
+        alike, most = kinds.count(kind), self.config.top_ups if kind == TOP_UP else 1
+        return alike < most and (self.config.overlap or alike == len(kinds))
 
     def _reserve(self, s: State, lease: int, estimate: int) -> Iterator[Step]:
         runner = self.owner[lease]
