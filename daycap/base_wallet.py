@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import logging
-import os
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
+from daycap import process
 from daycap.binding import Binding
 from daycap.errors import (
     BudgetUnavailable,
@@ -30,6 +28,7 @@ from daycap.lease import BaseHold
 from daycap.lease_book import H, LeaseBook
 from daycap.money import micros
 from daycap.outbox import Outbox
+from daycap.process import here
 from daycap.publisher import Publisher
 from daycap.readings import Readings
 from daycap.settings import Settings
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
     from daycap.prices import Prices
 
 logger = logging.getLogger("daycap")
+
+_LAST_S = 0.25
+"""How long a thread may take to end, where a flush took all the time that there was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class BaseWallet(Generic[H]):
         self._keeper = Keeper(self._book, self._counter, self._publisher, self._outbox, self._settings)
         self._readings = Readings(self._book, self._counter, self._reader, transport)
         self._begin()
-        _wallets.add(self)
+        process.watch(self)
         self._keeper.follow_adopted()
 
     def _begin(self) -> None:
@@ -126,6 +128,15 @@ class BaseWallet(Generic[H]):
         """See `from_env`."""
         return cls(make_parts(settings, caps), settings)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, a wallet is its settings: the other process connects by itself, with one wallet for all copies.
+
+        Raises `InvalidInput` where the counter is in this process's memory: a copy would lend the same money again.
+        """
+        if not self._settings.redis_url:
+            raise InvalidInput("this wallet's counter is in its process's memory: to use several, set DAYCAP_REDIS_URL")
+        return _of_this_process, (type(self), self._settings)
+
     def stats(self) -> WalletStats:
         """Counts for a metrics endpoint."""
         return WalletStats(
@@ -167,6 +178,8 @@ class BaseWallet(Generic[H]):
     def _from_memory(self, agent: str, estimate_micros: object) -> H | None:
         """A hold out of what this process has leased, or None if the counter has to be asked."""
         estimate = micros(estimate_micros)
+        if not here[0]:
+            process.begin()
         if self._outbox is not None and self._outbox.full:
             raise OutboxFull
         try:
@@ -183,6 +196,7 @@ class BaseWallet(Generic[H]):
     def _begin_to_ask(self, agent: str) -> float:
         """Whether the agent can be asked for at all; returns when that began, on the monotonic clock."""
         agent_id(agent)
+        process.check()
         self._must_be_open()
         self._keeper.start()
         return time.monotonic()
@@ -231,6 +245,7 @@ class BaseWallet(Generic[H]):
     def _close(self, timeout: float) -> tuple[str, ...]:
         if self._closed:
             return ()
+        end = time.monotonic() + timeout
         self._closed = True
         self._book.close()
         self._flush(timeout)
@@ -238,14 +253,32 @@ class BaseWallet(Generic[H]):
             logger.warning("closing with %d live holds; their money comes back when the lease expires", live)
         self._keeper.renew(hand_back=True)
         unsettled = tuple(event.reservation for event in self._keeper.unsettled())
-        self._keeper.stop(timeout)
-        self._publisher.close(timeout)
+        for stop in (self._keeper.stop, self._publisher.close):
+            stop(max(_LAST_S, end - time.monotonic()))
         if self._outbox is not None:
             self._outbox.close()
         self._counter.close()
         if self._reader is not None:
             self._reader.close()
         return unsettled
+
+    def _end(self, timeout_s: float) -> None:
+        """The process ends. What was never used is left alone."""
+        if self._keeper.started and (unsettled := self._close(timeout_s)):
+            logger.error(
+                "%d events are not known to be settled as the process ends; %s",
+                len(unsettled),
+                "the outbox keeps them for the next one"
+                if self._outbox is not None
+                else f"the broker has not taken {self._publisher.waiting} of them, which are lost",
+            )
+
+
+def _of_this_process(kind: type[BaseWallet[Any]], settings: Settings) -> BaseWallet[Any]:
+    for wallet in process.wallets():
+        if type(wallet) is kind and wallet._settings == settings and not wallet._closed:
+            return wallet
+    return kind.from_settings(settings)
 
 
 def too_many(agent: str) -> BudgetUnavailable:
@@ -264,21 +297,3 @@ def _emitter(publisher: Publisher, outbox: Outbox | None) -> Callable[[FinalizeE
         put(event)
 
     return keep_and_put
-
-
-_wallets: weakref.WeakSet[BaseWallet[Any]] = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    for wallet in list(_wallets):
-        if wallet._keeper.started:
-            wallet._close(timeout=5)
-
-
-def _forget_the_parent() -> None:
-    for wallet in list(_wallets):
-        wallet._forget()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forget_the_parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from daycap.errors import InvalidInput
 from daycap.money import micros
@@ -180,6 +180,9 @@ class BaseHold:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if not self._ended:
             self.finalize(self.held_micros if self._actual is None else self._actual)
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInput("a hold cannot be pickled: it is ended in the process that reserved it")
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "live"

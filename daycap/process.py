@@ -1,0 +1,169 @@
+"""The process that wallets live in: how it begins with a fork, and how it ends.
+
+`atexit` does not run in every child: those of multiprocessing and of Celery's prefork pool leave by `os._exit`. Each
+has its own way to announce its end, and is listened to here. docs/processes.md has a table of what each end guarantees.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import mmap
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import MutableSequence
+from typing import Any, Protocol
+
+from celery.signals import worker_process_shutdown
+
+from daycap.errors import BudgetUnavailable
+
+logger = logging.getLogger("daycap")
+
+END_S = 5.0
+"""How long the end of a process may wait until its events are settled, for all wallets together."""
+
+_MADV_WIPEONFORK = 18
+"""Python does not name it."""
+
+_BEFORE_QUEUES = -1
+"""The place among multiprocessing's finalizers: after its own children have ended, before its queues are waited for."""
+
+
+class Wallet(Protocol):
+    """What a process asks of its wallets."""
+
+    def _forget(self) -> None:
+        """In a forked child: share nothing with the parent but the settings."""
+
+    def _end(self, timeout_s: float) -> None:
+        """The process ends: close within `timeout_s`, and log what is left."""
+
+
+class _ByPid:
+    """`here`, where the kernel cannot wipe memory: nine times slower."""
+
+    def __init__(self) -> None:
+        self[0] = 1
+
+    def __getitem__(self, _: int) -> bool:
+        return os.getpid() == self._pid
+
+    def __setitem__(self, _: int, __: int) -> None:
+        self._pid = os.getpid()
+
+
+def _marker() -> Any:
+    """A byte that is 1 until a fork, and 0 in the child."""
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if sys.platform != "linux":
+            return _ByPid()
+        page.madvise(_MADV_WIPEONFORK)
+    except (OSError, ValueError):
+        return _ByPid()
+    page[0] = 1
+    return page
+
+
+here: MutableSequence[int] = _marker()
+"""`here[0]` is false in a process that was forked and has not called `begin` yet.
+
+Python's own forks do so at once (`os.register_at_fork`); a program that embeds Python, like uwsgi, may fork without it.
+"""
+
+_wallets: weakref.WeakSet[Wallet] = weakref.WeakSet()
+_finalizers: dict[str, Any] = {}
+_beginning = threading.Lock()
+
+
+def watch(wallet: Wallet) -> None:
+    """Tell this wallet of forks, and of the process's end."""
+    _wallets.add(wallet)
+
+
+def wallets() -> list[Wallet]:
+    """Those that are watched."""
+    return list(_wallets)
+
+
+def begin() -> None:
+    """In a forked child: have every wallet forget what belongs to the parent."""
+    with _beginning:
+        if here[0]:
+            return
+        _finalizers.clear()
+        for wallet in wallets():
+            wallet._forget()
+        here[0] = 1
+
+
+def check() -> None:
+    """Make sure that the end of this process will be heard of. To be called before money is held.
+
+    Raises `BudgetUnavailable` where no thread could run that sends what is spent.
+    """
+    if not here[0]:
+        begin()
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None and not getattr(uwsgi, "has_threads", True):
+        raise BudgetUnavailable("uwsgi runs no threads, so nothing would be sent: start it with --enable-threads")
+    for name, end in (("multiprocessing", _end_after_threads), ("billiard", _end)):
+        process, util = sys.modules.get(f"{name}.process"), sys.modules.get(f"{name}.util")
+        if process is None or util is None or not process.current_process()._identity:
+            continue  # It has not begun this process.
+        finalizer = _finalizers.get(name)
+        if finalizer is None or not finalizer.still_active():  # It forgets those from before the child was set up.
+            _finalizers[name] = util.Finalize(None, end, exitpriority=_BEFORE_QUEUES)
+
+
+def _end(*_: object, **__: object) -> None:
+    """Close every wallet; one that needs little time leaves more to the others."""
+    if not here[0]:
+        begin()
+    end_s = time.monotonic() + END_S
+    left = wallets()
+    while left:
+        wallet = left.pop()
+        try:
+            wallet._end(max(0.0, end_s - time.monotonic()) / (len(left) + 1))
+        except Exception:
+            logger.exception("closing a wallet at the end of the process failed")
+
+
+def _end_after_threads() -> None:
+    """A child of multiprocessing waits for its threads only after this, and then leaves at once."""
+    if not _others():
+        _end()
+        return
+    try:
+        threading.Thread(target=_wait_and_end, name="daycap-end", daemon=False).start()
+    except RuntimeError:
+        _end()
+
+
+def _wait_and_end() -> None:
+    while others := _others():
+        for thread in others:
+            thread.join()
+    _end()
+
+
+def _others() -> list[threading.Thread]:
+    """The threads that the process's end waits for."""
+    own = (threading.current_thread(), threading.main_thread())
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread not in own]
+
+
+def _after_fork() -> None:
+    global _beginning  # noqa: PLW0603  (a thread of the parent may have held it)
+    _beginning = threading.Lock()
+    begin()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_end)
+worker_process_shutdown.connect(_end, weak=False)
