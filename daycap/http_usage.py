@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from daycap.http_calls import USUAL_TIERS
+from daycap.usage_fields import merged
 
 _NOT_BILLED = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429}
 _LAST_EVENTS = {"message_stop", "response.completed", "response.incomplete", "response.failed"}
@@ -77,7 +78,7 @@ class UsageReader:
             if isinstance(each, dict):
                 usage, tier = each.get("usage"), each.get("service_tier")
                 if isinstance(usage, dict):
-                    self._usage.update({name: value for name, value in usage.items() if value is not None})
+                    self._usage = merged(self._usage, usage)
                 if isinstance(tier, str):
                     self.service_tier = "" if tier in USUAL_TIERS else tier
         return said

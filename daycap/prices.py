@@ -20,7 +20,8 @@ from daycap.errors import InvalidInput, shown
 from daycap.money import MAX_MICROS, MICROS_PER_USD, micros
 from daycap.own_prices import OwnPrice, read_own_prices
 from daycap.rates import KINDS, ModelRates, Rates, find_model
-from daycap.usage import AnyUsage, Part, read_usage
+from daycap.usage import AnyUsage, read_usage
+from daycap.used_tokens import Part, UsedTokens
 
 _MOST_REMEMBERED = 1024
 _DIGITS = 200
@@ -105,6 +106,8 @@ class Prices:
         used = read_usage(usage)
         found = self._find(model, provider)
         rates = found.at(self._now(), used.service_tier or _tier(service_tier))
+        if used.requests != 1:
+            _refuse_by_call(rates, used)
         with _exact():
             cost = sum(part.tokens * _price(found, rates, part, used.input_tokens) for part in used.parts)
             return _rounded_up(cost + _besides(found, rates, used.web_searches))
@@ -163,6 +166,13 @@ def _price(found: ModelRates, rates: Rates, part: Part, size: int) -> Decimal:
         raise found.unknown(f"none for {part.direction} tokens")
     *_, price = _reached(rates[closest], size)
     return price
+
+
+def _refuse_by_call(rates: Rates, used: UsedTokens) -> None:
+    """Raises `InvalidInput` for a sum of calls where a price depends on the size of each, or on their number."""
+    by_size = (price.tiers for price in rates.values() if isinstance(price, TieredPrices))
+    if "requests_kcount" in rates or any(used.input_tokens > tier.start for tiers in by_size for tier in tiers):
+        raise InvalidInput("a usage of several calls together, of a model whose price depends on each: finalize each")
 
 
 def _closeness(key: str) -> int:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from decimal import Decimal
+from typing import Any, cast
 
 import anthropic.types
 import anthropic.types.beta
 import pytest
 from google.genai import types as google
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from openai.types import CompletionUsage, CreateEmbeddingResponse
 from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
 from openai.types.create_embedding_response import Usage as EmbeddingUsage
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails, ResponseUsage
+from pydantic import TypeAdapter
+from pydantic_ai.usage import RequestUsage, RunUsage
 
 from daycap import InvalidInput, UnknownModel
 from daycap.prices import Prices
@@ -194,6 +199,116 @@ def test_a_large_context_has_googles_price_for_it() -> None:
         )
         expected = math.ceil(prompt * input_price + 100 * output_price)
         assert PRICES.actual_micros("gemini-2.5-pro", usage) == expected
+
+
+def langchains(input_tokens: int, output_tokens: int, came: OutputTokenDetails, **went: int) -> Any:
+    message = AIMessage(
+        "hello",
+        usage_metadata=UsageMetadata(
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            total_tokens=input_tokens + output_tokens,
+            input_token_details=cast("InputTokenDetails", went),
+            output_token_details=came,
+        ),
+    )
+    return message.usage_metadata
+
+
+@pytest.mark.parametrize(
+    ("model", "went", "micros"),
+    [
+        # claude-opus-4-5: 5 in, 0.50 read from a cache, 6.25 and 10 written for 5m and 1h, 25 out
+        ("claude-opus-4-5", {"cache_read": 5000}, 5100 * 5 + 5000 * 0.5 + 200 * 25),
+        ("claude-opus-4-5", {"cache_creation": 5000}, 5100 * 5 + 5000 * 6.25 + 200 * 25),
+        (
+            "claude-opus-4-5",
+            {"cache_creation": 0, "ephemeral_1h_input_tokens": 4000, "ephemeral_5m_input_tokens": 1000},
+            5100 * 5 + 4000 * 10 + 1000 * 6.25 + 200 * 25,
+        ),
+        # gemini-2.5-flash: 0.30 in, of audio 1; 2.50 out
+        ("gemini-2.5-flash", {"audio": 9000}, 1100 * 0.3 + 9000 * 1 + 200 * 2.5),
+    ],
+)
+def test_langchains_details_have_their_prices(model: str, went: dict[str, int], micros: float) -> None:
+    usage = langchains(10_100, 200, OutputTokenDetails(reasoning=150), **went)
+
+    assert PRICES.actual_micros(model, usage) == micros
+
+
+def test_langchains_audio_and_reasoning_come_out() -> None:
+    # gpt-audio: 2.50 in and 10 out, of audio 64 out
+    usage = langchains(1000, 200, OutputTokenDetails(audio=150, reasoning=20))
+    assert PRICES.actual_micros("gpt-audio", usage) == 1000 * 2.5 + 50 * 10 + 150 * 64
+
+
+def test_langchains_unknown_and_double_details_are_refused() -> None:
+    for went in {"film": 5}, {"cache_creation": 5, "ephemeral_1h_input_tokens": 5}:
+        with pytest.raises(InvalidInput, match=r"not known|with their ttl"):
+            PRICES.actual_micros("gpt-4o", langchains(100, 20, OutputTokenDetails(), **went))
+
+
+def pydantic_ais(**counts: Any) -> list[Any]:
+    usages = RequestUsage(**counts), RunUsage(**counts, requests=1, tool_calls=3)
+    return [*usages, *(TypeAdapter(type(each)).dump_python(each) for each in usages)]
+
+
+def test_pydantic_ais_cached_tokens_are_inside() -> None:
+    counts = {
+        "input_tokens": 8100,
+        "cache_read_tokens": 5000,
+        "cache_write_tokens": 3000,
+        "cache_write_1h_tokens": 1000,
+        "output_tokens": 200,
+        "details": {"cache_read_input_tokens": 5000, "input_tokens": 100, "output_tokens": 200},
+        "cost": Decimal("0.5"),
+    }
+    for usage in pydantic_ais(**counts):
+        assert PRICES.actual_micros("claude-opus-4-5", usage) == ANTHROPIC_MICROS
+
+
+def test_pydantic_ais_audio_has_its_own_price() -> None:
+    counts = {
+        "input_tokens": 1000,
+        "input_audio_tokens": 300,
+        "cache_read_tokens": 400,
+        "cache_audio_read_tokens": 100,
+        "output_tokens": 120,
+        "output_reasoning_tokens": 70,
+        "details": {"audio_prompt_tokens": 300, "text_prompt_tokens": 700, "thoughts_tokens": 70},
+    }
+    # gemini-2.5-flash: 0.30 in, 0.03 cached, of audio 1 and 0.10; 2.50 out
+    expected = math.ceil(400 * 0.3 + 300 * 0.03 + 200 * 1 + 100 * 0.1 + 120 * 2.5)
+    for usage in pydantic_ais(**counts):
+        assert PRICES.actual_micros("gemini-2.5-flash", usage) == expected
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"unmeasured_requests": 1},
+        {"details": {"audio_prompt_tokens": 5}},
+        {"details": {"film_tokens": 5}},
+        {"audio_seconds": 4.5},
+        {"input_tokens": 0, "output_tokens": 0, "details": {"input_tokens": 5}},
+        {"cache_read_tokens": 101},
+        {"film_tokens": 5},
+    ],
+)
+def test_pydantic_ais_partial_usages_are_refused(counts: dict[str, Any]) -> None:
+    for usage in pydantic_ais(**{"input_tokens": 100, "output_tokens": 20, **counts}):
+        with pytest.raises(InvalidInput, match="usage"):
+            PRICES.actual_micros("gpt-4o", usage)
+
+
+def test_a_sum_of_several_calls_has_no_price_by_context() -> None:
+    usage = RunUsage(requests=2, input_tokens=200_000, output_tokens=100)
+    # gemini-2.5-pro: 1.25 in and 10 out, up to a context of 200,000
+    assert PRICES.actual_micros("gemini-2.5-pro", usage) == 250_000 + 1000
+    usage.incr(RequestUsage(input_tokens=1))
+    with pytest.raises(InvalidInput, match="several calls"):
+        PRICES.actual_micros("gemini-2.5-pro", usage)
+    assert PRICES.actual_micros("gpt-4o", usage) == 200_001 * 2.5 + 0.5 + 1000
 
 
 def test_litellms_usage_of_anthropic_costs_what_anthropics_own_does(litellm: Any) -> None:

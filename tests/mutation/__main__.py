@@ -49,6 +49,8 @@ TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/outbox.py": (["tests/unit/test_outbox_files.py", "tests/unit/test_outbox.py"], 0),
     "daycap/publisher.py": (["tests/unit/test_publisher.py"], 0),
     "daycap/usage.py": (_USAGE, 0),
+    "daycap/usage_fields.py": ([*_USAGE, "tests/unit/test_http_calls.py"], 0),
+    "daycap/used_tokens.py": (_USAGE, 0),
     "daycap/rates.py": (_PRICES, 0),
     "daycap/own_prices.py": (_PRICES, 0),
     "daycap/prices.py": (_PRICES, 0),

@@ -40,6 +40,19 @@ def test_a_streams_usage_is_read_however_its_bytes_are_cut(end: str) -> None:
         assert reader.usage == {"input_tokens": 3, "output_tokens": 5, "x": 1}
 
 
+@pytest.mark.parametrize("last", ['"input_tokens":0,', '"input_tokens":null,', ""])
+def test_a_streams_last_event_takes_no_input_back(last: str) -> None:
+    reader = UsageReader(200, "text/event-stream")
+    start = {"input_tokens": 2100, "output_tokens": 1, "cache_creation": {"ephemeral_1h_input_tokens": 9}}
+    reader.feed(f"data: {json.dumps({'type': 'message_start', 'message': {'usage': start}})}\n".encode())
+    reader.feed(
+        f'data: {{"type":"message_delta","usage":{{{last}"output_tokens":35,"cache_creation":{{}}}}}}\n'
+        'data: {"type":"message_stop"}\n'.encode()
+    )
+
+    assert reader.usage == {**start, "output_tokens": 35}
+
+
 @pytest.mark.parametrize("said", [b"", b"[]", b"null", b"{", b'{"usage": 7}', b"[" * 100_000, b"\xff"])
 def test_what_says_no_usage_is_none(said: bytes) -> None:
     reader = UsageReader(200, "application/json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserList
+from enum import IntEnum, StrEnum
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +11,25 @@ import pytest
 
 from daycap.errors import InvalidInput
 from daycap.money import MAX_MICROS
-from daycap.usage import Part, read_usage
+from daycap.usage import read_usage
+from daycap.usage_fields import merged
+from daycap.used_tokens import Part
 
 CHAT = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 RESPONSES = {"input_tokens": 100, "output_tokens": 20, "total_tokens": 120}
 GOOGLE = {"prompt_token_count": 100, "candidates_token_count": 20, "total_token_count": 120}
+
+
+class Modality(IntEnum):
+    """As Google's proto classes have it."""
+
+    AUDIO = 4
+
+
+class MediaModality(StrEnum):
+    """As its newer client has it."""
+
+    AUDIO = "AUDIO"
 
 
 def used(usage: Any) -> set[tuple[Any, ...]]:
@@ -140,12 +156,6 @@ def test_a_usage_at_odds_with_itself_is_refused(usage: dict[str, Any]) -> None:
         read_usage(usage)
 
 
-@pytest.mark.parametrize("usage", [dict.fromkeys(shape, 0) for shape in (CHAT, RESPONSES, GOOGLE)])
-def test_a_usage_of_nothing_is_refused_for_it_was_not_reported(usage: dict[str, int]) -> None:
-    with pytest.raises(InvalidInput, match="not reported"):
-        read_usage(usage)
-
-
 @pytest.mark.parametrize("usage", [{"input_tokens": 100}, {"input_tokens": 100, "output_tokens": None}])
 def test_the_error_says_which_count_is_missing(usage: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="usage has no output_tokens"):
@@ -263,3 +273,162 @@ def test_a_part_is_of_each_kind_that_says_no_more_than_it() -> None:
     assert part.is_a({"direction": "input", "token_type": "cache_read", "modality": "audio"})
     assert not part.is_a({"direction": "output"})
     assert not part.is_a({"direction": "input", "token_type": "cache_read", "modality": "text"})
+
+
+@pytest.mark.parametrize(
+    ("usage", "unknown"),
+    [
+        ({**CHAT, "prompt_tokens_details": {"film_tokens": 5}}, "prompt_tokens_details.film_tokens"),
+        ({**CHAT, "prompt_tokens_details": {"film_tokens": 5.0}}, "prompt_tokens_details.film_tokens"),
+        ({**CHAT, "prompt_tokens_details": {"film_tokens": "5"}}, "prompt_tokens_details.film_tokens"),
+        ({**CHAT, "completion_tokens_details": {"song": {"tokens": [0, 5]}}}, "completion_tokens_details.song.tokens"),
+        ({**CHAT, "prompt_token_details": {"audio_tokens": 5}}, "prompt_token_details.audio_tokens"),
+        ({**CHAT, "num_sources_used": 5}, "num_sources_used"),
+        ({**CHAT, "prompt_audio_seconds": 4.5}, "prompt_audio_seconds"),
+        ({**CHAT, "server_side_tool_usage_details": {"x_search_calls": 1}}, "x_search_calls"),
+        ({**CHAT, "server_tool_use": {"code_execution_requests": 1}}, "code_execution_requests"),
+        ({**RESPONSES, "input_tokens_details": {"film_tokens": 5}}, "input_tokens_details.film_tokens"),
+        ({**RESPONSES, "input_token_details": {"flow_cache_read": 5}}, "input_token_details.flow_cache_read"),
+        ({**RESPONSES, "prompt_tokens_details": {"cached_tokens": 5}}, "prompt_tokens_details.cached_tokens"),
+        ({**RESPONSES, "cache_creation": {"ephemeral_9h_input_tokens": 5}}, "cache_creation.ephemeral_9h_input_tokens"),
+        ({**RESPONSES, "serverToolUsage": {"webSearchRequests": 1}}, "serverToolUsage.webSearchRequests"),
+        ({**GOOGLE, "film_token_count": 5}, "film_token_count"),
+        ({**GOOGLE, "prompt_tokens_details": [{"modality": "TEXT", "token_count": 9, "pages": 5}]}, r"\[\].pages"),
+    ],
+)
+def test_an_unknown_count_is_refused(usage: dict[str, Any], unknown: str) -> None:
+    class Slotted:
+        __slots__ = tuple(usage)
+
+    slotted = Slotted()
+    for name, value in usage.items():
+        setattr(slotted, name, value)
+    for form in usage, SimpleNamespace(**usage), slotted:
+        with pytest.raises(InvalidInput, match=rf"{unknown} is not known"):
+            read_usage(form)
+
+
+def test_unknown_fields_that_count_nothing_are_left_alone() -> None:
+    groq = {"queue_time": 0.04, "prompt_time": 1, "completion_time": 0.2, "total_time": 1.2}
+    more = {"film_tokens": 0, "note": "low", "is_byok": True, "tokens_per_sec": 9.5, "list": [], "none": None}
+
+    assert used({**CHAT, **groq, **more, "prompt_tokens_details": more}) == used(CHAT)
+
+
+def test_a_usage_nested_without_end_is_refused() -> None:
+    nested: dict[str, Any] = {"x": 1}
+    for _ in range(5000):
+        nested = {"x": nested}
+    with pytest.raises(InvalidInput, match="not known"):
+        read_usage({**CHAT, "nested": nested})
+    assert merged({"nested": nested}, {"nested": nested}) == {"nested": nested}
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {**CHAT, "prompt_cache_hit_tokens": 40, "prompt_cache_miss_tokens": 61},
+        {**CHAT, "prompt_cache_hit_tokens": 40, "prompt_tokens_details": {"cached_tokens": 30}},
+        {**CHAT, "prompt_tokens_details": {"text_tokens": 60, "audio_tokens": 41}},
+        {**CHAT, "completion_tokens_details": {"accepted_prediction_tokens": 9, "rejected_prediction_tokens": 12}},
+        {**CHAT, "total_tokens": 119},
+        {**CHAT, "input_tokens": 99},
+        {**RESPONSES, "total_tokens": 119},
+        {**GOOGLE, "total_token_count": 119},
+        {**GOOGLE, "prompt_tokens_details": [{"modality": "TEXT", "token_count": 101}]},
+        {
+            **RESPONSES,
+            "input_tokens_details": {
+                "cached_tokens": 5,
+                "cached_tokens_details": {"audio_tokens": 6},
+                "audio_tokens": 9,
+            },
+        },
+    ],
+)
+def test_counts_that_contradict_each_other_are_refused(usage: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"more than that|contradicts itself"):
+        read_usage(usage)
+
+
+@pytest.mark.parametrize("shape", [CHAT, RESPONSES, GOOGLE])
+def test_a_usage_without_input_was_not_reported(shape: dict[str, int]) -> None:
+    # As the client of Anthropic gives it, when a stream's last event says 0.
+    without = {name: 0 if name.startswith(("prompt", "input", "total")) else count for name, count in shape.items()}
+    for usage in without, dict.fromkeys(shape, 0):
+        with pytest.raises(InvalidInput, match=r"no input tokens.*not reported"):
+            read_usage(usage)
+
+
+@pytest.mark.parametrize("audio", ["AUDIO", "audio", 4, Modality.AUDIO, MediaModality.AUDIO])
+@pytest.mark.parametrize("listed", [list, tuple, UserList])
+def test_googles_modality_is_a_name_or_a_number(audio: object, listed: Any) -> None:
+    details = listed([{"modality": audio, "token_count": 90}, SimpleNamespace(modality=5, token_count=4)])
+
+    assert used({**GOOGLE, "prompt_tokens_details": details}) - {(20, "output", "", "text")} == {
+        (90, "input", "", "audio"),
+        (4, "input", "", "image"),
+        (6, "input", "", "text"),
+    }
+
+
+@pytest.mark.parametrize("unknown", [0, 6, -1, 4.0, True, "4", "MODALITY_UNSPECIFIED", "smell", None])
+def test_an_unknown_modality_is_refused(unknown: object) -> None:
+    with pytest.raises(InvalidInput, match="modality"):
+        read_usage({**GOOGLE, "prompt_tokens_details": [{"modality": unknown, "token_count": 9}]})
+    assert used({**GOOGLE, "prompt_tokens_details": [{"modality": unknown, "token_count": 0}]}) == used(GOOGLE)
+
+
+def test_a_list_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="not a list"):
+        read_usage({**GOOGLE, "prompt_tokens_details": {"modality": 4, "token_count": 9}})
+
+
+def test_bedrocks_ttls_are_read() -> None:
+    bedrock = {
+        "inputTokens": 100,
+        "outputTokens": 20,
+        "totalTokens": 120,
+        "cacheWriteInputTokens": 30,
+        "cacheDetails": [{"ttl": "1h", "inputTokens": 10}, {"ttl": "5m", "inputTokens": 20}],
+    }
+    assert used(bedrock) == {
+        (10, "input", "cache_write", "text", "1h"),
+        (20, "input", "cache_write", "text", "5m"),
+        (100, "input", "", "text"),
+        (20, "output", "", "text"),
+    }
+
+
+def test_langchains_service_tier_is_in_its_names() -> None:
+    usage = {
+        **RESPONSES,
+        "input_token_details": {"priority": 60, "priority_cache_read": 40},
+        "output_token_details": {"priority": 13, "priority_reasoning": 7},
+    }
+    assert read_usage(usage).service_tier == "priority"
+    assert used(usage) == {
+        (40, "input", "cache_read", "text"),
+        (60, "input", "", "text"),
+        (7, "output", "reasoning", "text"),
+        (13, "output", "", "text"),
+    }
+    with pytest.raises(InvalidInput, match="service tier priority"):
+        read_usage({**usage, "input_token_details": {"priority": 61, "priority_cache_read": 40}})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "whole"),
+    [
+        ({"input_tokens": 2100, "output_tokens": 1}, {"input_tokens": 0, "output_tokens": 35}, {"input_tokens": 2100}),
+        ({"input_tokens": 2100}, {"input_tokens": None, "output_tokens": 35}, {"input_tokens": 2100}),
+        ({"input_tokens": 100}, {"input_tokens": 2100, "output_tokens": 35}, {"input_tokens": 2100}),
+        ({"a": {"x": 5, "y": 1}}, {"a": {"x": 0, "z": 2}}, {"a": {"x": 5, "y": 1, "z": 2}}),
+        ({"a": {"x": 5}}, {"a": None}, {"a": {"x": 5}}),
+        ({"tier": "a", "list": [1]}, {"tier": "b", "list": []}, {"tier": "b", "list": [1]}),
+        ({"x": -1, "y": 5}, {"x": 5, "y": -1}, {"x": -1, "y": -1}),
+        ({"x": 5}, {"x": "7"}, {"x": "7"}),
+    ],
+)
+def test_a_streams_counts_never_fall(before: dict[str, Any], after: dict[str, Any], whole: dict[str, Any]) -> None:
+    assert merged(before, after) == {**whole, **({"output_tokens": 35} if "output_tokens" in after else {})}
