@@ -41,7 +41,7 @@ class Lease(_Touched):
     boot clock: past it there is no new hold. `unsettled` keeps each event until the counter says that the ledger has
     it; `progress_ns`: when it last said so of some, or the first of them came. `owed_ns`: when something happened that
     may leave money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants
-    back what is free.
+    back what is free. `unsure`: the counter may have other totals than these, until it has answered to them.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class Lease(_Touched):
         "returned",
         "spent",
         "ttl_ms",
+        "unsure",
         "window_ns",
     )
 
@@ -74,12 +75,17 @@ class Lease(_Touched):
         self.rate = 0.0
         self.cap = self.spent = self.leased = self.ttl_ms = 0
         self.owed_ns = 0
-        self.recalled = self.foreign = False
+        self.recalled = self.foreign = self.unsure = False
 
     @property
     def live_holds(self) -> int:
         """How many holds have not ended."""
         return self.last_hold - self.events - self.released
+
+    @property
+    def owes(self) -> bool:
+        """Whether the counter may have set aside more than this lease's holds and events need."""
+        return self.unsure or self.free > 0 or self.earmarked > 0
 
     @property
     def in_use(self) -> bool:

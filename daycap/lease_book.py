@@ -40,6 +40,8 @@ class Pending(NamedTuple):
     request: SyncRequest
     sent_ns: int
     earmarked: int = 0
+    handed_back: int | None = None
+    """What the agent's retired leases of the day had handed back by then; None where they may have more."""
 
 
 H = TypeVar("H", bound=BaseHold)
@@ -80,6 +82,8 @@ class LeaseBook(Generic[H]):
         self._lock = threading.Lock()
         self._current: dict[str, Lease] = {}
         self._retired: dict[Lease, None] = {}
+        self._replaced: dict[str, list[Lease]] = {}
+        """Those of them whose day is not over: what they have free counts against the agent."""
         self._clock_offset_ms: int | None = None
         self._closed = False
         self._deadline_ns = 0
@@ -180,6 +184,16 @@ class LeaseBook(Generic[H]):
 
     # --- topping up: one reservation that memory cannot serve ---------------------------------------------
 
+    def begin_hand_back(self, agent: str) -> list[Pending]:
+        """Build a sync for each retired lease that has money of the agent's day: else that money is missing for it."""
+        if agent not in self._replaced:
+            return []
+        now_ns = self._now_ns()
+        with self._lock:
+            today = self._today(now_ns)
+            leases = [lease for lease in self._replaced.get(agent, ()) if lease.day == today]
+            return [_report(lease, lease.free, now_ns) for lease in leases if lease.unsure or lease.free]
+
     def begin_top_up(self, agent: str, estimate: int) -> Pending:
         """Build the sync that asks for what `estimate` needs beyond the lease's own free money.
 
@@ -191,7 +205,7 @@ class LeaseBook(Generic[H]):
             lease = self._lease_for(agent, estimate, now_ns)
             if now_ns >= lease.deadline_ns:
                 _hand_back(lease, lease.free, now_ns)
-            lease.owed_ns = now_ns
+            lease.owed_ns, lease.unsure = now_ns, True
             earmarked, lease.free = lease.free, 0
             lease.earmarked += earmarked
             need = max(0, estimate - earmarked)
@@ -199,7 +213,8 @@ class LeaseBook(Generic[H]):
             rate = max(lease.rate, lease.used * 1e9 / elapsed_ns)
             want = min(need + int(rate * self._slice_seconds), MAX_MICROS)
             request = SyncRequest(agent, lease.day, lease.id, lease.granted, lease.returned, need, want)
-        return Pending(lease, request, now_ns, earmarked)
+            handed_back = self._handed_back(lease)
+        return Pending(lease, request, now_ns, earmarked, handed_back)
 
     def finish_top_up(self, pending: Pending, reply: SyncReply, estimate: int) -> H | None:
         """Apply the reply and reserve. None if it must be asked anew; raises what the counter's no means.
@@ -229,6 +244,10 @@ class LeaseBook(Generic[H]):
                 lease.free += estimate
             if late or free_before > 0 or lease.earmarked or lease.returned != pending.request.returned_micros:
                 return None  # The answer was to other totals than those of now, or another question may give back.
+            if self._current.get(lease.agent) is not lease or pending.handed_back is None:
+                return None  # So may another lease of this agent.
+            if self._handed_back(lease) != pending.handed_back:
+                return None
             if reply.answer is Answer.FENCED:
                 raise BudgetUnavailable(
                     f"agent {lease.agent}: the counter lost its data and lends nothing new until every runner had "
@@ -265,7 +284,7 @@ class LeaseBook(Generic[H]):
         """The sync got no answer: put the earmarked money back. What was granted unseen counts next time."""
         with self._lock:
             _put_back(pending)
-            pending.lease.owed_ns = self._now_ns()
+            pending.lease.owed_ns, pending.lease.unsure = self._now_ns(), True
 
     # --- renewing: every lease that is in use, some at a time ----------------------------------------------
 
@@ -295,9 +314,7 @@ class LeaseBook(Generic[H]):
                     continue
                 dead = now_ns >= lease.deadline_ns
                 back = lease.free if hand_back or lease.recalled or dead else self._idle(lease, now_ns)
-                _hand_back(lease, back, now_ns)
-                request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
-                pending.append(Pending(lease, request, now_ns))
+                pending.append(_report(lease, back, now_ns))
             return pending
 
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
@@ -333,13 +350,16 @@ class LeaseBook(Generic[H]):
             # Where the agent is paused, or more is out than its cap, memory alone makes no new hold: not even from
             # money that a finalize frees later.
             paused = reply.answer is Answer.PAUSED
-            ask = paused or self._closed or reply.spent_micros + reply.leased_micros > reply.cap_micros
+            retired = self._current.get(lease.agent) is not lease
+            ask = paused or retired or self._closed or reply.spent_micros + reply.leased_micros > reply.cap_micros
             lease.deadline_ns = 0 if ask else max(lease.deadline_ns, deadline_ns)
             lease.recalled = reply.recall
             self._drop_settled(lease, reply, now_ns)
             outstanding = reply.granted_micros - pending.request.returned_micros - reply.drawn_micros
-            if pending.sent_ns >= lease.owed_ns and outstanding <= 0:
-                lease.owed_ns = 0
+            if pending.sent_ns >= lease.owed_ns:
+                lease.unsure = lease.returned != pending.request.returned_micros
+                if outstanding <= 0:
+                    lease.owed_ns = 0
             return (reply.recall or paused) and lease.free > 0
 
     # --- looking ------------------------------------------------------------------------------------------
@@ -379,7 +399,7 @@ class LeaseBook(Generic[H]):
                     lease.resends += 1
                     events += lease.unsettled
                     if lease.resends > _RESENDS_BEFORE_SUCCESSOR and self._current.get(lease.agent) is lease:
-                        self._retire(lease)
+                        self._replace(lease)
             return events
 
     def drop_expired(self) -> list[FinalizeEvent]:
@@ -432,9 +452,13 @@ class LeaseBook(Generic[H]):
     def _lease_for(self, agent: str, estimate: int, now_ns: int) -> Lease:
         today = self._today(now_ns)
         lease = self._current.get(agent)
-        if lease is not None and (lease.day != today or lease.granted + estimate > MAX_MICROS):
-            # Its day is over, or its running totals would pass what every tier counts exactly.
+        if lease is not None and lease.day != today:
             self._retire(lease)
+            lease = None
+        elif lease is not None and lease.granted + estimate > MAX_MICROS and estimate <= lease.cap - lease.spent:
+            # Its running totals would pass what every tier counts exactly. (What the counter will refuse anyway is
+            # asked of the lease that there is. Where it does not, because the cap was raised, it grants what it can.)
+            self._replace(lease)
             lease = None
         if lease is None:
             lease = self._current[agent] = Lease(agent, today, new_lease_id(agent, today, self._random(16)), now_ns)
@@ -456,6 +480,28 @@ class LeaseBook(Generic[H]):
             )
         if not lease.in_use or (expired and not lease.unsettled):
             del self._retired[lease]
+            if lease in (replaced := self._replaced.get(lease.agent, [])):
+                replaced.remove(lease)
+                if not replaced:
+                    del self._replaced[lease.agent]
+
+    def _handed_back(self, lease: Lease) -> int | None:
+        """What those that it replaced have handed back; None where the counter may have set aside more than they need.
+
+        One that is let go of has handed back all, so that the sum is another one without it.
+        """
+        total = 0
+        for other in self._replaced.get(lease.agent, ()):
+            if other.day == lease.day:
+                if other.owes:
+                    return None
+                total += other.returned
+        return total
+
+    def _replace(self, lease: Lease) -> None:
+        """Retire the lease in the middle of its day: the next question takes another one."""
+        self._retire(lease)
+        self._replaced.setdefault(lease.agent, []).append(lease)
 
     def _retire(self, lease: Lease) -> None:
         """No new hold from it; it is renewed while it is in use."""
@@ -500,7 +546,13 @@ def _hand_back(lease: Lease, amount: int, now_ns: int) -> None:
     if amount:
         lease.free -= amount
         lease.returned += amount
-        lease.owed_ns = now_ns
+        lease.owed_ns, lease.unsure = now_ns, True
+
+
+def _report(lease: Lease, back: int, now_ns: int) -> Pending:
+    """The sync that tells the lease's totals, with so much handed back."""
+    _hand_back(lease, back, now_ns)
+    return Pending(lease, SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned), now_ns)
 
 
 def _expired(day: str, today: str) -> bool:

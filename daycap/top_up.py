@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from typing import Any
 
 from daycap.counter import Answer, SyncReply
 from daycap.errors import BudgetUnavailable, CounterUnavailable
@@ -31,16 +32,10 @@ def top_up(
     while (hold := book.reserve(agent, estimate)) is None:
         if why and time.monotonic() >= end_s:
             raise BudgetUnavailable(f"agent {agent}: {why}")
+        for back in book.begin_hand_back(agent):
+            book.apply(back, (yield from _asked(book, back)))
         pending = book.begin_top_up(agent, estimate)
-        try:
-            reply = yield pending
-            assert reply is not None, "a sync is answered"  # noqa: S101
-        except CounterUnavailable as error:
-            book.abandon(pending)
-            raise BudgetUnavailable(f"agent {agent}: {error}") from error
-        except BaseException:
-            book.abandon(pending)
-            raise
+        reply = yield from _asked(book, pending)
         if (hold := book.finish_top_up(pending, reply, estimate)) is not None:
             break
         if reply.answer is Answer.NOT_OPEN:
@@ -54,3 +49,17 @@ def top_up(
             yield pause_s
         pause_s = min(max(pause_s * 1.5, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
     return hold
+
+
+def _asked(book: LeaseBook[Any], pending: Pending) -> Generator[Step, SyncReply | None, SyncReply]:
+    """The reply to a sync. What it took out of the book is put back if there is none."""
+    try:
+        reply = yield pending
+        assert reply is not None, "a sync is answered"  # noqa: S101
+    except CounterUnavailable as error:
+        book.abandon(pending)
+        raise BudgetUnavailable(f"agent {pending.request.agent}: {error}") from error
+    except BaseException:
+        book.abandon(pending)
+        raise
+    return reply

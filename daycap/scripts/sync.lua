@@ -75,7 +75,7 @@ elseif need > 0 then
     if now_ms >= recall_until_ms then
       give = math.max(give, math.min(missing + want - need, math.floor(remaining / 8)))
     end
-    -- MAX_MICROS: a lease's totals stay exact. The runner takes a new lease before `need` could pass it.
+    -- MAX_MICROS: a lease's totals stay exact. A runner takes a new lease where it has reached that.
     give = math.min(give, 9007199254740991 - granted)
     granted = granted + give
     leased = leased + math.max(0, granted - returned - drawn) - math.max(0, granted - give - returned - drawn)

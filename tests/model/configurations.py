@@ -150,6 +150,16 @@ MUTANTS = (
         ticks=False,
         top_ups=2,
     ),
+    _mutant(
+        "no refusal for what a retired lease has free",
+        "P6",
+        RESTARTED,
+        cap=2,
+        tries=(3,),
+        spare=(1,),
+        ticks=False,
+        faults=("lost message",),
+    ),
     _mutant("local deadline ends with the day", "P9", ONE, Terms(2, 0), midnight=2, spare=(1,)),
 )
 

@@ -44,6 +44,8 @@ class Book(NamedTuple):
     recalled: int = 0
     owed: int = 0
     """Whether the counter may have set aside what is not needed here: until it says that nothing is out."""
+    unsure: int = 0
+    """Whether the counter may have other totals: until it has answered to these."""
     counted: int = 0
     """No part of daycap: how much of what is away was counted when it was given up before."""
 
@@ -55,6 +57,11 @@ class Book(NamedTuple):
     @property
     def in_use(self) -> bool:
         return bool(self.owed or self.free or self.holds or self.unsettled)
+
+    @property
+    def owes(self) -> bool:
+        """Whether the counter may have set aside more than holds and events of this lease need."""
+        return bool(self.free or self.earmarked or self.unsure)
 
 
 class Asked(NamedTuple):
@@ -112,7 +119,7 @@ def begin_top_up(book: Book, terms: Terms, now: int, estimate: int, wish: int = 
         book = _hand_back(book, terms)
     need = max(0, estimate - book.free)
     asked = Asked(book.granted, book.returned, need, need + wish, earmarked=book.free)
-    return book._replace(free=0, earmarked=book.earmarked + book.free, owed=1), asked
+    return book._replace(free=0, earmarked=book.earmarked + book.free, owed=1, unsure=1), asked
 
 
 def finish_top_up(
@@ -135,7 +142,7 @@ def finish_top_up(
 
 def abandon(book: Book, asked: Asked) -> Book:
     """The sync got no answer: put the earmarked money back."""
-    return _put_back(book, asked)._replace(owed=1)
+    return _put_back(book, asked)._replace(owed=1, unsure=1)
 
 
 def begin_renewal(book: Book, terms: Terms, now: int, *, idle: bool = False) -> tuple[Book, Asked]:
@@ -161,7 +168,7 @@ def apply(book: Book, terms: Terms, now: int, asked: Asked, sent_at: int, reply:
     if "local <= server's deadline" in without:
         deadline = now + terms.ttl
     over = reply.spent + reply.leased > reply.cap and "no hold from memory past the cap" not in without
-    ask = reply.answer == "PAUSED" or over
+    ask = reply.answer == "PAUSED" or over or book.state == RETIRED
     out = reply.granted - asked.returned - reply.drawn > 0 or book.returned != asked.returned
     return book._replace(
         granted=book.granted + more,
@@ -170,6 +177,7 @@ def apply(book: Book, terms: Terms, now: int, asked: Asked, sent_at: int, reply:
         unsettled=_not_settled(book.unsettled, reply, terms),
         recalled=reply.recall,
         owed=int(book.owed and out),
+        unsure=int(book.unsure and book.returned != asked.returned),
     )
 
 
@@ -194,7 +202,7 @@ def _hand_back(book: Book, terms: Terms) -> Book:
     if not book.free:
         return book
     left = book.free if "free money deducted before it is sent" in terms.without else 0
-    return book._replace(free=left, returned=book.returned + book.free, owed=1)
+    return book._replace(free=left, returned=book.returned + book.free, owed=1, unsure=1)
 
 
 def _split(holds: tuple[int, ...], held: int, part: int) -> tuple[int, ...]:

@@ -172,7 +172,11 @@ class Protocol:
         elif s.books[lease].granted < self.config.most_granted and self._may_send(s, lease, TOP_UP):
             book, asked = books.begin_top_up(s.books[lease], self.terms, NOW, estimate, self.config.wish)
             what = f"begin top-up of {self.names[lease]}: need {asked.need}"
-            yield what, self._send(self._tried(s, runner, 1), lease, book, TOP_UP, asked, estimate), ""
+            yield (
+                what,
+                self._send(self._tried(s, runner, 1), lease, book, TOP_UP, asked, estimate, self._own_owes(s, lease)),
+                "",
+            )
 
     def _in_its_day(self, s: State, lease: int) -> str:
         return "" if self.day_left(s, lease) > 0 else "P9: a hold was made for a day that it is not"
@@ -180,9 +184,21 @@ class Protocol:
     def _tried(self, s: State, runner: int, times: int) -> State:
         return s._replace(todo=at(s.todo, runner, s.todo[runner] - times))
 
-    def _send(self, s: State, lease: int, book: Book, kind: int, asked: Asked, estimate: int = 0) -> State:
-        exchange = Exchange(lease, kind, NOW, asked, estimate)
-        return with_book(s, lease, book)._replace(exchanges=plus(s.exchanges, exchange), focus=lease)
+    def _send(
+        self, s: State, lease: int, book: Book, kind: int, asked: Asked, estimate: int = 0, moved: int = 0
+    ) -> State:
+        exchange = Exchange(lease, kind, NOW, asked, estimate, moved=moved)
+        s = self._kept(s, lease, book)
+        return s._replace(exchanges=plus(s.exchanges, exchange), focus=lease)
+
+    def _kept(self, s: State, lease: int, book: Book) -> State:
+        """`s` with another state of one lease's book; what it hands back other questions of its runner may lack."""
+        if book.returned != s.books[lease].returned:
+            exchanges = [
+                e._replace(moved=1) if e.kind == TOP_UP and lease in self.before[e.lease] else e for e in s.exchanges
+            ]
+            s = s._replace(exchanges=tuple(sorted(exchanges)))
+        return with_book(s, lease, book)
 
     def _renew(self, s: State, lease: int) -> Iterator[Step]:
         old, done = s.books[lease], None
@@ -259,7 +275,7 @@ class Protocol:
         return s, reply, int(unjust)
 
     def _just(self, s: State, lease: int, estimate: int) -> bool:
-        """P6: whether this estimate would now truly pass the cap, given what is set aside for leases of before."""
+        """P6: whether this estimate would now truly pass the cap, given what is set aside for a runner of before."""
         account = self.account[lease]
         counter = s.counters[account]
         if counter is None:
@@ -267,9 +283,16 @@ class Protocol:
         used = s.ghosts[account].excess + sum([s.books[n].drawn for n in self.leases_of[account]])
         for n in self.leases_of[account]:
             known, book = counter.leases[n], s.books[n]
-            aside = 0 if n == lease else known.granted - known.returned - book.drawn
+            aside = known.granted - known.returned - book.drawn if book.state == DEAD else 0
             used += max(aside, sum(book.holds))
         return used + estimate > counter.cap
+
+    def _own_owes(self, s: State, lease: int) -> int:
+        """Whether another lease of this runner may have money that counts against the runner itself."""
+        if "no refusal for what a retired lease has free" in self.without:
+            return 0
+        retired = [s.books[n] for n in self.before[lease] if s.books[n].state == RETIRED]
+        return int(s.books[lease].state == RETIRED or any(book.owes for book in retired))
 
     def _excuse(self, s: State, lease: int) -> State:
         """A refusal on its way is just if it was true at any moment: also when another thread has just held more."""
@@ -286,11 +309,13 @@ class Protocol:
         unjust, reply = exchange.reply[0], counters.Reply(*exchange.reply[1:])
         if exchange.kind == RENEWAL:
             book = books.apply(s.books[lease], self.terms, NOW, asked, sent_at, reply, exchange.day_left)
-            return f"apply the reply to {name}", with_book(s, lease, book), ""
+            return f"apply the reply to {name}", self._kept(s, lease, book), ""
         book, end = books.finish_top_up(
             s.books[lease], self.terms, NOW, asked, sent_at, reply, exchange.estimate, exchange.day_left
         )
-        s, broken = with_book(s, lease, book), ""
+        s, broken = self._kept(s, lease, book), ""
+        if end == "REFUSED" and (exchange.moved or self._own_owes(s, lease)):
+            end = "ASK_ANEW"
         if end == "HELD":
             broken = self._in_its_day(s, lease)
         elif end == "REFUSED" and unjust and not self._just(s, lease, exchange.estimate):

@@ -107,6 +107,8 @@ class Exchange(NamedTuple):
     reply: tuple[Any, ...] = ()
     day_left: int = 0
     slow: int = 0
+    moved: int = 0
+    """Whether a retired lease of the same runner handed money back meanwhile, or had some when it was sent."""
 
 
 class Message(NamedTuple):
