@@ -87,6 +87,7 @@ class BaseWallet(Generic[H]):
     def _begin(self) -> None:
         self._no_answer: tuple[float, CounterUnavailable] | None = None
         self._closed = False
+        self._gone = False  # Closed to the end: a close that is interrupted can be called again.
 
     def _forget(self) -> None:
         """In a forked child, which shares nothing with its parent but the settings."""
@@ -243,7 +244,7 @@ class BaseWallet(Generic[H]):
         return tuple(event.reservation for event in unsettled)
 
     def _close(self, timeout: float) -> tuple[str, ...]:
-        if self._closed:
+        if self._gone:
             return ()
         end = time.monotonic() + timeout
         self._closed = True
@@ -260,6 +261,7 @@ class BaseWallet(Generic[H]):
         self._counter.close()
         if self._reader is not None:
             self._reader.close()
+        self._gone = True
         return unsettled
 
     def _end(self, timeout_s: float) -> None:

@@ -26,6 +26,8 @@ logger = logging.getLogger("daycap")
 END_S = 5.0
 """How long the end of a process may wait until its events are settled, for all wallets together."""
 
+_END = "daycap-end"
+
 _MADV_WIPEONFORK = 18
 """Python does not name it."""
 
@@ -111,6 +113,7 @@ def check() -> None:
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is not None and not getattr(uwsgi, "has_threads", True):
         raise BudgetUnavailable("uwsgi runs no threads, so nothing would be sent: start it with --enable-threads")
+    _heed_the_end_of_a_thread()
     for name, end in (("multiprocessing", _end_after_threads), ("billiard", _end)):
         process, util = sys.modules.get(f"{name}.process"), sys.modules.get(f"{name}.util")
         if process is None or util is None or not process.current_process()._identity:
@@ -121,17 +124,25 @@ def check() -> None:
 
 
 def _end(*_: object, **__: object) -> None:
-    """Close every wallet; one that needs little time leaves more to the others."""
+    """Close every wallet; one that needs little time leaves more to the others.
+
+    What a signal's handler raises meanwhile (SystemExit, KeyboardInterrupt) is raised when all are closed.
+    """
     if not here[0]:
         begin()
-    end_s = time.monotonic() + END_S
-    left = wallets()
+    end_s, left, raised = time.monotonic() + END_S, wallets(), None
     while left:
-        wallet = left.pop()
         try:
-            wallet._end(max(0.0, end_s - time.monotonic()) / (len(left) + 1))
+            left[-1]._end(max(0.0, end_s - time.monotonic()) / len(left))
         except Exception:
             logger.exception("closing a wallet at the end of the process failed")
+        except BaseException as error:
+            raised = error
+            if time.monotonic() < end_s:
+                continue
+        left.pop()
+    if raised is not None:
+        raise raised
 
 
 def _end_after_threads() -> None:
@@ -140,9 +151,24 @@ def _end_after_threads() -> None:
         _end()
         return
     try:
-        threading.Thread(target=_wait_and_end, name="daycap-end", daemon=False).start()
+        threading.Thread(target=_wait_and_end, name=_END, daemon=False).start()
     except RuntimeError:
         _end()
+
+
+def _heed_the_end_of_a_thread() -> None:
+    """Of a process that a thread forked, Python does not notice the end: it is over when its last thread returns."""
+    main = threading.main_thread()
+    if isinstance(main, threading._MainThread):  # type: ignore[attr-defined]
+        return
+    if _END in {thread.name for thread in threading.enumerate()}:
+        return
+
+    def work() -> None:
+        main.join()
+        _wait_and_end()
+
+    threading.Thread(target=work, name=_END, daemon=True).start()
 
 
 def _wait_and_end() -> None:

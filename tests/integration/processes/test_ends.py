@@ -1,0 +1,88 @@
+"""Each way in which a process ends: what it spent is booked, or in the outbox; docs/processes.md has the table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.processes.programs.ends import CLEAN, SUDDEN
+from tests.processes import ROOT
+from tests.spine import Spine
+
+M = 1_000_000
+ALL = (4, 4_000)
+NOWHERE = "redis://127.0.0.1:1/0"
+
+both = pytest.mark.parametrize("face", ["threads", "loop"])
+
+
+def end(environment: dict[str, str], way: str, face: str) -> tuple[int, str]:
+    """The status of the program that ends in this way, and what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.processes.programs.ends", way, face],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
+def name(value: Any) -> str | None:
+    return value.__name__ if callable(value) else None
+
+
+@both
+@pytest.mark.parametrize(("way", "status"), CLEAN.items(), ids=name)
+def test_clean_end_books_all(spine: Spine, way: Callable[..., None], status: int, face: str) -> None:
+    agent = spine.add("agent-7", 5 * M)
+
+    ended, said = end(spine.environment, way.__name__, face)
+
+    assert spine.settled_once(agent) == ALL, said
+    assert ended == status, said
+    assert (said == "") == (status != 1), said  # An exception says itself.
+
+
+@pytest.mark.parametrize(("way", "status"), SUDDEN.items(), ids=name)
+def test_outbox_outlives_a_sudden_end(spine: Spine, way: Callable[..., None], status: int, tmp_path: Path) -> None:
+    """Given a broker that is away, so that nothing was sent / then the next process books all."""
+    agent, outbox = spine.add("agent-7", 5 * M), str(tmp_path / "outbox")
+    without_broker = {"DAYCAP_BROKER_URL": NOWHERE, "DAYCAP_OUTBOX": outbox}
+
+    assert end({**spine.environment, **without_broker}, way.__name__, "threads")[0] == status
+    assert spine.settled_once(agent) == (0, 0)
+    assert spine.wallet(outbox=outbox).flush(timeout=20) == ()
+
+    assert spine.settled_once(agent) == ALL
+
+
+@both
+def test_end_is_bounded_and_says_what_is_lost(spine: Spine, face: str) -> None:
+    spine.add("agent-7", 5 * M)
+    begun = time.monotonic()
+
+    status, said = end({**spine.environment, "DAYCAP_BROKER_URL": NOWHERE}, "returns", face)
+
+    assert time.monotonic() - begun < 9  # 5 s to end, and the time to start.
+    assert status == 0
+    assert "4 events are not known to be settled as the process ends; the broker has not taken 4 of them" in said
+
+
+def test_end_says_that_the_outbox_keeps_events(spine: Spine, tmp_path: Path) -> None:
+    agent, outbox = spine.add("agent-7", 5 * M), str(tmp_path / "outbox")
+
+    _, said = end({**spine.environment, "DAYCAP_BROKER_URL": NOWHERE, "DAYCAP_OUTBOX": outbox}, "returns", "threads")
+
+    assert "4 events are not known to be settled as the process ends; the outbox keeps them" in said
+    assert spine.wallet(outbox=outbox).flush(timeout=20) == ()
+    assert spine.settled_once(agent) == ALL
