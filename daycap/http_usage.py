@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from daycap.http_calls import USUAL_TIERS
+from daycap.answer_cost import Answer
+from daycap.request_fields import USUAL_TIERS
 from daycap.usage_fields import merged
 
 _NOT_BILLED = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429}
@@ -16,22 +18,27 @@ _TELLING = tuple(f'"{word}"'.encode() for word in ("usage", *_LAST_EVENTS))
 class UsageReader:
     """Reads one answer.
 
-    `over`: it was heard to its end, so that `usage` is what the call used, and `service_tier` the one that it was
-    served at: empty for the usual one, None where the answer does not say.
+    `over`: it was heard to its end, so that `answer` is what the call used.
     """
 
     def __init__(self, status: int, content_type: str) -> None:
         self._status = status
         self._events = content_type.partition(";")[0].strip().lower() == "text/event-stream"
         self._rest = bytearray()
-        self._usage: dict[str, object] = {}
-        self.service_tier: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._searches: int | None = None
+        self._models: set[str] = set()
+        self._service_tier: str | None = None
+        self._complete = False
         self.over = False
 
     @property
-    def usage(self) -> dict[str, object] | None:
-        """What all events together said, None if none said anything."""
-        return self._usage or None
+    def answer(self) -> Answer:
+        """What all events together said; without a usage if none said anything."""
+        usage = self._usage
+        if usage and self._searches is not None:
+            usage = {"server_tool_use": {"web_search_requests": self._searches}, **usage}
+        return Answer(usage or None, frozenset(self._models), self._service_tier)
 
     @property
     def not_billed(self) -> bool:
@@ -53,8 +60,15 @@ class UsageReader:
         return self.over
 
     def close(self, *, whole: bool) -> None:
-        """There is no more; `whole` if there was an end."""
-        if whole and not self._events:
+        """There is no more; `whole` if there was an end.
+
+        A stream may lack the event that only marks its end: what its last event said of the usage is final, if
+        that event also ended all that came out. A usage before that may be a part of it.
+        """
+        if self._events:
+            self.feed(b"\n")  # The last line may lack its end.
+            self.over = self.over or self._complete
+        elif whole:
             self._said(self._rest)
             self.over = True
 
@@ -65,6 +79,9 @@ class UsageReader:
             event = self._said(data)
             kind = event.get("type")
             self.over = self.over or (isinstance(kind, str) and kind in _LAST_EVENTS)
+            self._complete = _completes(event)
+        elif data and not data.startswith(b'{"type":"ping"') and not data.startswith(b'{"type": "ping"'):
+            self._complete = False
 
     def _said(self, data: bytes | bytearray) -> dict[str, Any]:
         try:
@@ -76,9 +93,35 @@ class UsageReader:
         # Chat completions have it outside, Responses and Anthropic's first event within; later ones say more.
         for each in (said, said.get("response"), said.get("message")):
             if isinstance(each, dict):
-                usage, tier = each.get("usage"), each.get("service_tier")
-                if isinstance(usage, dict):
-                    self._usage = merged(self._usage, usage)
-                if isinstance(tier, str):
-                    self.service_tier = "" if tier in USUAL_TIERS else tier
+                self._says(each)
         return said
+
+    def _says(self, said: Mapping[str, Any]) -> None:
+        usage, tier, model, output = (said.get(name) for name in ("usage", "service_tier", "model", "output"))
+        if isinstance(usage, dict):
+            self._usage = merged(self._usage, usage)
+        if isinstance(tier, str):
+            self._service_tier = "" if tier in USUAL_TIERS else tier
+        if isinstance(model, str) and model:
+            self._models.add(model)
+        if isinstance(output, list):
+            self._searches = max(self._searches or 0, sum(map(_is_search, output)))
+
+
+def _is_search(item: object) -> bool:
+    """To open a page that was found is free."""
+    if not isinstance(item, dict) or item.get("type") != "web_search_call":
+        return False
+    action = item.get("action")
+    return not isinstance(action, dict) or action.get("type") in {"search", None}
+
+
+def _completes(event: Mapping[str, Any]) -> bool:
+    """Whether an event that tells a usage also says that nothing more comes out."""
+    if not isinstance(event.get("usage"), dict):
+        return False
+    choices, delta = event.get("choices"), event.get("delta")
+    if isinstance(choices, list):
+        # OpenAI's last chunk, which only tells the usage, has no choices.
+        return all(isinstance(each, dict) and each.get("finish_reason") is not None for each in choices)
+    return isinstance(delta, dict) and delta.get("stop_reason") is not None

@@ -12,9 +12,9 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
 from queue import SimpleQueue
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 import litellm
 from litellm import exceptions
@@ -23,20 +23,18 @@ from litellm.router import Router, router_arguments
 from litellm.router_config import build_router_config
 from litellm.router_python_host import PythonHost
 
+from daycap.answer_cost import Answer, cost_of
 from daycap.async_wallet import AsyncWallet
-from daycap.errors import DaycapError, InvalidAmount, InvalidInput, UnknownModel
-from daycap.http_calls import OTHER_MODELS, USUAL_TIERS, added_by_provider, most_rejected, tier_of
+from daycap.errors import DaycapError, InvalidInput, Refused
 from daycap.lease import BaseHold
+from daycap.litellm_calls import Asked, Bounds, CountInput, NotSent, asked_of, count_input, watched
 from daycap.metered import sending
-from daycap.usage import AnyUsage, Call
+from daycap.request_fields import USUAL_TIERS
 from daycap.wallet import Wallet
 
 logger = logging.getLogger("daycap")
 
 W = TypeVar("W", Wallet, AsyncWallet)
-
-CountInput: TypeAlias = Callable[[str, list[Any], Mapping[str, Any]], int]
-"""The most tokens that go in, of a model, its messages and all other arguments of the call."""
 
 NOT_BILLED = (
     exceptions.AuthenticationError,
@@ -50,16 +48,6 @@ NOT_BILLED = (
 before its model was asked (401, 403, 404, 429), or LiteLLM did. After all else the provider may have billed: also after
 a BadRequestError (400), for some bill a prompt that their content filter refuses."""
 
-_MORE_CALLS = (
-    "fallbacks",
-    "context_window_fallback_dict",
-    "model_list",
-    "num_retries",
-    "max_retries",
-    "retry_policy",
-)
-"""Arguments that make LiteLLM send more than one request in a call, where only one is held for."""
-
 _HELPERS = (
     "calculate_retry_after",
     "get_llm_provider",
@@ -72,26 +60,21 @@ _HELPERS = (
 """What a Router uses of LiteLLM besides what costs money."""
 
 
-def count_input(model: str, messages: list[Any], call: Mapping[str, Any]) -> int:
-    """LiteLLM's own count of messages and tools. It is near the truth for some models, and a guess for others.
-
-    Not of what a provider adds by itself (searches on the web, a conversation that it keeps): that is refused.
-    """
-    return int(
-        litellm.token_counter(
-            model=model, messages=messages, tools=call.get("tools"), tool_choice=call.get("tool_choice")
-        )
-    )
-
-
 class _Metered(Generic[W]):
     """What both faces have in common."""
 
     _op: ClassVar[str]
 
-    def __init__(self, wallet: W, *, count_input: CountInput = count_input) -> None:
+    def __init__(
+        self,
+        wallet: W,
+        *,
+        count_input: CountInput = count_input,
+        max_web_searches: int | None = None,
+        allow: Collection[str] = (),
+    ) -> None:
         self._wallet: W = wallet
-        self._count_input = count_input
+        self._bounds = Bounds(count_input, max_web_searches, frozenset(allow))
         self._abandoned = _Abandoned()
 
     def router(self, *args: Any, **kwargs: Any) -> Router:
@@ -103,34 +86,19 @@ class _Metered(Generic[W]):
         router: Router = Router.from_config(build_router_config(router_arguments(*args, **kwargs)), _Host(self))
         return router
 
-    def _prepare(self, model: str, messages: list[Any], call: dict[str, Any]) -> tuple[str, Call]:
-        """Who pays for the call, and all that decides its worst case. Changes `call` so that its usage is heard of."""
-        more = [name for name in _MORE_CALLS if call.get(name)]
-        extra = call.get("extra_body")
-        body = {**call, **extra} if isinstance(extra, Mapping) else call
-        more += [name for name in OTHER_MODELS if name not in more and body.get(name)]
-        more += [f"litellm.{name}" for name in ("num_retries", "model_fallbacks") if getattr(litellm, name, None)]
-        if more:
-            raise InvalidInput(f"{', '.join(more)}: would make calls that nothing is held for; use a metered router")
-        if self._count_input is count_input and (added := next(added_by_provider(body), None)):
-            raise InvalidInput(f"{added}: nothing bounds what the provider adds by itself; give a count_input")
+    def _prepare(self, model: str, messages: list[Any], call: dict[str, Any]) -> Asked:
+        """Who pays, and what the call may cost. Changes `call` so that it is one request, and tells its usage."""
+        asked = asked_of(model, messages, call, self._wallet.prices, self._bounds)
         call["max_retries"] = 0
         if call.get("stream"):
             call["stream_options"] = {**(call.get("stream_options") or {}), "include_usage": True}
             self._abandoned.watch()
-        provider = call.get("custom_llm_provider")
-        return _agent(call), {
-            "model": model,
-            "input_tokens": self._count_input(model, messages, call),
-            "max_output_tokens": _max_output_tokens(model, provider, call, body),
-            "provider": provider,
-            "service_tier": tier_of(body),
-        }
+        return asked
 
-    def _answered(self, hold: BaseHold, answer: Any) -> Any:
+    def _answered(self, pending: _Pending, answer: Any) -> Any:
         if isinstance(answer, CustomStreamWrapper):
-            return MeteredStream.of(answer, hold, self._abandoned)
-        _settle(hold, getattr(answer, "usage", None), getattr(answer, "service_tier", None))
+            return MeteredStream.of(answer, pending, self._abandoned)
+        pending.settle(_heard_of(answer))
         return answer
 
 
@@ -149,11 +117,16 @@ class Metered(_Metered[Wallet]):
         Raises what `Wallet.reserve` raises before anything is sent, and what LiteLLM raises: then the hold is
         released after one of `NOT_BILLED`, and else charged in full.
         """
-        agent, priced = self._prepare(model, messages, call)
-        hold = self._wallet.reserve(agent, **priced)
-        with sending(hold, _not_billed):
-            answer = litellm.completion(model=model, messages=messages, **call)
-        return self._answered(hold, answer)
+        asked = self._prepare(model, messages, call)
+        while True:
+            hold = self._wallet.reserve(asked.agent, asked.worst_case_micros)
+            try:
+                with sending(hold, _not_billed), watched(asked, hold.held_micros):
+                    answer = litellm.completion(model=model, messages=messages, **call)
+            except NotSent as not_sent:
+                asked = _anew(not_sent)
+            else:
+                return self._answered(_Pending(hold, asked), answer)
 
 
 class AsyncMetered(_Metered[AsyncWallet]):
@@ -164,38 +137,63 @@ class AsyncMetered(_Metered[AsyncWallet]):
     async def acompletion(self, model: str, messages: list[Any], **call: Any) -> Any:
         """`litellm.acompletion`; see `Metered.completion`. A call that is cancelled is charged all that it held."""
         # Counting a long prompt takes a while.
-        agent, priced = await asyncio.to_thread(self._prepare, model, messages, call)
-        hold = await self._wallet.reserve(agent, **priced)
-        with sending(hold, _not_billed):
-            answer = await litellm.acompletion(model=model, messages=messages, **call)
-        return self._answered(hold, answer)
+        asked = await asyncio.to_thread(self._prepare, model, messages, call)
+        while True:
+            hold = await self._wallet.reserve(asked.agent, asked.worst_case_micros)
+            try:
+                with sending(hold, _not_billed), watched(asked, hold.held_micros):
+                    answer = await litellm.acompletion(model=model, messages=messages, **call)
+            except NotSent as not_sent:
+                asked = _anew(not_sent)
+            else:
+                return self._answered(_Pending(hold, asked), answer)
+
+
+class _Pending(NamedTuple):
+    """A call that was sent: its hold, and what may have answered."""
+
+    hold: BaseHold
+    asked: Asked
+
+    def settle(self, answer: Answer) -> None:
+        """Charge what the answer says; all that is held, where it does not tell what the call cost."""
+        hold, asked = self
+        if hold.ended:
+            return
+        why: object = "its usage was not told"
+        if answer.usage is not None:
+            try:
+                return hold.finalize(cost_of(asked.prices, asked.calls, answer, {}))
+            except Refused as error:
+                why = error
+        logger.warning("hold %s is charged in full: %s", hold.id, why)
+        hold.finalize(hold.held_micros)
 
 
 class MeteredStream(CustomStreamWrapper):
     """LiteLLM's stream, which ends its hold when it ends, fails, is closed or is dropped."""
 
-    _hold: BaseHold
-    _usage: AnyUsage
-    _tier: object
+    _pending: _Pending
+    _heard: Answer
     _abandoned: _Abandoned
 
     @classmethod
-    def of(cls, stream: CustomStreamWrapper, hold: BaseHold, abandoned: _Abandoned) -> CustomStreamWrapper:
+    def of(cls, stream: CustomStreamWrapper, pending: _Pending, abandoned: _Abandoned) -> CustomStreamWrapper:
         """The same stream, metered. Changed and not wrapped: LiteLLM's Router looks for its class and fields."""
-        stream.__dict__.update(_hold=hold, _usage=None, _tier=None, _abandoned=abandoned)
+        stream.__dict__.update(_pending=pending, _heard=Answer(None), _abandoned=abandoned)
         stream.__class__ = cls
         return stream
 
     def __next__(self) -> Any:
         try:
-            return self._heard(super().__next__())
+            return self._hear(super().__next__())
         except BaseException:
             self._end()
             raise
 
     async def __anext__(self) -> Any:
         try:
-            return self._heard(await super().__anext__())
+            return self._hear(await super().__anext__())
         except BaseException:
             self._end()
             raise
@@ -215,25 +213,40 @@ class MeteredStream(CustomStreamWrapper):
             self._end()
 
     def __del__(self) -> None:
-        if not self._hold.ended:
-            self._abandoned.put((self._hold, self._usage, self._tier))
+        if not self._pending.hold.ended:
+            self._abandoned.put((self._pending, self._heard))
         super().__del__()
 
-    def _heard(self, chunk: Any) -> Any:
+    def _hear(self, chunk: Any) -> Any:
+        usage, models, tier = _heard_of(chunk)
         # LiteLLM gives the usage with the last chunk, and makes one up where the provider did not tell it.
-        usage = getattr(chunk, "usage", None)
-        if usage is not None and any(getattr(each, "usage", None) is not None for each in self.chunks):
-            self._usage = usage
-        self._tier = getattr(chunk, "service_tier", None) or self._tier
+        told = any(getattr(each, "usage", None) is not None for each in self.chunks)
+        before = self._heard
+        self._heard = Answer(
+            usage if usage is not None and told else before.usage,
+            frozenset(models) | frozenset(before.models),
+            before.service_tier if tier is None else tier,
+        )
         return chunk
 
     def _end(self) -> None:
-        if not self._hold.ended:
-            _settle(self._hold, self._usage, self._tier)
+        self._pending.settle(self._heard)
 
 
-Abandoned: TypeAlias = tuple[BaseHold, AnyUsage, object]
-"""The hold of a stream, and what it heard of its usage and its service tier."""
+def _heard_of(answer: Any) -> Answer:
+    """What a response, or a chunk of a stream, says of its cost."""
+    hidden, tier = getattr(answer, "_hidden_params", None), getattr(answer, "service_tier", None)
+    # A chunk has the model that was asked for, and beside it the one that its provider names.
+    named = (hidden.get("provider_response_model") if isinstance(hidden, dict) else None) or answer.model
+    return Answer(
+        getattr(answer, "usage", None),
+        {named} if isinstance(named, str) and named else (),
+        ("" if tier in USUAL_TIERS else tier) if isinstance(tier, str) else None,
+    )
+
+
+Abandoned: TypeAlias = tuple[_Pending, Answer]
+"""A stream's call, and what was heard of its answer."""
 
 
 class _Abandoned:
@@ -261,9 +274,8 @@ class _Abandoned:
 
 def _end_abandoned(holds: SimpleQueue[Abandoned | None]) -> None:
     while (each := holds.get()) is not None:
-        hold, usage, tier = each
-        if not hold.ended:
-            _settle(hold, usage, tier)
+        pending, heard = each
+        pending.settle(heard)
 
 
 class _Host(PythonHost):
@@ -300,61 +312,18 @@ def _final(error: DaycapError) -> DaycapError:
     return error
 
 
-def _agent(call: Mapping[str, Any]) -> str:
-    metadata = call.get("metadata")
-    agent = metadata.get("agent") if isinstance(metadata, Mapping) else None
-    agent = agent if agent is not None else call.get("user")
-    if not isinstance(agent, str):
-        raise InvalidInput('who pays for this call? say metadata={"agent": "agent-7"}, or user="agent-7"')
-    return agent
-
-
-def _max_output_tokens(model: str, provider: str | None, call: Mapping[str, Any], body: Mapping[str, Any]) -> int:
-    """The most tokens that can come out, over all of its `n` answers; `body` is the call with its `extra_body`."""
-    given = [
-        each[name]
-        for each in (call, body)
-        for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")
-        if each.get(name) is not None
-    ]
-    most = max(given) if given else _longest_answer(model, provider)
-    return int((most + most_rejected(body)) * (body.get("n") or 1))
-
-
-def _longest_answer(model: str, provider: str | None) -> int:
-    try:
-        info: Mapping[str, Any] = litellm.get_model_info(model, provider)
-    except Exception:  # That is what it raises.
-        info = {}
-    most = info.get("max_output_tokens") or info.get("max_tokens")
-    if not most:
-        raise InvalidInput(f"LiteLLM does not know how long an answer of {model} can be; give max_tokens")
-    return int(most)
+def _anew(not_sent: NotSent) -> Asked:
+    """What to hold for before the call is made again, its request having been stopped. Raises what stopped it."""
+    if not_sent.error is not None:
+        raise not_sent.error from None
+    return not_sent.asked
 
 
 def _not_billed(error: BaseException) -> bool:
+    if isinstance(error, NotSent):
+        return not error.other_sent
     if not isinstance(error, NOT_BILLED):
         return False
     # LiteLLM goes by words too: a server's error that speaks of a rate limit becomes a RateLimitError.
     status = getattr(error.__context__, "status_code", None)
     return not isinstance(status, int) or (status < 500 and status not in {408, 409})
-
-
-def _settle(hold: BaseHold, usage: AnyUsage, served: object) -> None:
-    """Charge the usage; all that is held, where there is none that tells what the call cost."""
-    why: object = "its usage was not told"
-    if usage is not None:
-        try:
-            return hold.finalize(_cost(hold, usage, served))
-        except (InvalidAmount, InvalidInput, UnknownModel) as error:
-            why = error
-    logger.warning("hold %s is charged in full: %s", hold.id, why)
-    hold.finalize(hold.held_micros)
-
-
-def _cost(hold: BaseHold, usage: AnyUsage, served: object) -> int:
-    """At the service tier that the call was served at, if that was told; else the dearer of what it may have been."""
-    cost_of: Any = hold._cost_of
-    if isinstance(served, str):
-        return int(cost_of(usage, service_tier="" if served in USUAL_TIERS else served))
-    return int(max(cost_of(usage), cost_of(usage, service_tier=None)))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from daycap import AsyncWallet, CapExceeded, InvalidInput, UnknownModel, Wallet
+from daycap import CapExceeded, InvalidInput, UnknownModel
 from daycap.prices import Prices
+from tests.litellm_faces import MAX_TOKENS, MESSAGES, MODEL, Loop, Threads
 from tests.provider import answer as http_answer
 from tests.spine import wait_for
 
@@ -29,9 +30,7 @@ pytestmark = [
 ]
 
 M = 1_000_000
-MODEL, OTHER_MODEL = "gpt-4o", "gpt-4o-mini"
-MESSAGES = [{"role": "user", "content": "hello there"}]
-MAX_TOKENS = 100
+OTHER_MODEL = "gpt-4o-mini"
 USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
 
 
@@ -65,85 +64,6 @@ def sent(litellm: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(litellm, "input_callback", [Seen()])
     return models
-
-
-class Threads:
-    """Calls as a program with threads makes them."""
-
-    def __init__(self, **cap: int) -> None:
-        from daycap.litellm import Metered
-
-        self.wallet = Wallet.from_env(caps=cap, environ={})
-        self.metered = Metered(self.wallet)
-
-    def call(self, of: Any = None, **call: Any) -> Any:
-        call = {"model": MODEL, "messages": MESSAGES, "max_tokens": MAX_TOKENS, "user": "rich", **call}
-        return (of or self.metered).completion(**call)
-
-    def next(self, stream: Any) -> Any:
-        return next(stream)
-
-    def read(self, stream: Any) -> list[Any]:
-        return list(stream)
-
-    def close(self, stream: Any) -> None:
-        stream.close()
-
-    def turn(self) -> None:
-        pass
-
-    def spent(self, agent: str = "rich") -> int:
-        assert self.wallet.stats().live_holds == 0
-        assert self.wallet.flush() == ()
-        return self.wallet.spent(agent).micros
-
-    def end(self) -> None:
-        self.wallet.close()
-
-
-class Loop:
-    """The same, as a program with an event loop makes them."""
-
-    def __init__(self, **cap: int) -> None:
-        from daycap.litellm import AsyncMetered
-
-        self.runner = asyncio.Runner()
-        self.wallet = AsyncWallet.from_env(caps=cap, environ={})
-        self.metered = AsyncMetered(self.wallet)
-
-    def call(self, of: Any = None, **call: Any) -> Any:
-        return self.runner.run(self.acall(of, **call))
-
-    async def acall(self, of: Any = None, **call: Any) -> Any:
-        call = {"model": MODEL, "messages": MESSAGES, "max_tokens": MAX_TOKENS, "user": "rich", **call}
-        return await (of or self.metered).acompletion(**call)
-
-    def next(self, stream: Any) -> Any:
-        async def one() -> Any:
-            return await anext(stream)
-
-        return self.runner.run(one())
-
-    def read(self, stream: Any) -> list[Any]:
-        async def rest() -> list[Any]:
-            return [chunk async for chunk in stream]
-
-        return self.runner.run(rest())
-
-    def close(self, stream: Any) -> None:
-        self.runner.run(stream.aclose())
-
-    def turn(self) -> None:
-        self.runner.run(asyncio.sleep(0.01))
-
-    def spent(self, agent: str = "rich") -> int:
-        assert self.wallet.stats().live_holds == 0
-        assert self.runner.run(self.wallet.flush()) == ()
-        return self.runner.run(self.wallet.spent(agent)).micros
-
-    def end(self) -> None:
-        self.runner.run(self.wallet.close())
-        self.runner.close()
 
 
 @pytest.fixture(params=[Threads, Loop])
@@ -295,12 +215,13 @@ class TestACall:
 
     @pytest.mark.parametrize("asked", [{"speed": "fast"}, {"extra_body": {"speed": "fast"}}])
     def test_that_is_asked_to_be_fast_holds_the_prices_of_that(self, calls: Any, asked: Any) -> None:
-        model = "anthropic/claude-opus-5"
-        with pytest.raises(CapExceeded) as refused:
-            calls.call(model=model, user="poor", mock_response="hi", **asked)
+        held = []
+        for more in ({}, asked):
+            with pytest.raises(CapExceeded) as refused:
+                calls.call(model="anthropic/claude-opus-5", user="poor", mock_response="hi", **more)
+            held.append(refused.value.estimate_micros)
 
-        usual = Prices.default().worst_case_micros(model, input_tokens=9, max_output_tokens=MAX_TOKENS)
-        assert refused.value.estimate_micros == 2 * usual
+        assert held[1] == 2 * held[0]
 
     def test_whose_cost_is_no_amount_is_charged_in_full(self, calls: Any, litellm: Any) -> None:
         usage = litellm.Usage(prompt_tokens=2**52, completion_tokens=5, total_tokens=2**52 + 5)
@@ -551,6 +472,7 @@ class TestARouter:
         assert calls.spent() == worst()
 
     def test_falls_back_to_what_the_agent_can_pay(self, calls: Any, router: Any, answer: Any, sent: Any) -> None:
+        answer.model = OTHER_MODEL
         calls.call(router, model="large", mock_response=answer, user="poor")
 
         assert sent == [OTHER_MODEL]
@@ -561,15 +483,15 @@ class TestARouter:
     ) -> None:
         reserve, asked = calls.wallet.reserve, []
 
-        def counted(agent: str, *amount: int, **call: Any) -> Any:
-            asked.extend([call["model"]] if call else [])
-            return reserve(agent, *amount, **call)
+        def counted(agent: str, estimate_micros: int) -> Any:
+            asked.append(estimate_micros)
+            return reserve(agent, estimate_micros)
 
         monkeypatch.setattr(calls.wallet, "reserve", counted)
         with pytest.raises(CapExceeded):
             calls.call(router, model="large", mock_response="hi", user="poor", max_tokens=5_000)
 
-        assert asked == [f"openai/{MODEL}", f"openai/{OTHER_MODEL}"]
+        assert asked == [worst(max_tokens=5_000), worst(OTHER_MODEL, 5_000)]
         assert (sent, calls.spent("poor")) == ([], 0)
 
     def test_keeps_its_deployments_for_others_when_an_agent_has_no_money(self, calls: Any, answer: Any) -> None:

@@ -180,8 +180,9 @@ def test_each_kind_of_call_is_charged_by_the_usage_in_its_answer(provider: Provi
         of_anthropic.messages.create(**MESSAGE)
         assert spent(wallet) == 2 * CHAT_MICROS + MESSAGE_MICROS
 
-        embedding = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}], "model": "e"}
-        provider.answers = [answer(200, {**embedding, "usage": {"prompt_tokens": 100, "total_tokens": 100}})]
+        embedding = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]}
+        used = {"model": "text-embedding-3-small", "usage": {"prompt_tokens": 100, "total_tokens": 100}}
+        provider.answers = [answer(200, {**embedding, **used})]
         with openai_of(provider, wallet, provider="openai") as told:
             told.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
         assert spent(wallet) == 2 * CHAT_MICROS + MESSAGE_MICROS + 2
@@ -327,7 +328,7 @@ def test_the_prices_of_a_service_tier_are_held_and_charged(provider: Provider, w
 def test_the_tier_that_a_call_was_served_at_counts_and_else_the_dearer_one(
     provider: Provider, wallet: Wallet, asked: Any, said: dict[str, str], charged: str
 ) -> None:
-    provider.answers = [answer(200, {**CHAT_ANSWER, **said})]
+    provider.answers = [answer(200, {**CHAT_ANSWER, "model": "gpt-5", **said})]
     with openai_of(provider, wallet) as client:
         client.chat.completions.create(**{**CHAT, "model": "gpt-5"}, service_tier=asked)
 

@@ -35,7 +35,9 @@ _WALLET = [
     *("-k", "not postgresql"),
 ]
 _LOOP = [*(f"tests/{kind}/test_async_wallet.py" for kind in ("unit", "integration")), "-p", "pytest_celery", *_WALLET]
-_CLIENTS = ["tests/integration/test_metered_clients.py", "-k", "not ledger"]
+_NO_LEDGER = ("-k", "not ledger")
+_CLIENTS = ["tests/integration/test_metered_clients.py", "tests/integration/test_metered_requests.py", *_NO_LEDGER]
+_LITELLM = ["tests/integration/test_litellm.py", "tests/integration/test_litellm_requests.py", *_NO_LEDGER]
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
@@ -79,10 +81,14 @@ TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/binding.py": (["tests/unit/test_binding.py", "tests/contract/test_binding.py", "-k", "not postgresql"], 0),
     "daycap/identity.py": (["tests/unit/test_identity.py"], 0),
     "daycap/metered.py": (["tests/unit/test_metered.py", *_CLIENTS], 0),
+    "daycap/request_fields.py": (["tests/unit/test_http_calls.py", *_CLIENTS, *_LITELLM], 0),
+    "daycap/answer_cost.py": ([*_CLIENTS, *_LITELLM], 0),
     "daycap/http_calls.py": (["tests/unit/test_http_calls.py", *_CLIENTS], 0),
     "daycap/http_usage.py": (["tests/unit/test_http_calls.py", *_CLIENTS], 0),
+    "daycap/http_meter.py": (_CLIENTS, 0),
     "daycap/httpx_transport.py": (_CLIENTS, 0),
-    "daycap/litellm.py": (["tests/integration/test_litellm.py", "-k", "not ledger"], 0),
+    "daycap/litellm.py": (_LITELLM, 0),
+    "daycap/litellm_calls.py": (_LITELLM, 0),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
     "worker/housekeeping.py": (["tests/contract/test_housekeeping.py", "-k", "sqlite"], 0),

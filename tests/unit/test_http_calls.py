@@ -8,14 +8,25 @@ from typing import Any
 import pytest
 
 from daycap import InvalidInput
-from daycap.http_calls import call_of, costs_nothing, may_be_a_call
+from daycap.http_calls import Bounds, calls_of, costs_nothing, may_be_a_call
 from daycap.http_usage import UsageReader
+from daycap.usage import Call
 
-CHAT = "/v1/chat/completions"
+CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+NO_BOUNDS = Bounds()
+
+
+def call_of(path: str, content: bytes, bounds: Bounds = NO_BOUNDS) -> Call:
+    (call,) = calls_of(path, content, bounds)
+    return call
 
 
 def body(**fields: Any) -> bytes:
     return json.dumps({"model": "gpt-4o", "messages": [], "max_tokens": 10, **fields}).encode()
+
+
+def response(**fields: Any) -> bytes:
+    return json.dumps({"model": "gpt-4o", "max_output_tokens": 10, **fields}).encode()
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -37,7 +48,7 @@ def test_a_streams_usage_is_read_however_its_bytes_are_cut(end: str) -> None:
         reader.feed(content[:cut])
 
         assert reader.feed(content[cut:])
-        assert reader.usage == {"input_tokens": 3, "output_tokens": 5, "x": 1}
+        assert reader.answer.usage == {"input_tokens": 3, "output_tokens": 5, "x": 1}
 
 
 @pytest.mark.parametrize("last", ['"input_tokens":0,', '"input_tokens":null,', ""])
@@ -50,7 +61,7 @@ def test_a_streams_last_event_takes_no_input_back(last: str) -> None:
         'data: {"type":"message_stop"}\n'.encode()
     )
 
-    assert reader.usage == {**start, "output_tokens": 35}
+    assert reader.answer.usage == {**start, "output_tokens": 35}
 
 
 @pytest.mark.parametrize("said", [b"", b"[]", b"null", b"{", b'{"usage": 7}', b"[" * 100_000, b"\xff"])
@@ -59,7 +70,7 @@ def test_what_says_no_usage_is_none(said: bytes) -> None:
     assert not reader.feed(said)
     reader.close(whole=True)
 
-    assert (reader.over, reader.usage) == (True, None)
+    assert (reader.over, reader.answer.usage) == (True, None)
 
 
 def test_only_what_was_turned_away_before_its_model_was_asked_is_not_billed() -> None:
@@ -75,42 +86,57 @@ def test_only_what_was_turned_away_before_its_model_was_asked_is_not_billed() ->
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b'{"model": 7}', b"[" * 100_000, b"\xff"])
-def test_what_names_no_model_is_no_call(content: bytes) -> None:
-    assert call_of(CHAT, content, 10, None) is None
+def test_what_names_no_model_is_refused(content: bytes) -> None:
+    with pytest.raises(InvalidInput, match=r"JSON|model"):
+        calls_of(CHAT, content, Bounds(max_output_tokens=10))
+
+
+def test_what_is_another_kind_of_request_is_no_call() -> None:
+    for path in ("/v1/images/generations", "/v1/threads/t/messages", "/v1/completions"):
+        assert calls_of(path, body(), Bounds()) == ()
 
 
 def test_what_goes_in_is_bounded_by_the_bytes_and_what_providers_add() -> None:
     plain, tools = body(messages=[{"role": "user", "content": "é"}]), body(tools=[{"type": "function"}])
 
-    assert (call_of(CHAT, plain, None, None) or {})["input_tokens"] == len(plain) + 64
-    assert (call_of(CHAT, tools, None, None) or {})["input_tokens"] == len(tools) + 1024
+    assert call_of(CHAT, plain)["input_tokens"] == len(plain) + 64
+    assert call_of(CHAT, tools)["input_tokens"] == len(tools) + 1024
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("path", "fields"),
     [
-        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
-        {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]},
-        {"input": [{"type": "item_reference", "id": "i"}]},
-        {"input": [{"type": "function_call_output", "output": [{"type": "input_file"}]}]},
-        {"system": [{"type": "new"}]},
-        {"mcp_servers": [{}]},
-        {"conversation": "c"},
-        {"thread": {"type": "continue", "previous_message_id": "m"}},
-        {"input": [{"id": "msg_1"}]},
-        {"input": [{"id": "msg_1", "type": None}]},
-        {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]},
-        {"input": [{"type": ["message"]}]},
-        {"tools": [{"type": ["function"]}]},
-        {"context_management": [{"type": "compaction", "compact_threshold": 1000}]},
-        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}, {"type": "compact_20260112"}]}},
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "document"}]}]}),
+        (CHAT, {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]}),
+        (RESPONSES, {"input": [{"type": "item_reference", "id": "i"}]}),
+        (RESPONSES, {"input": [{"type": "function_call_output", "output": [{"type": "input_file"}]}]}),
+        (MESSAGES, {"system": [{"type": "new"}]}),
+        (MESSAGES, {"mcp_servers": [{}]}),
+        (RESPONSES, {"conversation": "c"}),
+        (MESSAGES, {"thread": {"type": "continue", "previous_message_id": "m"}}),
+        (RESPONSES, {"input": [{"id": "msg_1"}]}),
+        (RESPONSES, {"input": [{"id": "msg_1", "type": None}]}),
+        (RESPONSES, {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}),
+        (RESPONSES, {"input": [{"type": ["message"]}]}),
+        (RESPONSES, {"context_management": [{"type": "compaction", "compact_threshold": 1000}]}),
+        (
+            MESSAGES,
+            {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}, {"type": "compact_20260112"}]}},
+        ),
     ],
 )
-def test_what_may_be_more_than_its_bytes_needs_a_counter(fields: Any) -> None:
+def test_what_may_be_more_than_its_bytes_needs_a_counter(path: str, fields: Any) -> None:
+    content = response(**fields) if path == RESPONSES else body(**fields)
     with pytest.raises(InvalidInput, match="count_tokens"):
-        call_of(CHAT, body(**fields), None, None)
+        call_of(path, content)
 
-    assert (call_of(CHAT, body(**fields), None, lambda _: 7) or {})["input_tokens"] == 7
+    assert call_of(path, content, Bounds(lambda _: 7))["input_tokens"] == 7
+
+
+def test_a_tool_of_no_known_type_is_refused() -> None:
+    for tool in ({"type": ["function"]}, {}, "tool", {"google_search": {}}):
+        with pytest.raises(InvalidInput, match="a tool of type"):
+            call_of(CHAT, body(tools=[tool]), Bounds(lambda _: 7))
 
 
 def test_texts_and_the_calls_of_own_tools_are_not_more_than_their_bytes() -> None:
@@ -119,34 +145,34 @@ def test_texts_and_the_calls_of_own_tools_are_not_more_than_their_bytes() -> Non
 
     cleared = {"edits": [{"type": "clear_tool_uses_20250919"}]}
 
-    assert call_of("/v1/messages", body(messages=messages, context_management=cleared), None, None) is not None
+    assert call_of(MESSAGES, body(messages=messages, context_management=cleared))
 
     reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
-    assert call_of("/v1/responses", body(input=[reasoning, {"role": "user", "content": "a"}]), None, None) is not None
+    assert call_of(RESPONSES, response(input=[reasoning, {"role": "user", "content": "a"}]))
 
 
 @pytest.mark.parametrize("fields", [{"fallbacks": "default"}, {"fallbacks": [{"model": "m"}]}, {"models": ["m"]}])
 def test_a_call_that_another_model_may_answer_is_refused(fields: Any) -> None:
     with pytest.raises(InvalidInput, match="another model"):
-        call_of(CHAT, body(**fields), None, lambda _: 7)
+        call_of(CHAT, body(**fields), Bounds(lambda _: 7))
 
 
 def test_what_is_predicted_may_be_billed_besides_what_comes_out() -> None:
     prediction = {"type": "content", "content": "Größe" * 100}
 
-    most = (call_of(CHAT, body(prediction=prediction), None, None) or {})["max_output_tokens"]
+    most = call_of(CHAT, body(prediction=prediction))["max_output_tokens"]
 
     assert 710 <= most <= 760, "a token for each byte"
 
 
 def test_the_most_that_comes_out_is_for_all_answers_and_none_for_embeddings() -> None:
-    assert (call_of(CHAT, body(n=3, max_completion_tokens=20), 5, None) or {})["max_output_tokens"] == 60
-    assert (call_of(CHAT, body(max_tokens=None), 5, None) or {})["max_output_tokens"] == 5
-    assert (call_of("/v1/embeddings", body(max_tokens=None), None, None) or {})["max_output_tokens"] == 0
+    assert call_of(CHAT, body(n=3, max_completion_tokens=20), Bounds(max_output_tokens=5))["max_output_tokens"] == 60
+    assert call_of(CHAT, body(max_tokens=None), Bounds(max_output_tokens=5))["max_output_tokens"] == 5
+    assert call_of("/v1/embeddings", b'{"model": "m", "input": "a"}')["max_output_tokens"] == 0
 
 
 def test_a_call_may_be_said_to_give_nothing_out() -> None:
-    assert (call_of(CHAT, body(max_tokens=0), None, None) or {})["max_output_tokens"] == 0
+    assert call_of(CHAT, body(max_tokens=0))["max_output_tokens"] == 0
 
 
 @pytest.mark.parametrize(
@@ -163,7 +189,7 @@ def test_a_call_may_be_said_to_give_nothing_out() -> None:
     ],
 )
 def test_a_tier_that_may_cost_otherwise_is_part_of_the_call(fields: Any, tier: str | None) -> None:
-    assert (call_of(CHAT, body(max_tokens=5, **fields), None, None) or {}).get("service_tier") == tier
+    assert call_of(CHAT, body(max_tokens=5, **fields)).get("service_tier") == tier
 
 
 @pytest.mark.parametrize(
