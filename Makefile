@@ -10,7 +10,11 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundl
 export UV_SYSTEM_CERTS ?= true
 endif
 
-.PHONY: help setup run test lint soak chaos mutants bench clean
+# Many tests wait for servers and deadlines: more of them than there are cores.
+JOBS   ?= 6
+PYTEST  = $(UV) run --no-sync pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help setup run test check lint soak chaos mutants bench clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -32,8 +36,11 @@ lint: setup      ## style and types
 	@$(UV) run --no-sync ruff format --check .
 	@$(UV) run --no-sync mypy
 
-test: lint       ## style, types and every test
-	@$(UV) run --no-sync pytest
+test: lint       ## style, types and every test, several at a time: make test JOBS=4
+	@$(PYTEST) $(ARGS)
+
+check: lint      ## style, types and the quick tests, without PostgreSQL
+	@$(PYTEST) tests/unit tests/contract -k "not postgresql" $(ARGS)
 
 soak: setup      ## simulate seeds for as long as you like: make soak ARGS="--seeds 100000"
 	@$(UV) run --no-sync python -m tests.simulation $(ARGS)

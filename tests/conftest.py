@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,6 +14,25 @@ from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
 from tests.spine import Spine
 from worker.local_server import LocalServer
+
+_APART = ("model/test_model.py", "simulation/", "faults/test_", "integration/test_run.py", "test_examples_and_types.py")
+"""Where a single test takes long enough to go to whichever process is free. Other files stay together, as some share
+servers of their own."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For several processes (`-n`): begin with the long tests, so that none of them is left over at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+
+    def apart(item: pytest.Item) -> bool:
+        return any(part in str(item.path) for part in _APART)
+
+    for item in items:
+        if not apart(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=apart, reverse=True)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,9 +62,8 @@ def redis_url(redis_server: LocalServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPostgreSQL]:
+def postgresql() -> Iterator[LocalPostgreSQL]:
     """One PostgreSQL server for the whole session."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # It warns without one.
     # Not below pytest's directory: root's server runs as another user, whom the next session's pytest shuts out there.
     with tempfile.TemporaryDirectory(prefix="daycap-postgresql-", ignore_cleanup_errors=True) as directory:
         server = LocalPostgreSQL(Path(directory))

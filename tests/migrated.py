@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import alembic.command
@@ -23,3 +27,18 @@ def migrated_sqlite(path: Path) -> Path:
     migrate(ledger)
     ledger.close()  # The last connection takes the write-ahead log back into the file.
     return path
+
+
+@contextmanager
+def quiet_ledger() -> Iterator[tuple[Path, Ledger]]:
+    """A directory, in memory where possible, and a migrated ledger in it; daycap logs nothing until the end."""
+    memory, logger = Path("/dev/shm"), logging.getLogger("daycap")
+    level = logger.level
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        directory = Path(name)
+        logger.setLevel(logging.CRITICAL)
+        try:
+            with closing(Ledger(f"sqlite:///{migrated_sqlite(directory / 'ledger.sqlite3')}")) as ledger:
+                yield directory, ledger
+        finally:
+            logger.setLevel(level)

@@ -89,6 +89,7 @@ class LocalProcess:
         """A container's cached state is read anew; a process has none."""
 
     def ready(self) -> bool:
+        """Wait until it says that it is. A process that does not is ended: its fixture would not get to that."""
         end = time.monotonic() + _READY_S
         while time.monotonic() < end:
             if self.status == "exited":
@@ -96,6 +97,7 @@ class LocalProcess:
             if self.ready_prompt in self.logs():
                 return True
             time.sleep(0.02)
+        self.teardown()
         raise RuntimeError(f"{self.name} was not ready within {_READY_S} s:\n{self.logs()[-4000:]}")
 
     def kill(self, signal: str | int = "SIGKILL") -> None:

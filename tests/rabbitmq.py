@@ -64,6 +64,7 @@ class RabbitMq:
         end = time.monotonic() + _READY_S
         while not _listens(self.tls_port):
             if self.process.poll() is not None or time.monotonic() > end:
+                self.stop()
                 raise RuntimeError(f"RabbitMQ did not start:\n{self._log.read_text()[-3000:]}")
             time.sleep(0.1)
         return self

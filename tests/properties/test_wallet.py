@@ -7,12 +7,9 @@ others each time, and more of them for hours, with `HYPOTHESIS_PROFILE=thorough 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, seed, settings
@@ -21,11 +18,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from daycap import base_wallet, top_up, wallet
 from tests import fake_clock
-from tests.migrated import migrated_sqlite
+from tests.migrated import quiet_ledger
 from tests.properties.machines import FaultyWallets, LoneWallet
 from tests.properties.world import Waiting, World
 from worker import housekeeping
-from worker.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(
     not fake_clock.AVAILABLE, reason="the libfaketime wheel has no library for this machine"
@@ -44,18 +40,9 @@ PROFILE = settings(
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    level = logging.getLogger("daycap").level
-    logging.getLogger("daycap").setLevel(logging.CRITICAL)
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(dir=memory)) if memory.is_dir() else tmp_path_factory.mktemp("properties")
-    ledger = Ledger(f"sqlite:///{migrated_sqlite(directory / 'ledger.sqlite3')}")
-    world = World(directory, ledger)
-    yield world
-    world.close()
-    ledger.close()
-    shutil.rmtree(directory)
-    logging.getLogger("daycap").setLevel(level)
+def world() -> Iterator[World]:
+    with quiet_ledger() as (directory, ledger), closing(World(directory, ledger)) as world:
+        yield world
 
 
 def runs() -> list[tuple[type[LoneWallet], int]]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from pathlib import Path
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
-from tests.migrated import migrated_sqlite
+from tests.migrated import quiet_ledger
 from tests.simulation.world import World
-from worker.ledger import Ledger
 from worker.schema import metadata
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -29,21 +25,14 @@ class Seeds:
     """Runs seeds on a ledger of its own, in memory where that can be had."""
 
     def __init__(self) -> None:
-        memory = Path("/dev/shm")
-        self._directory = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+        self._stack = ExitStack()
 
     def __enter__(self) -> Seeds:
-        self._ledger = Ledger(f"sqlite:///{migrated_sqlite(Path(self._directory.name) / 'ledger.sqlite3')}")
-        self._level = logging.getLogger("daycap").level
-        logging.getLogger("daycap").setLevel(logging.CRITICAL)
+        _, self._ledger = self._stack.enter_context(quiet_ledger())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        logging.getLogger("daycap").setLevel(self._level)
-        self._ledger.close()
-        self._directory.cleanup()
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def run(self, scenario: str, seed: int) -> World:
         """Raises `BrokenPromise`."""

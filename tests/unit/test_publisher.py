@@ -220,8 +220,10 @@ def test_a_broker_that_is_away_for_long_does_not_fill_the_log(
 
     publisher.put(made(1))
 
-    soon(lambda: broker.events == [1])
-    logging.getLogger("daycap").removeHandler(handler)
+    try:
+        soon(lambda: broker.events == [1])
+    finally:
+        logging.getLogger("daycap").removeHandler(handler)
     assert warned_at == [1, 10, 100, 1_000, 2_000]
 
 
