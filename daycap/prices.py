@@ -16,10 +16,11 @@ from typing import NamedTuple
 from genai_prices.data_snapshot import DataSnapshot, get_snapshot
 from genai_prices.types import TieredPrices
 
+from daycap.bills import billed_micros
 from daycap.errors import InvalidInput, shown
 from daycap.money import MAX_MICROS, MICROS_PER_USD, micros
 from daycap.own_prices import OwnPrice, read_own_prices
-from daycap.rates import KINDS, ModelRates, Rates, find_model
+from daycap.rates import KINDS, ModelRates, Rates, find_model, find_seller
 from daycap.usage import AnyUsage, read_usage
 from daycap.used_tokens import Part, UsedTokens
 
@@ -83,6 +84,7 @@ class Prices:
         }
         searches = _count("max_web_searches", max_web_searches)
         found = self._find(model, provider)
+        found.refuse_larger(tokens["input"])
         possible = found.possible(self._now(), _tier(service_tier))
         with _exact():
             cost = sum(
@@ -95,16 +97,20 @@ class Prices:
     def actual_micros(
         self, model: str, usage: AnyUsage, *, provider: str | None = None, service_tier: str | None = None
     ) -> int:
-        """What a call did cost, in micros, rounded up, by its usage and the prices of now.
+        """Return what a call cost, in micros, rounded up: by its usage and the prices of now, or the provider's bill.
 
         `usage` is the object, or the same as a dict, that OpenAI (chat completions, Responses, embeddings),
-        Anthropic, Google and LiteLLM give; see `daycap.usage`. `service_tier` is what the response says of it:
-        OpenAI says that beside the usage.
+        Anthropic, Google, LiteLLM, LangChain and Pydantic AI give; see `daycap.usage`. Where OpenRouter, xAI or
+        Perplexity tell in it what they billed, that is the cost, also with own prices; see `daycap.bills`.
+        `service_tier` is what the response says of it: OpenAI says that beside the usage.
 
         Raises `UnknownModel`; `InvalidInput` for a usage that does not tell all; `InvalidAmount`.
         """
-        used = read_usage(usage)
         found = self._find(model, provider)
+        if (bill := billed_micros(found.seller, usage)) is not None:
+            return bill
+        used = read_usage(usage)
+        found.refuse_larger(used.input_tokens)
         rates = found.at(self._now(), used.service_tier or _tier(service_tier))
         if used.requests != 1:
             _refuse_by_call(rates, used)
@@ -132,7 +138,8 @@ class Prices:
         names = [model] if provider is None else [model, f"{provider}/{model}"]
         for own in self._own:
             if any(own.matches(name) for name in names):
-                return own.rates(model, provider)
+                seller, _ = find_seller(snapshot, model, provider)
+                return own.rates(model, provider)._replace(seller=seller.id if seller else "")
         return find_model(snapshot, model, provider)
 
 

@@ -340,6 +340,14 @@ def test_litellms_usage_of_google_costs_what_googles_own_does(litellm: Any) -> N
     assert PRICES.actual_micros("gemini/gemini-2.5-flash", usage) == own
 
 
+def test_litellm_hands_openrouters_bill_on(litellm: Any) -> None:
+    bill = {"cost": 0.016062, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.1}}
+    usage = litellm.Usage(prompt_tokens=1000, completion_tokens=200, total_tokens=1200, **bill)
+
+    assert PRICES.actual_micros("openrouter/openai/gpt-4o", usage) == 116_062
+    assert PRICES.actual_micros("gpt-4o", usage) == 1000 * 2.5 + 200 * 10
+
+
 def test_a_stream_whose_usage_litellm_did_not_hear_is_refused(litellm: Any) -> None:
     with pytest.raises(InvalidInput, match="not reported"):
         PRICES.actual_micros("gpt-4o", litellm.Usage())

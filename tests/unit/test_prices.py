@@ -433,8 +433,8 @@ def test_only_so_many_names_are_remembered() -> None:
     prices = Prices.default()
     remembered = []
     for number in range(1500):
-        prices.worst_case_micros(f"many-{number}", input_tokens=1, max_output_tokens=0)
-        prices.worst_case_micros(f"many-{number}", input_tokens=1, max_output_tokens=0)
+        prices.worst_case_micros(f"many-{number:04}", input_tokens=1, max_output_tokens=0)
+        prices.worst_case_micros(f"many-{number:04}", input_tokens=1, max_output_tokens=0)
         with pytest.raises(UnknownModel):
             prices.worst_case_micros(f"unknown-{number}", input_tokens=1, max_output_tokens=0)
         remembered.append(len(prices._remembered.models))
