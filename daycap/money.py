@@ -13,8 +13,9 @@ MAX_MICROS = 2**53 - 1
 """The largest amount. Redis' Lua and JavaScript count exactly up to here (IEEE 754 binary64)."""
 
 _MAX_USD = Decimal(MAX_MICROS).scaleb(-6)
-_PLAIN_DECIMAL = re.compile(r"\+?(\d+(\.\d*)?|\.\d+)", re.ASCII)
+_PLAIN_DECIMAL = re.compile(r"\+?(\d+(\.\d*)?|\.\d+)(e-\d{1,4})?", re.ASCII | re.IGNORECASE)
 _LONGEST_DECIMAL = 64
+_HINT = 'write digits with a decimal point, such as "1250.50" or "7.5e-05", without a sign, a currency or separators'
 
 
 def micros(value: object) -> int:
@@ -32,24 +33,32 @@ def micros(value: object) -> int:
 def usd(amount: str | int | Decimal) -> int:
     """US dollars as micros, rounded up to the next micro: `usd("0.0312") == 31_200`.
 
-    Takes a plain decimal string, an `int` of dollars or a `Decimal`. Raises `InvalidAmount` for floats
-    (0.1 is not a tenth), bools, NaN, infinities, negatives and anything over `MAX_MICROS`.
+    Takes a decimal string, an `int` of dollars or a `Decimal`. The string may have the negative exponent that `str`
+    gives a small float ("7.5e-05"); a positive one is refused, for "1e3" is likelier a slip than a thousand dollars.
+    Raises `InvalidAmount` for floats (0.1 is not a tenth), bools, NaN, infinities, negatives and anything over
+    `MAX_MICROS`.
     """
     if isinstance(amount, str):
-        text = amount.strip()
-        if len(text) > _LONGEST_DECIMAL or not _PLAIN_DECIMAL.fullmatch(text):
-            raise InvalidAmount(f"not an amount of US dollars: {amount[:_LONGEST_DECIMAL]!r}")
-        exact = Decimal(text)
+        exact = decimal_of(amount)
+        if exact is None:
+            raise InvalidAmount(f"not an amount of US dollars: {amount[:_LONGEST_DECIMAL]!r}; {_HINT}")
     elif type(amount) is int or isinstance(amount, Decimal):
         exact = Decimal(amount)
     else:
-        raise InvalidAmount(f"usd() takes a str, an int or a Decimal, not {type(amount).__name__}")
+        hint = "; usd(str(amount)) takes a float as it is written" if isinstance(amount, float) else ""
+        raise InvalidAmount(f"usd() takes a str, an int or a Decimal, not {type(amount).__name__}{hint}")
     if not exact.is_finite() or exact < 0:
-        raise InvalidAmount(f"not an amount of US dollars: {shown(amount, 64)}")
+        raise InvalidAmount(f"not an amount of US dollars: {shown(amount, 64)}; it must be finite and not negative")
     if exact > _MAX_USD:
         raise InvalidAmount(f"{shown(amount, 64)} US dollars is more than 2**53 - 1 micros")
     with localcontext(prec=_LONGEST_DECIMAL, rounding=ROUND_CEILING):
         return int((exact * MICROS_PER_USD).to_integral_value())
+
+
+def decimal_of(text: str) -> Decimal | None:
+    """Return the amount that a text is, exactly; None if it is not written as one, or too long."""
+    text = text.strip()
+    return Decimal(text) if len(text) <= _LONGEST_DECIMAL and _PLAIN_DECIMAL.fullmatch(text) else None
 
 
 def format_usd(amount_micros: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from genai_prices.types import ClauseEquals, ModelInfo, ModelPrice
 
 from daycap.errors import InvalidSetting, shown
+from daycap.money import decimal_of
 from daycap.rates import ModelRates
 
 _DEAREST_USD = Decimal(10**6)
@@ -104,9 +104,7 @@ def _own_price(pattern: str, table: object) -> OwnPrice:
 
 
 def _dollars(pattern: str, key: str, value: object) -> Decimal:
-    amount = Decimal(value) if type(value) is int else value
-    if isinstance(value, str) and re.fullmatch(r"\d{1,7}(\.\d{1,12})?", value, re.ASCII):
-        amount = Decimal(value)
+    amount = decimal_of(value) if isinstance(value, str) else Decimal(value) if type(value) is int else value
     if isinstance(amount, Decimal) and amount.is_finite() and 0 <= amount <= _DEAREST_USD:
         exponent = amount.as_tuple().exponent
         if isinstance(exponent, int) and exponent >= _FINEST:

@@ -18,6 +18,13 @@ from daycap.money import micros
         ("0", 0),
         ("0.0000001", 1),
         ("1.0000001", 1_000_001),
+        (str(7.5e-05), 75),
+        ("7.5E-7", 1),
+        ("1e-9999", 1),
+        (" 5 ", 5_000_000),
+        ("+.5", 500_000),
+        ("5.", 5_000_000),
+        (Decimal("-0"), 0),
         (Decimal("1E-40"), 1),
         ("9007199254.740991", MAX_MICROS),
         (Decimal("1." + "0" * 200 + "1"), 1_000_001),
@@ -62,6 +69,19 @@ def test_usd_is_exact_and_rounds_up(dollars: str | int | Decimal, expected: int)
 def test_usd_refuses(bad: object) -> None:
     with pytest.raises(InvalidAmount):
         usd(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "bad", ["NaN", "1_000", "٣", "-0", "-5", "1e3", "1e400", "1e-99999", "$5", "5 USD", "5,00", "1,000.00", "0x10", ""]
+)
+def test_a_text_that_is_no_amount_is_told_how_to_write_one(bad: str) -> None:
+    with pytest.raises(InvalidAmount, match=r'write digits with a decimal point, such as "1250.50" or "7.5e-05"'):
+        usd(bad)
+
+
+def test_a_float_is_told_how_to_become_an_amount() -> None:
+    with pytest.raises(InvalidAmount, match=r"usd\(str\(amount\)\)"):
+        usd(7.5e-05)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [-1, 2**53, 1.0, True, "1", None, float("nan")])

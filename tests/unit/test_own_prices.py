@@ -201,3 +201,10 @@ def test_without_genai_prices_the_error_says_what_to_install(monkeypatch: pytest
 
     with pytest.raises(InvalidSetting, match=r"pip install .*daycap\[prices\]"):
         make_prices(Settings())
+
+
+def test_a_price_in_text_may_have_the_exponent_of_a_small_float(tmp_path: Path) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text('{"x": {"input": "7.5e-05", "output": 7.5e-05}}')
+
+    assert Prices.from_file(file).worst_case_micros("x", input_tokens=10**6, max_output_tokens=10**6) == 150
