@@ -22,6 +22,7 @@ from daycap.redis_counter import (
     MAX_PER_ROUND_TRIP,
     SYNC,
     command_of,
+    exchange_s,
     packed,
     pool_options,
     run_id_in,
@@ -37,7 +38,7 @@ Asked = tuple[SyncRequest, "asyncio.Future[SyncReply]"]
 
 
 class AsyncRedisCounter:
-    """The counter behind `url`; no wait on it is longer than `timeout_s`.
+    """The counter behind `url`; an exchange takes as long as with `RedisCounter` at most.
 
     Several event loops may use it, one after the other or each in a thread of its own.
     """
@@ -70,6 +71,7 @@ class _Line:
             redis_connect_func=_learn_run_id,
             **pool_options(timeout_s),
         )
+        self._timeout_s = timeout_s
         self._asked: list[Asked] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -108,6 +110,13 @@ class _Line:
 
     async def _round_trip(self, requests: list[SyncRequest]) -> list[SyncReply | CounterUnavailable]:
         """The reply to each, or why there is none."""
+        try:
+            async with asyncio.timeout(exchange_s(self._timeout_s, len(requests))):
+                return await self._exchange(requests)
+        except TimeoutError as error:
+            return [unavailable(error) for _ in requests]
+
+    async def _exchange(self, requests: list[SyncRequest]) -> list[SyncReply | CounterUnavailable]:
         connection: Any = None
         try:
             connection = await self._pool.get_connection()
@@ -156,9 +165,13 @@ async def _read(connection: Any) -> Any:
 
 
 async def _learn_run_id(connection: Any) -> None:
-    await connection.on_connect()
-    connection.daycap_run_id = run_id_in(await _plain(connection, "INFO", "server"))
-    await _plain(connection, "SCRIPT", "LOAD", SYNC.source)
+    try:
+        await connection.on_connect()
+        connection.daycap_run_id = run_id_in(await _plain(connection, "INFO", "server"))
+        await _plain(connection, "SCRIPT", "LOAD", SYNC.source)
+    except BaseException:  # redis-py would keep a connection that was half made when its task was cancelled.
+        await connection.disconnect(nowait=True)
+        raise
 
 
 async def _plain(connection: Any, *command: str) -> Any:

@@ -31,6 +31,7 @@ from daycap.counter import (
     SyncRequest,
 )
 from daycap.errors import CounterUnavailable
+from daycap.timed_connection import exchange_within, timed
 
 MAX_PER_ROUND_TRIP = 500
 
@@ -84,7 +85,10 @@ def sync_reply(said: Sequence[Any]) -> SyncReply:
 
 
 class RedisCounter(Counter):
-    """The counter behind `url` (redis://, rediss://, unix://); no wait on it is longer than `timeout_s`."""
+    """The counter behind `url` (redis://, rediss://, unix://).
+
+    An exchange of one command takes `timeout_s` at most, from connecting to the whole answer; see `exchange_s`.
+    """
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self._url = url
@@ -92,12 +96,14 @@ class RedisCounter(Counter):
         self._pool = self._make_pool()
 
     def _make_pool(self) -> redis.ConnectionPool:
-        return redis.ConnectionPool.from_url(
+        pool = redis.ConnectionPool.from_url(
             self._url,
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=_learn_run_id,
             **pool_options(self._timeout_s),
         )
+        pool.connection_class = timed(pool.connection_class)
+        return pool
 
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
         return [sync_reply(reply) for reply in self._call(SYNC, [sync_call(request) for request in requests])]
@@ -173,6 +179,10 @@ class RedisCounter(Counter):
         return replies
 
     def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        with exchange_within(exchange_s(self._timeout_s, len(commands))):
+            return self._exchange(commands)
+
+    def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         connection: Any = None
         try:
             connection = self._pool.get_connection()
@@ -189,6 +199,11 @@ class RedisCounter(Counter):
         finally:
             if connection is not None:
                 self._pool.release(connection)
+
+
+def exchange_s(timeout_s: float, commands: int) -> float:
+    """How long an exchange may take: of many commands up to four times as long, when its answers are too old anyway."""
+    return timeout_s * min(1 + (commands - 1) / 50, 4)
 
 
 _RUN_ID = object()
@@ -255,10 +270,14 @@ def _read(connection: Any) -> Any:
 
 
 def _learn_run_id(connection: Any) -> None:
-    connection.on_connect()
-    (info,) = _plain(connection, [("INFO", "server")])
-    connection.daycap_run_id = run_id_in(info)
-    _load_scripts(connection)
+    try:
+        connection.on_connect()
+        (info,) = _plain(connection, [("INFO", "server")])
+        connection.daycap_run_id = run_id_in(info)
+        _load_scripts(connection)
+    except BaseException:  # redis-py would keep a connection that a signal's handler left half made.
+        connection.disconnect()
+        raise
 
 
 def run_id_in(info: str) -> str:

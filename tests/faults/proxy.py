@@ -1,4 +1,4 @@
-"""A TCP proxy that can go silent: half-open connections, as a lost host or a forgetful firewall leaves them."""
+"""A proxy that can go silent or slow: half-open connections, as a lost host or a forgetful firewall leaves them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 
 class _Link:
@@ -13,7 +14,7 @@ class _Link:
 
     def __init__(self, client: socket.socket, server: socket.socket, dropped: frozenset[str]) -> None:
         self.dropped = dropped
-        self.delay_s = 0.0
+        self.delay_s = self.trickle_s = 0.0
         self._ends = client, server
         for source, target, what in ((client, server, "requests"), (server, client, "replies")):
             threading.Thread(target=self._pump, args=(source, target, what), daemon=True).start()
@@ -23,9 +24,16 @@ class _Link:
             while some := source.recv(65_536):
                 time.sleep(self.delay_s)
                 if what not in self.dropped:
-                    target.sendall(some)
+                    self._pass_on(some, target, what)
             if what not in self.dropped:
                 target.shutdown(socket.SHUT_WR)
+
+    def _pass_on(self, some: bytes, target: socket.socket, what: str) -> None:
+        while some and what == "replies" and self.trickle_s:
+            target.sendall(some[:1])
+            some = some[1:]
+            time.sleep(self.trickle_s)
+        target.sendall(some)
 
     def close(self) -> None:
         for each in self._ends:
@@ -35,15 +43,21 @@ class _Link:
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and passes everything on to `target`, until it is told to be silent."""
+    """Passes everything on to the port `target` of 127.0.0.1, until it is told to be silent.
 
-    def __init__(self, target: int) -> None:
+    Listens on a port of 127.0.0.1 too or, with `path`, on a Unix socket.
+    """
+
+    def __init__(self, target: int, path: Path | None = None) -> None:
         self._target = target
         self._dropped: frozenset[str] = frozenset()
-        self._delay_s = 0.0
+        self._delay_s = self._trickle_s = 0.0
         self._links: list[_Link] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        if path is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.port: int = self._listener.getsockname()[1]
+        else:
+            self._listener = socket.create_server(str(path), family=socket.AF_UNIX)
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -61,9 +75,16 @@ class Proxy:
         for link in self._links:
             link.delay_s = seconds
 
+    def trickle(self, seconds: float) -> None:
+        """Answers come a byte at a time, so far apart."""
+        self._trickle_s = seconds
+        for link in self._links:
+            link.trickle_s = seconds
+
     def heal(self) -> None:
         """New connections are passed on again, at once. Those that were silent stay dead, as they do in life."""
         self.delay(0)
+        self.trickle(0)
         self._dropped = frozenset()
 
     def redirect(self, target: int) -> None:
@@ -98,5 +119,5 @@ class Proxy:
                     client.close()
                     continue
                 link = _Link(client, server, self._dropped)
-                link.delay_s = self._delay_s
+                link.delay_s, link.trickle_s = self._delay_s, self._trickle_s
                 self._links.append(link)
