@@ -12,6 +12,7 @@ from daycap.errors import InvalidInput, Refused, shown
 from daycap.http_calls import Bounds, calls_of, costs_nothing, deployment_of, may_be_a_call
 from daycap.http_usage import UsageReader
 from daycap.lease import BaseHold
+from daycap.rates import provider_of_url
 from daycap.request_fields import refuse_rerouting
 from daycap.usage import Call
 
@@ -32,7 +33,6 @@ AGENT_HEADER = "X-Daycap-Agent"
 
 _AGENT_EXTENSION = "daycap_agent"
 
-_PROVIDERS = {"api.anthropic.com": "anthropic", "api.openai.com": "openai"}
 _OF_AZURE = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 
 _HARMLESS_QUERIES = {"alt", "api-version", "beta", "key"}
@@ -85,7 +85,7 @@ class Meter:
                 f"{request.method} {path} cannot be metered, and may cost money; unmetered='pass' lets it pass"
             )
         self._refuse_rerouting(request)
-        provider = self._provider or _provider_of(request.url.host, path)
+        provider = self._provider or _provider_of(request)
         for call in calls:
             call["provider"] = provider
         if agent is None:
@@ -108,10 +108,10 @@ class Meter:
                 )
 
 
-def _provider_of(host: str, path: str) -> str | None:
-    if host.endswith(_OF_AZURE) or deployment_of(path) is not None:
+def _provider_of(request: AnyRequest) -> str | None:
+    if request.url.host.endswith(_OF_AZURE) or deployment_of(request.url.path) is not None:
         return "azure"
-    return _PROVIDERS.get(host)
+    return provider_of_url(str(request.url))
 
 
 class MeteredRequest:

@@ -64,10 +64,10 @@ class MeteredTransport(_BaseTransport):
     keeps, tools that it runs itself, such as web searches).
 
     `models`: which model each deployment runs, `{"our-chat": "gpt-4o"}`, for Azure and servers with names of their
-    own. `provider`: as in `Prices`; the hosts of OpenAI, Anthropic and Azure are known. `allow`: fields, tools,
-    headers and parts of a URL that add nothing to the cost; those that daycap does not know are refused. `unmetered`:
-    whether other requests that may cost money are refused, or pass; those that surely cost none (`GET`, counting
-    tokens) always pass.
+    own. `provider`: as in `Prices`; by default whose API the URL is, where genai-prices knows it. `allow`: fields,
+    tools, headers and parts of a URL that add nothing to the cost; those that daycap does not know are refused.
+    `unmetered`: whether other requests that may cost money are refused, or pass; those that surely cost none (`GET`,
+    counting tokens) always pass.
     """
 
     def __init__(

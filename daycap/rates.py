@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple, TypeAlias
 
-from genai_prices.data_snapshot import DataSnapshot
+from genai_prices.data_snapshot import DataSnapshot, get_snapshot
 from genai_prices.data_units import unit_data
 from genai_prices.types import (
     ClauseAnd,
@@ -235,6 +235,12 @@ def find_seller(snapshot: DataSnapshot, model: str, provider: str | None) -> tup
     if provider is not None:
         return _provider(snapshot, provider), model.lower()
     return (_provider(snapshot, before), after) if slash else (_whose(snapshot, before), before)
+
+
+def provider_of_url(url: str) -> str | None:
+    """Return the provider whose API has this URL, None if it is nobody's that is known."""
+    known = (each.id for each in get_snapshot().providers if re.match(each.api_pattern, url))
+    return next(known, None)
 
 
 def _provider(snapshot: DataSnapshot, name: str) -> Provider | None:

@@ -477,6 +477,22 @@ def test_an_answer_that_was_read_below_is_charged_though_it_does_not_pass_by(wal
             assert spent(wallet) == charged
 
 
+@pytest.mark.parametrize(
+    ("url", "model", "bill"),
+    [
+        ("https://openrouter.ai/api/v1", "openai/gpt-4o", {"cost": 0.016062}),
+        ("https://api.x.ai/v1", "grok-4", {"cost_in_usd_ticks": 160_620_000}),
+    ],
+)
+def test_the_bill_of_the_urls_provider_is_charged(wallet: Wallet, url: str, model: str, bill: dict[str, Any]) -> None:
+    said = {**CHAT_ANSWER, "model": model, "usage": {**CHAT_ANSWER["usage"], **bill}}
+    wrapped = httpx2.MockTransport(lambda _: httpx2.Response(200, json=said))
+    with httpx2.Client(transport=MeteredTransport(wallet, "agent-7", wrapped=wrapped)) as client:
+        client.post(f"{url}/chat/completions", json={**CHAT, "model": model})
+
+    assert spent(wallet) == 16_062
+
+
 def test_an_answer_that_was_closed_below_is_charged_in_full(provider: Provider, wallet: Wallet) -> None:
     class Closes(httpx2.HTTPTransport):
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
