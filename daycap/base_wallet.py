@@ -82,7 +82,8 @@ class BaseWallet(Generic[H]):
         self._readings = Readings(self._book, self._counter, self._reader, transport)
         self._begin()
         process.watch(self)
-        self._keeper.follow_adopted()
+        if process.without_threads() is None:
+            self._keeper.follow_adopted()
 
     def _begin(self) -> None:
         self._no_answer: tuple[float, CounterUnavailable] | None = None

@@ -106,13 +106,12 @@ def begin() -> None:
 def check() -> None:
     """Make sure that the end of this process will be heard of. To be called before money is held.
 
-    Raises `BudgetUnavailable` where no thread could run that sends what is spent.
+    Raises `BudgetUnavailable` where no thread could send what is spent.
     """
     if not here[0]:
         begin()
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is not None and not getattr(uwsgi, "has_threads", True):
-        raise BudgetUnavailable("uwsgi runs no threads, so nothing would be sent: start it with --enable-threads")
+    if (why := without_threads()) is not None:
+        raise BudgetUnavailable(why)
     _heed_the_end_of_a_thread()
     for name, end in (("multiprocessing", _end_after_threads), ("billiard", _end)):
         process, util = sys.modules.get(f"{name}.process"), sys.modules.get(f"{name}.util")
@@ -121,6 +120,22 @@ def check() -> None:
         finalizer = _finalizers.get(name)
         if finalizer is None or not finalizer.still_active():  # It forgets those from before the child was set up.
             _finalizers[name] = util.Finalize(None, end, exitpriority=_BEFORE_QUEUES)
+
+
+def without_threads() -> str | None:
+    """Why no thread should be started in this process now, so that nothing would be sent; None where it can."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return None
+    if not uwsgi.has_threads:
+        return "uwsgi runs no threads, so nothing would be sent: start it with --enable-threads"
+    forks = uwsgi.masterpid() == os.getpid() or ((uwsgi.worker_id(), uwsgi.masterpid()) == (0, 0) and uwsgi.numproc > 1)
+    if forks and "py-call-uwsgi-fork-hooks" not in uwsgi.opt:
+        return (
+            "uwsgi forks its workers from this process without telling Python, which no thread outlives: reserve in a "
+            "worker, or start uwsgi with --lazy-apps or --py-call-uwsgi-fork-hooks"
+        )
+    return None
 
 
 def _end(*_: object, **__: object) -> None:

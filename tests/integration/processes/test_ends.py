@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.processes.programs.ends import CLEAN, SUDDEN
-from tests.processes import ROOT
+from tests.integration.processes.session import run
 from tests.spine import Spine
 
 M = 1_000_000
@@ -25,16 +22,8 @@ both = pytest.mark.parametrize("face", ["threads", "loop"])
 
 def end(environment: dict[str, str], way: str, face: str) -> tuple[int, str]:
     """The status of the program that ends in this way, and what it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.processes.programs.ends", way, face],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return done.returncode, done.stderr
+    status, _, said = run("ends", way, face, environment=environment)
+    return status, said
 
 
 def name(value: Any) -> str | None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 
 from daycap import InvalidInput, Wallet
 from tests.integration.processes.programs.children import AGENTS, CALLS, CHILDREN, COST, KINDS
-from tests.processes import ROOT
+from tests.integration.processes.session import run
 from tests.spine import Spine
 
 ALL = (CHILDREN * CALLS, CHILDREN * CALLS * COST)
@@ -30,16 +27,10 @@ def book_all(spine: Spine) -> Callable[[str, str, str], None]:
     spine.ask("daycap.add_agents", caps=dict.fromkeys(AGENTS, 100_000), changed_by="test")
 
     def check(method: str, face: str, setup: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.integration.processes.programs.children", method, face, setup],
-            cwd=ROOT,
-            env={**os.environ, **{name: spine.environment[name] for name in SETUPS[setup]}},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        ended = json.loads(done.stdout)
+        given = {name: spine.environment[name] for name in SETUPS[setup]}
+        status, written, said = run("children", method, face, setup, environment=given)
+        assert (status, said) == (0, "")
+        ended = json.loads(written)
         assert set(map(tuple, ended.values())) == {(0,) * CHILDREN}
         if setup == "caps":  # There "settled" means that the broker has it.
             spine.wait_for(lambda: {agent: spine.settled_once(agent) for agent in ended} == dict.fromkeys(ended, ALL))

@@ -24,6 +24,8 @@ import threading  # noqa: E402
 import time  # noqa: E402
 from typing import Any  # noqa: E402
 
+import billiard  # noqa: E402
+
 from daycap import BudgetUnavailable  # noqa: E402
 from tests.integration.processes.programs.children import COST, FACES, spend  # noqa: E402
 
@@ -185,6 +187,14 @@ def child_of_multiprocessing_has_threads(wallet: Any) -> None:
     child.join()
 
 
+def child_of_billiard(wallet: Any) -> None:
+    wallet_is_warm(wallet)
+    child = billiard.Process(target=spend, args=(wallet, AGENT))
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+
+
 def pool_is_terminated_with_a_handler(wallet: Any) -> None:
     with multiprocessing.get_context("fork").Pool(1, exit_on_sigterm) as pool:
         pool.apply(spend, (wallet, AGENT))
@@ -214,6 +224,7 @@ CLEAN: dict[Callable[[Any], None], int] = {
     daemonized: 0,
     forked_behind_pythons_back: 0,
     child_of_multiprocessing_has_threads: 0,
+    child_of_billiard: 0,
     pool_is_terminated_with_a_handler: 0,
     runs_a_program: 0,
 }
