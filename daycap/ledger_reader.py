@@ -14,9 +14,12 @@ from urllib.parse import quote
 
 from daycap.counter import UNKNOWN, DaySnapshot, LeaseTotals
 from daycap.errors import InvalidSetting, LedgerUnavailable, UnknownAgent
+from daycap.postgresql import SCHEMES, postgresql_engine, reason
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Engine, FromClause
+
+_TIMEOUT_S = 2
 
 _SOME = 300
 """Agent-days a statement: two parameters each, below every database's limit."""
@@ -126,7 +129,7 @@ class LedgerReader:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise LedgerUnavailable(f"the ledger did not answer: {type(error).__name__}") from error
+            raise LedgerUnavailable(f"the ledger did not answer: {reason(error)}") from error
 
     def forget(self) -> None:
         """In a forked child: let go of the parent's connections without closing them."""
@@ -144,31 +147,28 @@ def _read_only_engine(url: str) -> Engine:
         raise InvalidSetting('DAYCAP_LEDGER_URL needs SQLAlchemy: pip install "daycap[ledger]"') from error
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise InvalidSetting("DAYCAP_LEDGER_URL is not a URL that SQLAlchemy reads") from error
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "").absolute()
 
         def connect() -> Any:
             # Opened for reading only: a mistyped path must not make an empty ledger.
-            return sqlite3.connect(
-                f"file:{quote(str(path))}?mode=ro", uri=True, timeout=2, check_same_thread=False, isolation_level=None
-            )
+            file = f"file:{quote(str(path))}?mode=ro"
+            return sqlite3.connect(file, uri=True, timeout=_TIMEOUT_S, check_same_thread=False, isolation_level=None)
 
         engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
         # The driver itself begins no transaction for a SELECT, and each would see another state of the ledger.
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         return engine
-    if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            # A server that is lost without a word must not hold a reserve up.
-            connect_args={
-                "connect_timeout": 2,
-                "tcp_user_timeout": 2000,
-                "options": "-c default_transaction_read_only=on",
-            },
+    if parsed.get_backend_name() in SCHEMES:
+        return postgresql_engine(
+            parsed,
+            defaults={},
+            # Whatever the URL says: neither a lost server nor a lock must hold a reserve up.
+            fixed={"connect_timeout": _TIMEOUT_S, "tcp_user_timeout": _TIMEOUT_S * 1000},
+            timeouts_s={"lock_timeout": _TIMEOUT_S, "statement_timeout": _TIMEOUT_S},
             isolation_level="REPEATABLE READ",
-            pool_pre_ping=True,
+            execution_options={"postgresql_readonly": True},
         )
     raise InvalidSetting("DAYCAP_LEDGER_URL must be sqlite:///... or postgresql://...")

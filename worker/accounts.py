@@ -116,14 +116,11 @@ def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict
         first = day_of(now_ms - KEPT_DAYS * DAY_MS)  # A status is one of every day that the counter has.
         if "daily_cap_micros" in values:
             changed["cap_micros"], first = cap, day_of(now_ms)
-        touched = list(
-            connection.scalars(
-                sa.update(daily_agent_spending)
-                .where(days.agent_account_id == agent, days.spending_date >= first)
-                .values(**changed)
-                .returning(days.spending_date)
-            )
-        )
+        these = sa.and_(days.agent_account_id == agent, days.spending_date >= first)
+        # An UPDATE locks rows in whatever order it finds them.
+        in_order = sa.select(days.spending_date).where(these).order_by(days.spending_date).with_for_update()
+        touched = list(connection.scalars(in_order))
+        connection.execute(sa.update(daily_agent_spending).where(these).values(**changed))
         snapshots = read_snapshots(connection, [(agent, day) for day in touched])
     publisher.publish(snapshots)
     return find(ledger, publisher, [agent])[0]

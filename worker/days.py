@@ -1,13 +1,20 @@
-"""The rows of agents' days: made when they are missing, locked while they are charged."""
+"""The rows of agents' days: made when they are missing, locked while they are charged.
+
+One order of locks, so that no two transactions wait for each other: accounts, days that are missing, days that exist,
+each by day and then by the agents' bytes; then leases, settlements and dead letters. A transaction that holds an
+existing day's row asks for no account and inserts no day any more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from worker.ledger import insert
+from worker.ledger import Ledger, in_byte_order, insert
 from worker.schema import agent_accounts as accounts
 from worker.schema import daily_agent_spending as days
 from worker.slices import Place
@@ -73,7 +80,7 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
             sa.literal(now_ms, accounts.c.updated_at.type),
         )
         .where(accounts.c.agent_account_id.in_(agents))
-        .order_by(accounts.c.agent_account_id)
+        .order_by(in_byte_order(connection.dialect.name, accounts.c.agent_account_id))
         .with_for_update(read=True)  # A cap that is being changed is waited for, or the row would miss it.
     )
     statement = (
@@ -95,12 +102,31 @@ class Numbers(NamedTuple):
     seq: int
 
 
+@contextmanager
+def locked(
+    ledger: Ledger, agent_days: Collection[AgentDay], now_ms: int
+) -> Iterator[tuple[sa.Connection, dict[AgentDay, Numbers]]]:
+    """A transaction that holds the rows of these days, made where they are missing, and what they say.
+
+    An agent without an account has none.
+    """
+    with ledger.writing() as connection:
+        rows = lock(connection, agent_days)
+        if len(rows) == len(agent_days):
+            yield connection, rows
+            return
+    # Anew: what holds rows that exist must not make others. Most batches find all of theirs.
+    with ledger.writing() as connection:
+        insert_missing(connection, agent_days, now_ms)
+        yield connection, lock(connection, agent_days)
+
+
 def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[AgentDay, Numbers]:
     """The rows that there are, held against every other settle and cap change until the transaction ends."""
     return {
         (agent, day): Numbers(*numbers)
         for day, agents in by_day(agent_days)
-        for agent, *numbers in connection.execute(_LOCKED, {"day": day, "agents": agents})
+        for agent, *numbers in connection.execute(_locked(connection.dialect.name), {"day": day, "agents": agents})
     }
 
 
@@ -109,9 +135,13 @@ _THESE = sa.and_(
     days.c.agent_account_id.in_(sa.bindparam("agents")),
 )
 _PRESENT = sa.select(days.c.agent_account_id).where(_THESE)
-_LOCKED = (
-    sa.select(days.c.agent_account_id, *(days.c[name] for name in Numbers._fields))
-    .where(_THESE)
-    .order_by(days.c.agent_account_id)
-    .with_for_update()
-)
+
+
+@functools.cache
+def _locked(dialect: str) -> sa.Select[Any]:
+    return (
+        sa.select(days.c.agent_account_id, *(days.c[name] for name in Numbers._fields))
+        .where(_THESE)
+        .order_by(in_byte_order(dialect, days.c.agent_account_id))
+        .with_for_update()
+    )

@@ -144,11 +144,11 @@ def get(ledger: Ledger, prefix: str) -> Letter:
         return get_all(connection, [letter_id])[0]
 
 
-def get_all(connection: sa.Connection, ids: Sequence[str]) -> list[Letter]:
-    """Letters with their payloads, by id; those that are gone are left out."""
+def get_all(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Letter]:
+    """Letters with their payloads, by id; those that are gone are left out. `lock`: they are about to be deleted."""
     columns = dead_letters.c
     statement = sa.select(dead_letters).where(columns.dead_letter_id.in_(ids)).order_by(columns.dead_letter_id)
-    return [_letter(row) for row in connection.execute(statement)]
+    return [_letter(row) for row in connection.execute(statement.with_for_update() if lock else statement)]
 
 
 def next_ids(ledger: Ledger, kind: str | None, after: str, limit: int) -> list[str]:
@@ -175,7 +175,7 @@ def drop(ledger: Ledger, prefixes: Iterable[str], dropped_by: str) -> list[str]:
     """Delete letters for good, all or none. Returns their ids; who did it, and what was lost, is in the log."""
     with ledger.writing() as connection:
         ids = _resolve(connection, prefixes)
-        dropped = get_all(connection, ids)
+        dropped = get_all(connection, ids, lock=True)  # In the order in which `store` writes them.
         connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id.in_(ids)))
     for letter in dropped:
         logger.warning(

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
 from daycap.errors import InvalidSetting, LedgerUnavailable
+from daycap.postgresql import SCHEMES, postgresql_engine, reason
 from worker.schema import dead_letters
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +95,14 @@ def insert(dialect: str, table: sa.Table) -> Any:
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
+def in_byte_order(dialect: str, column: sa.Column[str]) -> sa.ColumnElement[str]:
+    """`column`, to order by as Python sorts: a database's own language sorts mixed-case ids in another order.
+
+    Rows are locked in this order, whichever statement, worker or database locks them.
+    """
+    return column.collate("C") if dialect == "postgresql" else column
+
+
 def given_columns(table: sa.TableClause) -> list[str]:
     """The columns that a row gives, in the table's order: those that the database makes itself are left out."""
     return [column.name for column in table.columns if column.computed is None]
@@ -123,23 +132,22 @@ def passes(error: BaseException) -> bool:
 
 def unavailable(error: BaseException) -> LedgerUnavailable:
     """The database's error in words, without the statement and its parameters."""
-    reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-    return LedgerUnavailable(f"the ledger did not do it: {reason}")
+    return LedgerUnavailable(f"the ledger did not do it: {reason(error)}")
 
 
 def _engine(url: str) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise InvalidSetting("DAYCAP_LEDGER_URL is not a URL that SQLAlchemy reads") from error
-    if parsed.get_backend_name() == "postgresql":
-        engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            connect_args={name: value for name, value in _POSTGRESQL.items() if name not in parsed.query},
-            pool_pre_ping=True,
+    if parsed.get_backend_name() in SCHEMES:
+        return postgresql_engine(
+            parsed,
+            defaults=_POSTGRESQL,
+            fixed={},
+            timeouts_s={"lock_timeout": _BUSY_TIMEOUT_S},
+            isolation_level="READ COMMITTED",  # Also where a database's default is another.
         )
-        sa.event.listen(engine, "connect", _prepare_postgresql)
-        return engine
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise InvalidSetting("DAYCAP_LEDGER_URL must be sqlite:///path/to/file or postgresql://...")
     engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S})
@@ -154,12 +162,6 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # A commit is on the disk, not only with the kernel.
     connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _prepare_postgresql(connection: Any, _record: object) -> None:
-    connection.autocommit = True  # Within a transaction the setting would end with it.
-    connection.execute(f"SET lock_timeout = '{_BUSY_TIMEOUT_S}s'")
-    connection.autocommit = False
 
 
 def _file(connection: sqlite3.Connection) -> tuple[int, int] | None:

@@ -58,9 +58,10 @@ def prune(ledger: Ledger, settings: Settings, now_ms: int, _place: Place) -> Sli
 
 def _delete_some(ledger: Ledger, table: sa.Table, is_old: sa.ColumnElement[bool]) -> int:
     key = sa.tuple_(*table.primary_key) if len(table.primary_key) > 1 else next(iter(table.primary_key))
-    some = sa.select(*table.primary_key).where(is_old).limit(_AT_ONCE)
+    # What somebody else has locked is left for the next time: nothing is waited for while rows are held.
+    some = sa.select(*table.primary_key).where(is_old).limit(_AT_ONCE).with_for_update(skip_locked=True)
     with ledger.reading() as connection:  # Whether there is any is looked up without the lock of a writer.
-        if connection.execute(some.limit(1)).first() is None:
+        if connection.execute(sa.select(*table.primary_key).where(is_old).limit(1)).first() is None:
             return 0
     with ledger.writing() as connection:
         return connection.execute(sa.delete(table).where(key.in_(some))).rowcount

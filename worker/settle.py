@@ -84,8 +84,9 @@ def _settle_batch(ledger: Ledger, payloads: Sequence[object], open_days: OpenDay
     now_ms = wall_ms()
     outcome = Outcome()
     events = _decode(payloads, open_days, outcome.dead_letters)
-    with ledger.writing() as connection:
-        books = _books(connection, {(event.agent, event.day) for event in events}, now_ms)
+    agent_days = {(event.agent, event.day) for event in events}
+    with days.locked(ledger, agent_days, now_ms) as (connection, rows):
+        books = _books(connection, rows)
         events = _with_account(events, books, outcome)
         events = _with_own_lease(connection, events, books, outcome)
         events = _not_settled_yet(connection, events, outcome)
@@ -177,13 +178,8 @@ def _decode(payloads: Sequence[object], open_days: OpenDays, dead: list[DeadLett
     return events
 
 
-def _books(connection: sa.Connection, agent_days: set[days.AgentDay], now_ms: int) -> dict[days.AgentDay, _Book]:
-    """Lock the days' rows, made where they are missing, and read what belongs to them."""
-    rows = days.lock(connection, agent_days)
-    if len(rows) < len(agent_days):
-        missing = agent_days - rows.keys()
-        days.insert_missing(connection, missing, now_ms)
-        rows |= days.lock(connection, missing)
+def _books(connection: sa.Connection, rows: dict[days.AgentDay, days.Numbers]) -> dict[days.AgentDay, _Book]:
+    """The days' rows, which are locked, with what belongs to them."""
     books = {where: _Book(*where, *row) for where, row in rows.items()}
     for day, agents in days.by_day(books):
         # Read after the rows were locked: a status that is being changed has been waited for.
