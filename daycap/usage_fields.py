@@ -55,6 +55,7 @@ class Fields:
         if source is not None and isinstance(source, str | bytes | int | float | list | tuple):
             raise InvalidInput(f"{path} is {shown(source, 40)}, not an object with fields")
         self._source = source
+        self._mapping = source if isinstance(source, Mapping) else None
         self._path = path
         self._read: set[str] = set()
         self._inside: list[Fields] = []
@@ -65,13 +66,14 @@ class Fields:
 
     def lacks(self, name: str) -> bool:
         """Whether there is no such field, not even an empty one."""
-        if isinstance(self._source, Mapping):
-            return name not in self._source and _camel(name) not in self._source
+        if self._mapping is not None:
+            return name not in self._mapping and _camel(name) not in self._mapping
         return not hasattr(self._source, name)
 
     def count(self, *names: str) -> int:
         """A count that may stand under any of these names, else 0. Raises where they contradict each other."""
-        return agreed(*(self.optional(name) or 0 for name in names))
+        told = [value for name in names if (value := self.optional(name))]
+        return agreed(*told) if told else 0
 
     def required(self, name: str) -> int:
         """A count that must be there."""
@@ -119,8 +121,12 @@ class Fields:
 
     def refuse_unread(self) -> None:
         """Raises `InvalidInput` for a count, here or deeper, that was not read: it may cost more than it seems to."""
-        for name, value in _items(self._source):
-            if name not in self._read and (unknown := _uncounted(name, value)):
+        if self._source is None:
+            return
+        unread = [(name, value) for name, value in _items(self._source) if value and name not in self._read]
+        in_json = {_camel(name) for name in self._read} if unread else ()
+        for name, value in unread:
+            if name not in in_json and (unknown := _uncounted(name, value)):
                 raise InvalidInput(
                     f"{self._path}.{unknown} is not known here, so that what it costs cannot be told; it is "
                     f"{shown(value, 60)}"
@@ -134,13 +140,13 @@ class Fields:
         return child
 
     def _take(self, name: str) -> object:
-        self._read.update((name, _camel(name)))
+        self._read.add(name)
         return self._get(name)
 
     def _get(self, name: str) -> object:
-        if not isinstance(self._source, Mapping):
+        if self._mapping is None:
             return getattr(self._source, name, None)
-        return self._source[name] if name in self._source else self._source.get(_camel(name))
+        return self._mapping[name] if name in self._mapping else self._mapping.get(_camel(name))
 
 
 def agreed(*counts: int) -> int:
