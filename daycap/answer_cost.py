@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from daycap.prices import Prices
 
 _VERSION = re.compile(r"([-@:._]?v?\d[\d.:_-]*|[-:]latest)+")
+_LATEST = ("-latest", ":latest")
 """What an answer appends to the model that was asked for: the date or the number of its version."""
 
 
@@ -29,7 +30,7 @@ def worst_case_of(prices: Prices, calls: Sequence[Call]) -> int:
     return max(prices.worst_case_micros(**call) for call in calls)
 
 
-def cost_of(prices: Prices, calls: Sequence[Call], answer: Answer, names: Mapping[str, str]) -> int:
+def cost_of(prices: Prices, calls: Sequence[Call], answer: Answer, names: Mapping[str, str] | None = None) -> int:
     """What a call cost, in micros, at the prices of the model that answered.
 
     `names` maps a provider's names (deployments) to models. Where the answer names no model or no tier, the dearest
@@ -42,7 +43,7 @@ def cost_of(prices: Prices, calls: Sequence[Call], answer: Answer, names: Mappin
         tiers |= {call.get("service_tier") for call in calls}
     return max(
         prices.actual_micros(model, usage, provider=provider, service_tier=tier)
-        for model, provider in _answered(prices, calls, answer.models, names)
+        for model, provider in _answered(prices, calls, answer.models, names or {})
         for tier in tiers
     )
 
@@ -99,6 +100,8 @@ def is_same(asked: str, name: str) -> bool:
 
 
 def _is_version(asked: str, heard: str) -> bool:
+    for alias in _LATEST:
+        asked = asked.removesuffix(alias)
     rest = _rest(asked, heard)
     return rest is not None and (not rest or _VERSION.fullmatch(rest) is not None)
 

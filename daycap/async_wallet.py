@@ -88,7 +88,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
             async def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
                 with await self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
                     result = await function(*args, **kwargs)
-                    note_cost(hold, result, cost)
+                    note_cost(hold, result, cost, call, lambda: self.prices)
                     return result
 
             return call_it

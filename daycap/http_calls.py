@@ -56,7 +56,7 @@ def may_be_a_call(path: str) -> bool:
 
 def _api(path: str) -> Api | None:
     # Messages of OpenAI's threads are only kept.
-    path = path.rstrip("/")
+    path = path.rstrip("/").lower()
     return next((api for end, api in _CALLS.items() if path.endswith(end) and "/threads/" not in path), None)
 
 

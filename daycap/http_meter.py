@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -74,6 +74,7 @@ class Meter:
         agent = request.headers.pop(AGENT_HEADER, request.extensions.get(_AGENT_EXTENSION))
         if agent is not None:
             request.extensions[_AGENT_EXTENSION] = agent
+        refuse_rerouting(request.headers, self._bounds.allow)
         path = request.url.path
         if costs_nothing(request.method, path):
             return None
@@ -84,7 +85,7 @@ class Meter:
             raise InvalidInput(
                 f"{request.method} {path} cannot be metered, and may cost money; unmetered='pass' lets it pass"
             )
-        self._refuse_rerouting(request)
+        self._refuse_unknown_parts(request.url.params)
         provider = self._provider or _provider_of(request)
         for call in calls:
             call["provider"] = provider
@@ -98,9 +99,8 @@ class Meter:
         request.headers["Accept-Encoding"] = "identity"
         return Metering(agent, calls, self._wallet.prices, self._bounds.models)
 
-    def _refuse_rerouting(self, request: AnyRequest) -> None:
-        refuse_rerouting(request.headers, self._bounds.allow)
-        for name in request.url.params:
+    def _refuse_unknown_parts(self, params: Iterable[str]) -> None:
+        for name in params:
             if name not in _HARMLESS_QUERIES and name not in self._bounds.allow:
                 raise InvalidInput(
                     f"{shown(name, 60)}: this part of the URL may change what the call costs; leave it out, or say "

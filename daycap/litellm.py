@@ -27,7 +27,8 @@ from daycap.answer_cost import Answer, cost_of
 from daycap.async_wallet import AsyncWallet
 from daycap.errors import DaycapError, InvalidInput, Refused
 from daycap.lease import BaseHold
-from daycap.litellm_calls import Asked, Bounds, CountInput, NotSent, asked_of, count_input, watched
+from daycap.litellm_calls import Asked, Bounds, CountInput, asked_of, count_input
+from daycap.litellm_leaving import NotSent, watched
 from daycap.metered import sending
 from daycap.request_fields import USUAL_TIERS
 from daycap.wallet import Wallet
@@ -163,7 +164,7 @@ class _Pending(NamedTuple):
         why: object = "its usage was not told"
         if answer.usage is not None:
             try:
-                return hold.finalize(cost_of(asked.prices, asked.calls, answer, {}))
+                return hold.finalize(cost_of(asked.prices, asked.calls, answer))
             except Refused as error:
                 why = error
         logger.warning("hold %s is charged in full: %s", hold.id, why)
@@ -237,7 +238,9 @@ def _heard_of(answer: Any) -> Answer:
     """What a response, or a chunk of a stream, says of its cost."""
     hidden, tier = getattr(answer, "_hidden_params", None), getattr(answer, "service_tier", None)
     # A chunk has the model that was asked for, and beside it the one that its provider names.
-    named = (hidden.get("provider_response_model") if isinstance(hidden, dict) else None) or answer.model
+    named = (hidden.get("provider_response_model") if isinstance(hidden, dict) else None) or getattr(
+        answer, "model", None
+    )
     return Answer(
         getattr(answer, "usage", None),
         {named} if isinstance(named, str) and named else (),

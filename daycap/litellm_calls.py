@@ -1,27 +1,18 @@
-"""What a call of LiteLLM may cost: by its arguments before it, and by the request that they became where that leaves.
-
-Arguments do not tell it all: LiteLLM's settings, hooks and prompts, its aliases and drop lists change the request. So
-a callback looks at the request just before it is sent. LiteLLM swallows an `Exception` of a callback and sends all the
-same, but not a `BaseException`: that unwinds the call, which is then held for as it would leave, and made again.
-"""
+"""What a call of LiteLLM may cost by its arguments, before it is made. See also `litellm_leaving`."""
 
 # ruff: noqa: SIM905 (names are easier to read as words than as a list of strings)
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import litellm
 from litellm.constants import openai_compatible_providers
-from litellm.integrations.custom_logger import CustomLogger
 from litellm.types.utils import is_litellm_owned_kwarg
 
 from daycap.answer_cost import is_same, worst_case_of
-from daycap.errors import DaycapError, InvalidInput, UnknownModel, shown
+from daycap.errors import InvalidInput, UnknownModel
 from daycap.http_calls import deployment_of
 from daycap.prices import Prices
 from daycap.request_fields import (
@@ -123,7 +114,7 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
     counted_bytes = _size(messages, call) if by_litellm else None
     most_in = counted
     if counted_bytes is not None:
-        most_in += _uncounted({**body, "messages": messages}, counted_bytes)
+        most_in += uncounted({**body, "messages": messages}, counted_bytes)
         most_in += 0 if _is_openai_like(model, provider) else _WRAPPING_TOKENS * (1 + len(messages))
     asked = Call(
         model=_priced_name(model, base),
@@ -133,10 +124,12 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
         service_tier=tier_of(body),
         max_web_searches=most_searches(body, bounds.max_web_searches, bounds.allow),
     )
-    others = _deployments(call.get("api_base"), call.get("base_url"), getattr(call.get("client"), "base_url", None))
-    names = [asked["model"], *(_spelled(model, name) for name in others if not is_same(model, name))]
+    others = deployments(call.get("api_base"), call.get("base_url"), getattr(call.get("client"), "base_url", None))
+    names = [asked["model"], *(spelled(model, name) for name in others if not is_same(model, name))]
+    if asked["model"] != model and has_price(prices, Call(**{**asked, "model": model})):
+        names.append(model)  # Whatever its base model is said to be.
     if isinstance(other := extra.get("model"), str):
-        names.append(_spelled(model, other))
+        names.append(spelled(model, other))
     calls = tuple(Call(**{**asked, "model": name}) for name in dict.fromkeys(names))
     return Asked(_agent(call), model, calls, prices, counted, counted_bytes)
 
@@ -167,18 +160,27 @@ def _plain(message: Any) -> Any:
     return message.model_dump(exclude_none=True) if hasattr(message, "model_dump") else message
 
 
+def has_price(prices: Prices, call: Call) -> bool:
+    """Whether the worst case of this call is known."""
+    try:
+        prices.worst_case_micros(**call)
+    except UnknownModel:
+        return False
+    return True
+
+
 def _priced_name(model: str, base: object) -> str:
     """A deployment may say which model it runs; the seller stays."""
-    return _spelled(model, base) if isinstance(base, str) and base else model
+    return spelled(model, base) if isinstance(base, str) and base else model
 
 
-def _spelled(model: str, name: str) -> str:
+def spelled(model: str, name: str) -> str:
     """The name of another model, sold by the seller of this one."""
     seller, slash, _ = model.partition("/")
     return f"{seller}/{name}" if slash and not name.startswith(f"{seller}/") else name
 
 
-def _deployments(*urls: object) -> list[str]:
+def deployments(*urls: object) -> list[str]:
     found = (deployment_of(f"{url}/") for url in urls if url is not None)
     return [name for name in found if name is not None]
 
@@ -211,7 +213,7 @@ def _size(messages: list[Any], call: Mapping[str, Any]) -> int:
     return size_of({"messages": messages} if tools is None else {"messages": messages, "tools": tools})
 
 
-def _uncounted(body: Mapping[str, Any], counted_bytes: int) -> int:
+def uncounted(body: Mapping[str, Any], counted_bytes: int) -> int:
     """The most tokens that a body has besides those that were counted: one for each of its other bytes."""
     texts = {
         name: value
@@ -242,12 +244,12 @@ def _most_out(model: str, provider: str | None, call: Mapping[str, Any], extra: 
         for name in _LIMITS
         if name not in dropped and each.get(name) is not None
     ]
-    most = max(given) if given else _longest_answer(model, provider)
+    most = max(given) if given else longest_answer(model, provider)
     answers = max(count_of(each.get("n") or 1) for each in (call, extra))
     return (most + most_rejected({**call, **extra})) * answers
 
 
-def _longest_answer(model: str, provider: str | None) -> int:
+def longest_answer(model: str, provider: str | None) -> int:
     try:
         info: Mapping[str, Any] = litellm.get_model_info(model, provider)
     except Exception:  # That is what it raises.
@@ -256,151 +258,3 @@ def _longest_answer(model: str, provider: str | None) -> int:
     if not most:
         raise InvalidInput(f"LiteLLM does not know how long an answer of {model} can be; give max_tokens")
     return int(most)
-
-
-# --- by the request, where it leaves ----------------------------------------------------------------------------
-
-
-class NotSent(BaseException):
-    """The request was not sent: `asked` is what has to be held for it, `error` why it cannot be sent at all.
-
-    `other_sent`: another request of the same call had left before.
-    """
-
-    def __init__(self, asked: Asked, error: DaycapError | None, *, other_sent: bool) -> None:
-        self.asked = asked
-        self.error = error
-        self.other_sent = other_sent
-
-
-class _Leaving:
-    """Looks at the requests of one call as they leave, and lets those pass that the hold is enough for."""
-
-    def __init__(self, asked: Asked, held_micros: int) -> None:
-        self._asked = asked
-        self._held_micros = held_micros
-        self._sent = False
-
-    def look(self, details: Mapping[str, Any]) -> None:
-        """Raises `NotSent`."""
-        asked = self._asked
-        error: DaycapError | None = None
-        try:
-            asked = as_sent(asked, details)
-            enough = asked.worst_case_micros <= self._held_micros
-            if not enough and self._sent:
-                error = InvalidInput("LiteLLM would send a second request in this call, which nothing is held for")
-        except DaycapError as refused:
-            enough, error = False, refused
-        except Exception as failed:  # LiteLLM would swallow it, and send.
-            enough, error = False, InvalidInput(f"a request of LiteLLM's could not be read: {shown(failed, 200)}")
-        if not enough:
-            raise NotSent(asked, error, other_sent=self._sent)
-        self._sent = True
-
-
-class _Watch(CustomLogger):
-    """LiteLLM calls it just before it sends a request, in the context of the call."""
-
-    def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
-        if (leaving := _leaving.get()) is not None:
-            leaving.look(kwargs)
-
-
-_leaving: ContextVar[_Leaving | None] = ContextVar("daycap_leaving", default=None)
-_watch = _Watch()
-
-
-@contextmanager
-def watched(asked: Asked, held_micros: int) -> Iterator[None]:
-    """Around a call of LiteLLM's: no request leaves that is dearer than what is held for it. Raises `NotSent`."""
-    if _watch not in litellm.input_callback:
-        litellm.input_callback.insert(0, _watch)
-    token = _leaving.set(_Leaving(asked, held_micros))
-    try:
-        yield
-    finally:
-        _leaving.reset(token)
-
-
-def as_sent(asked: Asked, details: Mapping[str, Any]) -> Asked:
-    """What is asked for by the request that leaves; `details` is what LiteLLM tells its callbacks."""
-    sent = details.get("additional_args") or {}
-    body = _body(sent.get("complete_input_dict"))
-    names = [name for name in (details.get("model"), *_deployments(_url(sent.get("api_base")))) if name]
-    if body is None:
-        return asked
-    if isinstance(inside := body.get("model"), str):
-        names.append(inside)
-    first = asked.calls[0]
-    most_out = _largest(body, _LIMIT_FIELDS)
-    if most_out is None:
-        most_out = _longest_answer(first["model"], first.get("provider"))
-    most_out = (most_out + most_rejected(body)) * (_largest(body, _ANSWER_FIELDS) or 1)
-    most_in = first["input_tokens"]
-    if asked.counted_bytes is not None:
-        most_in = max(most_in, asked.counted + _uncounted(body, asked.counted_bytes))
-    calls = [Call(**{**call, "input_tokens": most_in, "max_output_tokens": most_out}) for call in asked.calls]
-    for name in names:
-        if not any(is_same(known, name) for known in (asked.named, *(call["model"] for call in calls))):
-            calls.extend(_other(asked, calls[0], name, is_inside=name == inside != details.get("model")))
-    return asked._replace(calls=tuple(calls))
-
-
-def _other(asked: Asked, call: Call, name: str, *, is_inside: bool) -> Iterator[Call]:
-    """The call of a model that was not asked for. A provider's own spelling, in the body alone, may have no price."""
-    for spelled in (_spelled(call["model"], name), name):
-        other = Call(**{**call, "model": spelled})
-        try:
-            asked.prices.worst_case_micros(**other)
-        except UnknownModel:
-            continue
-        yield other
-        return
-    if not is_inside:
-        raise InvalidInput(f"LiteLLM would send the call of {call['model']} to {shown(name, 100)}, which has no price")
-
-
-def _url(base: object) -> object:
-    """The OpenAI client's is in parts."""
-    return getattr(base, "path", base)
-
-
-def _body(sent: object) -> dict[str, Any] | None:
-    """The JSON object that is sent, with what `extra_body` puts over it; None for a mock, or another form."""
-    if isinstance(sent, str | bytes):
-        try:
-            sent = json.loads(sent)
-        except ValueError:
-            return None
-    if not isinstance(sent, Mapping) or not sent:
-        return None
-    extra = sent.get("extra_body")
-    body = {**sent, **extra} if isinstance(extra, Mapping) else dict(sent)
-    return {name: value for name, value in body.items() if value is not None and name != "extra_body"}
-
-
-_LIMIT_FIELDS = {
-    "maxcompletiontokens",
-    "maxgenlen",
-    "maxnewtokens",
-    "maxoutputtokens",
-    "maxtokencount",
-    "maxtokens",
-    "maxtokenstosample",
-    "numpredict",
-}
-_ANSWER_FIELDS = {"bestof", "candidatecount", "n", "numcompletions", "numgenerations", "numresults"}
-_WITHIN = {"generationconfig", "input", "inferenceconfig", "options", "parameters", "textgenerationconfig"}
-
-
-def _largest(body: Mapping[str, Any], names: Collection[str]) -> int | None:
-    """The largest of these counts in a body, however its provider spells them and wherever it has them."""
-    found = []
-    for name, value in body.items():
-        plain = name.replace("_", "").lower()
-        if plain in names and value is not None:
-            found.append(count_of(value))
-        elif plain in _WITHIN and isinstance(value, Mapping):
-            found += [each for each in [_largest(value, names)] if each is not None]
-    return max(found, default=None)

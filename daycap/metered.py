@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from daycap.errors import InvalidInput
+from daycap.answer_cost import Answer, cost_of
+from daycap.errors import InvalidInput, UnknownModel
 from daycap.lease import BaseHold
+from daycap.request_fields import USUAL_TIERS
+from daycap.usage import Call
+
+if TYPE_CHECKING:
+    from daycap.prices import Prices
+
+logger = logging.getLogger("daycap")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,18 +55,37 @@ def sending(hold: BaseHold, surely_not_billed: Callable[[BaseException], bool]) 
         raise
 
 
-def note_cost(hold: BaseHold, result: object, cost: CostOf) -> None:
-    """Tell the hold what its call did cost. With neither `cost` nor a model that is all that it holds."""
+def note_cost(
+    hold: BaseHold, result: object, cost: CostOf, call: Mapping[str, Any], prices: Callable[[], Prices]
+) -> None:
+    """Tell the hold what its call cost: by `cost`, else, for a `call` of a model, by what the result says.
+
+    With neither, that is all that it holds; and where another model answered that has no price.
+    """
     if cost is not None:
         hold.actual = cost(result)
-    elif hasattr(hold, "_cost_of"):
-        hold.used(_usage_of(result))
+    elif call:
+        answer = _answer_of(result)
+        try:
+            hold.actual = cost_of(prices(), (cast(Call, call),), answer)
+        except UnknownModel as error:
+            logger.warning("hold %s is charged in full: %s", hold.id, error)
 
 
-def _usage_of(result: Any) -> Any:
-    """A result's usage, by the name that OpenAI, Anthropic and LiteLLM give it, or by Google's."""
-    for name in ("usage", "usage_metadata", "usageMetadata"):
-        usage = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
-        if usage is not None:
-            return usage
+def _answer_of(result: Any) -> Answer:
+    """What a result says of its cost, by the names that OpenAI, Anthropic and LiteLLM give it, or by Google's."""
+    model, tier = _first(result, "model", "model_version", "modelVersion"), _first(result, "service_tier")
+    return Answer(
+        _first(result, "usage", "usage_metadata", "usageMetadata"),
+        {model} if isinstance(model, str) and model else (),
+        ("" if tier in USUAL_TIERS else tier) if isinstance(tier, str) else None,
+    )
+
+
+def _first(result: Any, *names: str) -> Any:
+    """The first of these fields that has a value."""
+    for name in names:
+        value = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
+        if value is not None:
+            return value
     return None

@@ -21,7 +21,8 @@ class Api(NamedTuple):
 
 _EVERYWHERE = (
     "model stream stream_options temperature top_p top_k metadata user service_tier speed inference_geo tools "
-    "tool_choice cache_control context_management safety_identifier store prompt_cache_key prompt_cache_retention"
+    "tool_choice cache_control context_management safety_identifier store prompt_cache_key prompt_cache_retention "
+    "prompt_cache_options user_profile_id"
 ).split()
 
 CHAT = Api(
@@ -73,6 +74,10 @@ USUAL_TIERS = {"auto", "default", "standard", "standard_only"}
 """Of a request or an answer: the usual prices, or not known to be others."""
 
 
+_REASONING = frozenset("context effort enabled exclude generate_summary max_tokens summary".split())
+"""Fields of `reasoning`, which costs as much as comes out. Its mode may make one call more than that."""
+
+
 def refuse_unknown(body: Mapping[str, object], known: Collection[str], allow: Collection[str]) -> None:
     """Raise `InvalidInput` for a field whose cost is not known; `allow` names those that cost nothing more."""
     for name, value in body.items():
@@ -83,10 +88,19 @@ def refuse_unknown(body: Mapping[str, object], known: Collection[str], allow: Co
         if name == "modalities" and not (isinstance(value, list) and set(map(str, value)) <= {"text"}):
             raise InvalidInput(f"modalities: only text can be held for, not {shown(value, 60)}")
         if name not in known:
-            raise InvalidInput(
-                f"{shown(name, 60)}: what this option adds to the cost of a call is not known; leave it out, or say "
-                f"that it adds nothing: allow=[{shown(name, 60)}]"
-            )
+            raise _unknown(name)
+        if name == "reasoning" and isinstance(value, Mapping):
+            inside = {f"reasoning.{each}": value[each] for each in value if each not in _REASONING}
+            for each, chosen in inside.items():
+                if each not in allow and (each, chosen) != ("reasoning.mode", "standard"):
+                    raise _unknown(each)
+
+
+def _unknown(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"{shown(name, 60)}: what this option adds to the cost of a call is not known; leave it out, or say that it "
+        f"adds nothing: allow=[{shown(name, 60)}]"
+    )
 
 
 _REROUTING = re.compile(

@@ -82,7 +82,7 @@ class Wallet(BaseWallet[Hold]):
             def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
                 with self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
                     result = function(*args, **kwargs)
-                    note_cost(hold, result, cost)
+                    note_cost(hold, result, cost, call, lambda: self.prices)
                     return result
 
             return call_it

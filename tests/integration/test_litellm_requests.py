@@ -110,6 +110,12 @@ class TestTheModelThatAnswers:
         calls.call(model="azure/our-chat", base_model="gpt-4o", **azure)
         assert calls.spent() == cost("gpt-4o")
 
+    def test_may_be_dearer_than_its_base_model(self, face: Any, provider: Provider) -> None:
+        held = Prices.default().worst_case_micros(PRO, input_tokens=9, max_output_tokens=MAX_TOKENS)
+        with pytest.raises(CapExceeded):
+            face(cap=held - 1).call(**at(provider, model=f"openai/{PRO}", base_model=MINI))
+        assert provider.asked == []
+
     def test_of_an_alias_is_held_for(
         self, face: Any, provider: Provider, litellm: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -270,6 +276,64 @@ class TestAnOption:
         assert calls.spent() == Prices.default().worst_case_micros(
             "claude-opus-4-1", input_tokens=1_000, max_output_tokens=MAX_TOKENS, max_web_searches=5
         )
+
+
+class TestTheLook:
+    """At each request where it leaves, whatever LiteLLM is told of callbacks."""
+
+    @pytest.mark.parametrize(
+        "option", [{"no-log": True}, {"turn_off_message_logging": True}, {"litellm_disabled_callbacks": ["_Watch"]}]
+    )
+    def test_cannot_be_turned_off(self, face: Any, provider: Provider, option: Any) -> None:
+        with pytest.raises(CapExceeded):
+            face(cap=1_000).call(**at(provider, litellm_system_prompt=WORDS, **option))
+        assert provider.asked == []
+
+    def test_survives_a_reset_of_the_callbacks(
+        self, face: Any, provider: Provider, litellm: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = face(cap=1_000)
+        provider.answers = [answer(200, chat(MINI, usage=USAGE))]
+        calls.call(**at(provider))
+        monkeypatch.setattr(litellm, "input_callback", [])
+        with pytest.raises(CapExceeded):
+            calls.call(**at(provider, litellm_system_prompt=WORDS))
+        assert len(provider.asked) == 1
+
+    def test_that_fails_sends_nothing(self, face: Any, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("daycap.litellm_leaving.as_sent", fail)
+        calls = face()
+        with pytest.raises(InvalidInput, match="ZeroDivisionError"):
+            calls.call(**at(provider))
+        assert (provider.asked, calls.spent()) == ([], 0)
+
+    def test_stops_a_second_dearer_request(
+        self, face: Any, provider: Provider, litellm: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a loop of LiteLLM's own would send it; the first may have been billed."""
+        from daycap import litellm_leaving
+
+        look = litellm_leaving.as_sent
+        seen = []
+
+        def grown(asked: Any, details: Any) -> Any:
+            seen.append(asked)
+            (call,) = look(asked, details).calls
+            return asked._replace(calls=({**call, "max_output_tokens": MAX_TOKENS * len(seen)},))
+
+        class Again(litellm.integrations.custom_logger.CustomLogger):  # type: ignore[misc,name-defined]
+            def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
+                litellm_leaving._watch.log_pre_api_call(model, messages, kwargs)
+
+        monkeypatch.setattr(litellm_leaving, "as_sent", grown)
+        monkeypatch.setattr(litellm, "input_callback", [litellm_leaving._watch, Again()])
+        calls = face()
+        with pytest.raises(InvalidInput, match="second request"):
+            calls.call(**at(provider))
+        assert calls.spent() == Prices.default().worst_case_micros(MINI, input_tokens=9, max_output_tokens=MAX_TOKENS)
 
 
 class TestOtherBodies:

@@ -135,12 +135,20 @@ class TestTheModelThatAnswers:
         calls.post("/v1/chat/completions", CHAT)
         assert calls.spent() == most(provider)
 
-    @pytest.mark.parametrize("said", ["gpt-4o-mini-2099-01-01", "openai/gpt-4o-mini", "gpt-4o-mini"])
-    def test_may_name_its_version(self, face: Any, provider: Provider, said: str) -> None:
+    @pytest.mark.parametrize(
+        ("asked", "said"),
+        [
+            ("openai/gpt-4o-mini", "gpt-4o-mini-2099-01-01"),
+            ("openai/gpt-4o-mini", "openai/gpt-4o-mini"),
+            ("gpt-4o-mini", "openai/gpt-4o-mini"),
+            ("mistral/mistral-large-latest", "mistral-large-9912"),
+        ],
+    )
+    def test_may_name_its_version(self, face: Any, provider: Provider, asked: str, said: str) -> None:
         provider.answers = [answer(200, chat(said, usage=USAGE))]
         calls = face()
-        calls.post("/v1/chat/completions", {**CHAT, "model": "openai/gpt-4o-mini"})
-        assert calls.spent() == cost(MINI)
+        calls.post("/v1/chat/completions", {**CHAT, "model": asked})
+        assert calls.spent() == cost(asked)
 
     def test_is_azures_deployment_and_not_the_bodys(self, provider: Provider) -> None:
         held = Prices.default().worst_case_micros(PRO, input_tokens=170, max_output_tokens=100, provider="azure")
@@ -219,15 +227,17 @@ class TestARequest:
             {"fallbacks": [PRO]},
             {"route": "fallback"},
             {"background": True},
+            {"reasoning.mode": "pro"},
             {"extra_body": {"google": {}}},
             {"max_output_tokens": 5},
         ],
     )
     def test_with_a_field_of_unknown_cost_is_refused(self, face: Any, provider: Provider, field: Any) -> None:
         (name,) = field
+        sent = {"reasoning": {"mode": "pro"}} if name == "reasoning.mode" else field
         for count in ({}, {"count_tokens": len}):
             with pytest.raises(InvalidInput, match=name):
-                face(**count).post("/v1/chat/completions", {**CHAT, **field})
+                face(**count).post("/v1/chat/completions", {**CHAT, **sent})
         assert provider.asked == []
 
     def test_may_have_what_is_vouched_for(self, face: Any, provider: Provider) -> None:
@@ -273,6 +283,13 @@ class TestARequest:
         name = next(iter(next(iter(more.values()))))
         with pytest.raises(InvalidInput, match=name):
             face().post("/v1/chat/completions", CHAT, **more)
+        assert provider.asked == []
+
+    def test_in_disguise_is_held_for_or_refused(self, face: Any, provider: Provider) -> None:
+        with pytest.raises(InvalidInput, match="x-http-method-override"):
+            face(unmetered="pass").post("/cancel", CHAT, headers={"x-http-method-override": "PUT"})
+        with pytest.raises(CapExceeded):
+            face(cap=10, unmetered="pass").post("/V1/Chat/Completions/", CHAT)
         assert provider.asked == []
 
     @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/httpx_transport.py": (_CLIENTS, 0),
     "daycap/litellm.py": (_LITELLM, 0),
     "daycap/litellm_calls.py": (_LITELLM, 0),
+    "daycap/litellm_leaving.py": (_LITELLM, 0),
     "worker/settle.py": (["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"], 0),
     "worker/opening.py": (_OPENING, 1),
     "worker/housekeeping.py": (["tests/contract/test_housekeeping.py", "-k", "sqlite"], 0),

@@ -57,6 +57,44 @@ def test_a_call_by_its_model_is_charged_by_its_results_usage(wallet: Wallet, ans
     assert spent(wallet) == Prices.default().actual_micros("gpt-4o", USAGE)
 
 
+@pytest.mark.parametrize(
+    ("said", "charged"),
+    [
+        ({"model": "gpt-4o-mini-2024-07-18"}, {"model": "gpt-4o-mini"}),
+        ({"model_version": "gpt-4o-mini"}, {"model": "gpt-4o-mini"}),
+        ({"model": "gpt-4o-2024-11-20"}, {"model": "gpt-4o"}),
+        ({"service_tier": "priority"}, {"model": "gpt-4o", "service_tier": "priority"}),
+    ],
+)
+def test_the_model_that_answered_is_charged(wallet: Wallet, said: Any, charged: Any) -> None:
+    @wallet.metered("agent-7", **CALL)
+    def call() -> object:
+        return {"usage": USAGE, **said}
+
+    async def in_loop() -> int:
+        async with AsyncWallet.from_env(caps=CAPS, environ={}) as of_loop:
+
+            @of_loop.metered("agent-7", **CALL)
+            async def call() -> object:
+                return {"usage": USAGE, **said}
+
+            await call()
+            assert await of_loop.flush() == ()
+            return (await of_loop.spent("agent-7")).micros
+
+    call()
+    assert spent(wallet) == asyncio.run(in_loop()) == Prices.default().actual_micros(usage=USAGE, **charged)
+
+
+def test_another_model_without_a_price_is_charged_in_full(wallet: Wallet) -> None:
+    @wallet.metered("agent-7", **CALL)
+    def call() -> object:
+        return {"usage": USAGE, "model": "nobody's"}
+
+    assert call() == {"usage": USAGE, "model": "nobody's"}
+    assert spent(wallet) == Prices.default().worst_case_micros(**CALL)
+
+
 @pytest.mark.parametrize("form", ["object", "fields", "json"])
 def test_googles_answers_have_their_usage_by_another_name(wallet: Wallet, form: str) -> None:
     usage = GenerateContentResponseUsageMetadata(
