@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from daycap.bills import billed_micros
 from daycap.errors import UnknownModel
 from daycap.usage import AnyUsage, Call
 
@@ -33,10 +34,15 @@ def worst_case_of(prices: Prices, calls: Sequence[Call]) -> int:
 def cost_of(prices: Prices, calls: Sequence[Call], answer: Answer, names: Mapping[str, str] | None = None) -> int:
     """What a call cost, in micros, at the prices of the model that answered.
 
+    Where the provider tells in the usage what it billed, that is the cost, whatever it calls the model that answered.
     `names` maps a provider's names (deployments) to models. Where the answer names no model or no tier, the dearest
     of those that were asked for counts. Raises `UnknownModel` where another model answered that has no price, and
     what `Prices.actual_micros` raises.
     """
+    for call in calls:
+        seller = prices._find(call["model"], call.get("provider")).seller
+        if (bill := billed_micros(seller, answer.usage)) is not None:
+            return bill
     usage = _with_searches(answer.usage, max(call.get("max_web_searches", 0) for call in calls))
     tiers = {answer.service_tier}
     if answer.service_tier is None and _field(answer.usage, "speed") is None:

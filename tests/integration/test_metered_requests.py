@@ -150,6 +150,13 @@ class TestTheModelThatAnswers:
         calls.post("/v1/chat/completions", {**CHAT, "model": asked})
         assert calls.spent() == cost(asked)
 
+    @pytest.mark.parametrize("said", ["openai/gpt-4o-mini", "nobodys/own-name-20990101"])
+    def test_does_not_matter_to_a_bill(self, face: Any, provider: Provider, said: str) -> None:
+        provider.answers = [answer(200, chat(said, usage={**USAGE, "cost": 0.016062}))]
+        calls = face()
+        calls.post("/v1/chat/completions", {**CHAT, "model": "openrouter/openai/gpt-4o-mini"})
+        assert calls.spent() == 16_062
+
     def test_is_azures_deployment_and_not_the_bodys(self, provider: Provider) -> None:
         held = Prices.default().worst_case_micros(PRO, input_tokens=170, max_output_tokens=100, provider="azure")
         azure: Any = {"azure_endpoint": provider.url, "azure_deployment": PRO, "api_key": "k", "max_retries": 0}
