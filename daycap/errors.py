@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 
 def shown(value: object, length: int) -> str:
     """`value` for a message: its repr, at most `length` characters, whatever it is."""
@@ -17,6 +20,10 @@ class DaycapError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__class__.__doc__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class with `args`, as exceptions do: most of these are made of more than a message.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class Refused(DaycapError):
@@ -77,12 +84,19 @@ class NotYourAgent(AgentRefused):
 class CapExceeded(AgentRefused):
     """the estimate would pass the agent's cap of the day
 
-    All amounts are micros, as the counter knew them when it refused: `estimate_micros` asked for,
-    `cap_micros`, `spent_micros` settled (with what was drawn uncharged under a cap since raised),
-    `leased_micros` set aside by other runners,
-    `remaining_micros` what could still be reserved here. `day` is the UTC date that the cap is for and
-    `day_ends_in_s` the seconds until it ends.
+    `retry_after_s` decides what to do: seconds until another try may succeed. That is a second while calls under way
+    may still free enough, the rest of the day where too much is spent, and None where the estimate is more than the
+    cap of a whole day, so that waiting never helps.
+
+    Amounts are micros, at the moment of the refusal: `estimate_micros` asked for, `cap_micros`, and what the cap is
+    made of: `spent_micros` + `held_micros` + `waiting_micros` + `leased_micros` + `remaining_micros` == `cap_micros`.
+    Spent is settled (with what was drawn uncharged under a cap since raised), held is what live holds of this process
+    have, waiting is what its calls cost that have ended and are not settled, leased is set aside by other runners.
+    Remaining could still be reserved here; it is negative where the cap was lowered below the other four.
+    `day` is the UTC date that the cap is for and `day_ends_in_s` the seconds until it ends.
     """
+
+    retry_after_s: float | None
 
     def __init__(
         self,
@@ -91,6 +105,8 @@ class CapExceeded(AgentRefused):
         estimate_micros: int,
         cap_micros: int,
         spent_micros: int,
+        held_micros: int,
+        waiting_micros: int,
         leased_micros: int,
         remaining_micros: int,
         day: str,
@@ -99,20 +115,39 @@ class CapExceeded(AgentRefused):
         self.estimate_micros = estimate_micros
         self.cap_micros = cap_micros
         self.spent_micros = spent_micros
+        self.held_micros = held_micros
+        self.waiting_micros = waiting_micros
         self.leased_micros = leased_micros
         self.remaining_micros = remaining_micros
         self.day = day
         self.day_ends_in_s = day_ends_in_s
         from daycap.money import format_usd  # noqa: PLC0415  (it raises errors of this module)
 
-        minutes = round(day_ends_in_s / 60)
+        if estimate_micros > cap_micros:
+            self.retry_after_s = None
+            waiting_helps = "it is more than the whole day's cap, so waiting does not help"
+        elif spent_micros + waiting_micros + estimate_micros > cap_micros:
+            minutes = max(0, round(day_ends_in_s / 60))
+            self.retry_after_s = day_ends_in_s
+            waiting_helps = f"it cannot fit before the day ends in {minutes // 60} h {minutes % 60} min"
+        else:
+            self.retry_after_s = min(_RETRY_S, day_ends_in_s)
+            waiting_helps = "it may fit when calls under way end"
+        remaining = (
+            f"{format_usd(remaining_micros)} remaining"
+            if remaining_micros >= 0
+            else f"{format_usd(-remaining_micros)} more than the cap, which was lowered"
+        )
         super().__init__(
             agent,
             f"agent {agent}: {format_usd(estimate_micros)} would pass the cap of {format_usd(cap_micros)} for {day}: "
-            f"{format_usd(spent_micros)} spent, {format_usd(leased_micros)} leased by others, "
-            f"{format_usd(remaining_micros)} remaining; "
-            f"the day ends in {minutes // 60} h {minutes % 60} min",
+            f"{format_usd(spent_micros)} spent, {format_usd(held_micros)} held here, "
+            f"{format_usd(waiting_micros)} waiting to be settled, {format_usd(leased_micros)} leased by other runners, "
+            f"{remaining}; {waiting_helps}",
         )
+
+
+_RETRY_S = 1.0
 
 
 class Unavailable(DaycapError):

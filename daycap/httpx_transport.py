@@ -233,13 +233,30 @@ def _errors_of_the_clients_own() -> Iterator[None]:
     try:
         yield
     except DaycapError as error:
-        roots = tuple(getattr(sys.modules[name], root) for name, root in _CLIENTS_OWN.items() if name in sys.modules)
-        if missing := tuple(root for root in roots if not isinstance(error, root)):
-            error.__class__ = _error_type((type(error), *missing))
+        error.__class__ = _with_roots(type(error))
         raise
+
+
+def _with_roots(kind: Any) -> Any:
+    """The errors of `kind` that are of the root of each client library besides, as far as they are imported here."""
+    roots = tuple(getattr(sys.modules[name], root) for name, root in _CLIENTS_OWN.items() if name in sys.modules)
+    missing = tuple(root for root in roots if not issubclass(kind, root))
+    return _error_type((kind, *missing)) if missing else kind
 
 
 @cache
 def _error_type(bases: tuple[type[Exception], ...]) -> Any:
-    named = {name: getattr(bases[0], name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(bases[0].__name__, bases, named)
+    kind = bases[0]
+    named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    kind = getattr(kind, "_daycap_kind", kind)
+    return type(kind.__name__, bases, {**named, "_daycap_kind": kind, "__reduce__": _reduced})
+
+
+def _reduced(error: Any) -> tuple[Any, ...]:
+    """For pickle and copy: the classes made here have no name that another process knows."""
+    return _rebuilt, (error._daycap_kind, error.args), error.__dict__
+
+
+def _rebuilt(kind: Any, args: tuple[Any, ...]) -> Any:
+    kind = _with_roots(kind)
+    return kind.__new__(kind, *args)

@@ -41,12 +41,16 @@ class Lease(_Touched):
     boot clock: past it there is no new hold. `unsettled` keeps each event until the counter says that the ledger has
     it; `progress_ns`: when it last said so of some, or the first of them came. `owed_ns`: when something happened that
     may leave money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants
-    back what is free. `unsure`: the counter may have other totals than these, until it has answered to them.
+    back what is free. `ended`: what the events drew that are known to be settled and not kept here; `drawn`: what the
+    counter says that the ledger has drawn. `unsure`: the counter may have other totals than these, until it has
+    answered to them.
     """
 
     __slots__ = (
         "cap",
+        "drawn",
         "earmarked",
+        "ended",
         "granted",
         "leased",
         "owed_ns",
@@ -73,6 +77,7 @@ class Lease(_Touched):
         self.used = 0
         self.window_ns = now_ns
         self.rate = 0.0
+        self.drawn = self.ended = 0
         self.cap = self.spent = self.leased = self.ttl_ms = 0
         self.owed_ns = 0
         self.recalled = self.foreign = self.unsure = False
@@ -81,6 +86,17 @@ class Lease(_Touched):
     def live_holds(self) -> int:
         """How many holds have not ended."""
         return self.last_hold - self.events - self.released
+
+    @property
+    def held(self) -> int:
+        """What live holds have."""
+        drawn = self.ended + sum(event.drawn_micros for event in self.unsettled)
+        return self.granted - self.returned - self.free - self.earmarked - drawn
+
+    @property
+    def aside(self) -> int:
+        """What the counter has set aside for this lease, by its last answer."""
+        return max(0, self.granted - self.returned - self.drawn)
 
     @property
     def owes(self) -> bool:

@@ -254,17 +254,7 @@ class LeaseBook(Generic[H]):
                     "the time to put its leases back; try again in a minute"
                 )
             if reply.answer is Answer.REFUSED:
-                own = max(0, reply.granted_micros - lease.returned - reply.drawn_micros)
-                raise CapExceeded(
-                    lease.agent,
-                    estimate_micros=estimate,
-                    cap_micros=reply.cap_micros,
-                    spent_micros=reply.spent_micros,
-                    leased_micros=max(0, reply.leased_micros - own),
-                    remaining_micros=lease.free + max(0, reply.cap_micros - reply.spent_micros - reply.leased_micros),
-                    day=lease.day,
-                    day_ends_in_s=(day_start_ms(lease.day) + DAY_MS - reply.now_ms) / 1000,
-                )
+                raise self._refusal(lease, reply, estimate)
         return None
 
     def close(self) -> None:
@@ -354,6 +344,7 @@ class LeaseBook(Generic[H]):
             ask = paused or retired or self._closed or reply.spent_micros + reply.leased_micros > reply.cap_micros
             lease.deadline_ns = 0 if ask else max(lease.deadline_ns, deadline_ns)
             lease.recalled = reply.recall
+            lease.drawn = max(lease.drawn, reply.drawn_micros)
             self._drop_settled(lease, reply, now_ns)
             outstanding = reply.granted_micros - pending.request.returned_micros - reply.drawn_micros
             if pending.sent_ns >= lease.owed_ns:
@@ -498,6 +489,25 @@ class LeaseBook(Generic[H]):
                 total += other.returned
         return total
 
+    def _refusal(self, lease: Lease, reply: SyncReply, estimate: int) -> CapExceeded:
+        """Why the counter refused; its amounts add up to the cap."""
+        own = [lease, *(other for other in self._replaced.get(lease.agent, ()) if other.day == lease.day)]
+        aside = min(reply.leased_micros, sum(each.aside for each in own))
+        free = min(aside, lease.free)
+        held = min(aside - free, sum(each.held for each in own))
+        return CapExceeded(
+            lease.agent,
+            estimate_micros=estimate,
+            cap_micros=reply.cap_micros,
+            spent_micros=reply.spent_micros,
+            held_micros=held,
+            waiting_micros=aside - free - held,
+            leased_micros=reply.leased_micros - aside,
+            remaining_micros=reply.cap_micros - reply.spent_micros - reply.leased_micros + free,
+            day=lease.day,
+            day_ends_in_s=(day_start_ms(lease.day) + DAY_MS - reply.now_ms) / 1000,
+        )
+
     def _replace(self, lease: Lease) -> None:
         """Retire the lease in the middle of its day: the next question takes another one."""
         self._retire(lease)
@@ -527,6 +537,7 @@ class LeaseBook(Generic[H]):
         settled, lease.unsettled = lease.unsettled[:many], lease.unsettled[many:] or ()
         lease.progress_ns = now_ns if lease.unsettled else 0
         lease.resends = 0
+        lease.ended += sum(event.drawn_micros for event in settled)
         for event in settled:
             self._settled(event)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import ceil
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
-from daycap import AsyncWallet, BudgetUnavailable, Refused, usd
+from daycap import AsyncWallet, BudgetUnavailable, CapExceeded, Refused, usd
 
 CAPS = {"agent-7": usd("0.10")}
 
@@ -31,8 +32,10 @@ app = FastAPI(lifespan=wallet_of_the_process)
 
 @app.exception_handler(Refused)
 async def refused(_: Request, error: Refused) -> JSONResponse:
-    """The cap is reached, or the agent is paused or unknown: asking again today is of no use."""
-    return JSONResponse({"detail": str(error)}, status_code=402)
+    """The cap is reached, or the agent is paused or unknown. Where asking again may help, it says when."""
+    retry_after_s = error.retry_after_s if isinstance(error, CapExceeded) else None
+    headers = {} if retry_after_s is None else {"Retry-After": str(ceil(retry_after_s))}
+    return JSONResponse({"detail": str(error)}, status_code=402, headers=headers)
 
 
 @app.exception_handler(BudgetUnavailable)

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daycap import AsyncWallet, Wallet
+from daycap import AsyncWallet, CapExceeded, Wallet
 from daycap.clock import day_of
 from daycap.lease import BaseHold
 from daycap.setups import Parts
@@ -22,6 +22,7 @@ from daycap.wire import FinalizeEvent
 from tests.properties.faults import FaultyCounter, FaultyPublisher, OfLoop, Queue
 from tests.properties.promises import Truth
 from tests.properties.world import AGENT, SETTINGS, World
+from tests.refused import adds_up
 from worker import accounts, housekeeping, opening, settle
 from worker.retention import open_days
 from worker.schema import agent_accounts
@@ -236,6 +237,9 @@ class Deployment:
         self.truth.known_seq.clear()
         self.late.clear()  # What was on its way was on connections to the server that was.
         self.publisher.close()
+
+    def check_sum(self, refused: CapExceeded) -> None:
+        assert adds_up(refused), refused
 
     def check_refusal(self, estimate: int) -> None:
         """P6, for a lone wallet without faults."""

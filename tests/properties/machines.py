@@ -44,7 +44,8 @@ class LoneWallet(RuleBasedStateMachine):
         call = None
         try:
             call = self.deployment.reserve(runner, estimate)
-        except CapExceeded:
+        except CapExceeded as refused:
+            self.deployment.check_sum(refused)
             if self.wallets == 1:
                 self.deployment.check_refusal(estimate)
         except (AgentPaused, BudgetUnavailable):

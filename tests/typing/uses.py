@@ -117,6 +117,7 @@ def errors(wallet: Wallet) -> str:
         assert_type(refused.agent, str)
         assert_type(refused.remaining_micros, int)
         assert_type(refused.day_ends_in_s, float)
+        assert_type(refused.retry_after_s, float | None)
         return refused.day
     except (InvalidAmount, Refused, Unavailable, DaycapError) as error:
         return str(error)
