@@ -13,19 +13,19 @@ from daycap.urls import celery_broker
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
 
 try:
-    _settings = Settings.from_env()
-    if not _settings.broker_url:
+    settings = Settings.from_env()
+    if not settings.broker_url:
         raise InvalidSetting("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+    _broker = celery_broker(settings.broker_url)
 except InvalidSetting as error:
     raise SystemExit(f"daycap: {error}") from None  # What Celery makes of any other exception is a page of traceback.
-_lease_life_s = _settings.lease_ttl_seconds + _settings.grace_seconds
-_on_redis = _settings.broker_url.startswith(("redis://", "rediss://"))
+_lease_life_s = settings.lease_ttl_seconds + settings.grace_seconds
+_on_redis = settings.broker_url.startswith(("redis://", "rediss://"))
 
 # --- the broker ---------------------------------------------------------------------------------------------
 
 _broker_timeout_s = 3
 
-_broker = celery_broker(_settings.broker_url)
 broker_url = _broker["broker_url"]
 broker_use_ssl = _broker.get("broker_use_ssl", False)
 broker_connection_retry_on_startup = True  # A worker that starts before its broker waits for it ...

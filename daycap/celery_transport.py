@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import ChannelError
 
+from daycap.broker_refusals import refusal
 from daycap.publisher import Transport
 from daycap.urls import celery_broker
 from daycap.wire import (
@@ -29,15 +30,22 @@ class CeleryTransport(Transport):
 
     def __init__(self, url: str) -> None:
         self._counter_ms: Callable[[], int | None] = lambda: None
-        self._app = Celery("daycap-runner", set_as_current=False)
-        self._app.conf.update(
-            celery_broker(url),
-            task_serializer="json",
-            accept_content=["json"],
-            task_ignore_result=True,
-            task_send_sent_event=True,
-            broker_transport_options=_transport_options(url),
-            broker_heartbeat=0,  # Nobody here would answer one: a connection lost is found at the next send.
+        broker = celery_broker(url)
+        self._url = broker["broker_url"]
+        # Loader, settings and broker are named here: else Celery takes what CELERY_LOADER, CELERY_CONFIG_MODULE and
+        # CELERY_BROKER_URL say, which are the host program's.
+        self._app = Celery("daycap-runner", set_as_current=False, loader="celery.loaders.app:AppLoader")
+        self._app.config_from_object(
+            {
+                **broker,
+                "broker_transport": _transport(self._url),
+                "task_serializer": "json",
+                "accept_content": ["json"],
+                "task_ignore_result": True,
+                "task_send_sent_event": True,
+                "broker_transport_options": _transport_options(url),
+                "broker_heartbeat": 0,  # Nobody here would answer one: a connection lost is found at the next send.
+            }
         )
         self._producer: Any = None
 
@@ -52,8 +60,20 @@ class CeleryTransport(Transport):
     def open_day(self, agent: str, day: str) -> None:
         self._send_task(OPEN_DAY_TASK, OPEN_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
 
+    def connect(self) -> None:
+        if self._producer is None:
+            self._producer = self._app.amqp.Producer(self._app.connection_for_write(self._url))
+        try:
+            _ = self._producer.channel  # It connects, and says who it is.
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def refusal(self, error: Exception) -> str | None:
+        return refusal(error)
+
     def backlog(self) -> int:
-        return waiting_messages(self._app)
+        return waiting_messages(self._app, self._url)
 
     def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
         self._counter_ms = counter_ms
@@ -66,8 +86,7 @@ class CeleryTransport(Transport):
         self._app.close()
 
     def _send_task(self, name: str, queue: str, kwargs: dict[str, Any], shown: str) -> None:
-        if self._producer is None:
-            self._producer = self._app.amqp.Producer(self._app.connection_for_write())
+        self.connect()
         try:
             self._app.send_task(
                 name,
@@ -75,6 +94,7 @@ class CeleryTransport(Transport):
                 queue=queue,
                 producer=self._producer,
                 retry=False,
+                ignore_result=True,  # Else CELERY_RESULT_BACKEND, the host program's, is asked for.
                 argsrepr="()",
                 kwargsrepr=shown,
                 headers={SENT_HEADER: self._counter_ms() or 0},
@@ -91,23 +111,27 @@ class CeleryTransport(Transport):
                 producer.connection.release()
 
 
-def waiting_messages(app: Celery) -> int:
+def waiting_messages(app: Celery, url: str | None = None) -> int:
     """How many messages wait in the finalize queue of `app`'s broker, those that a worker holds not counted."""
-    with app.connection_for_read() as connection:
+    with app.connection_for_read(url) as connection:
         try:
             return int(connection.default_channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
         except ChannelError:
             return 0  # Not there: on Redis a queue is gone when its last message is.
 
 
+def _transport(url: str) -> str:
+    """kombu's name for it. With amqp it would take librabbitmq, where the host program has that installed."""
+    scheme = url.partition("://")[0]
+    return "pyamqp" if scheme == "amqp" else scheme
+
+
 def _transport_options(url: str) -> dict[str, Any]:
-    if url.startswith(("redis://", "rediss://", "sentinel://")):
+    if url.startswith(("redis://", "rediss://")):
         return {
             "socket_timeout": _TIMEOUT_S,
             "socket_connect_timeout": _TIMEOUT_S,
             "socket_keepalive": True,
             "max_retries": 0,  # The publisher tries again, and knows when.
         }
-    if url.startswith(("amqp://", "amqps://", "pyamqp://")):
-        return {"confirm_publish": True, "read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S, "max_retries": 0}
-    return {}
+    return {"confirm_publish": True, "read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S, "max_retries": 0}

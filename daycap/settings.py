@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +14,16 @@ from daycap.counter import LeaseTerms
 from daycap.errors import InvalidInput, InvalidSetting
 from daycap.identity import identity_anchor
 from daycap.urls import check_url
+
+logger = logging.getLogger("daycap")
+
+_OF_THE_PROCFILE = ("DAYCAP_LOG_LEVEL",)
+"""Settings that a shell reads."""
+
+_KUBERNETES_NAME = re.compile(
+    r"DAYCAP_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
+)
+_KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +68,13 @@ class Settings:
     """How long before midnight the next day is opened for every active agent."""
     metrics_port: int = 0
     """Where a worker serves its Prometheus metrics; 0: nowhere."""
+    flower_address: str = "127.0.0.1"
+    """The address that Flower listens on."""
+    flower_port: int = 5555
+    """The port that Flower listens on."""
 
     def __post_init__(self) -> None:
+        self._check_servers()
         if self.identity_anchor:
             try:
                 identity_anchor(self.identity_anchor)
@@ -81,6 +99,14 @@ class Settings:
                 f"{self.close_after_days}, {self.retention_days}, {self.books_days}"
             )
 
+    def _check_servers(self) -> None:
+        for name in ("redis_url", "broker_url", "ledger_url"):
+            if url := getattr(self, name):
+                check_url(f"DAYCAP_{name.upper()}", url)
+        for name in ("metrics_port", "flower_port"):
+            if getattr(self, name) > 65_535:
+                raise InvalidSetting(f"DAYCAP_{name.upper()} must be a port, 0 to 65535")
+
     @property
     def guard_ms(self) -> int:
         """How much earlier than the counter a runner takes its lease for dead: four exchanges that time out."""
@@ -97,21 +123,48 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read `DAYCAP_...`. Raises `InvalidSetting` naming the variable and what it may be."""
+        """Read `DAYCAP_...`. Raises `InvalidSetting` naming the variable and what it may be.
+
+        Every process checks every variable, also those that only others read: a deployment has one environment, and
+        its first process tells what is wrong with it. A name that does not exist is refused, because what a misspelt
+        one was meant to set would silently keep its default.
+        """
         environ = os.environ if environ is None else environ
-        values: dict[str, Any] = {}
-        for each in fields(cls):
-            variable = f"DAYCAP_{each.name.upper()}"
-            text = environ.get(variable, "").strip()
-            if text:
-                values[each.name] = _PARSERS[str(each.type)](variable, text)
-        return cls(**values)
+        ours = {
+            name: value.strip()
+            for name, value in environ.items()
+            if name.startswith("DAYCAP_") and not _is_of_kubernetes(name, value)
+        }
+        parsers = {f"DAYCAP_{each.name.upper()}": _PARSERS[str(each.type)] for each in fields(cls)}
+        _refuse_unknown(ours.keys() - parsers.keys(), [*parsers, *_OF_THE_PROCFILE])
+        return cls(
+            **{
+                name.removeprefix("DAYCAP_").lower(): parsers[name](name, text)
+                for name, text in ours.items()
+                if text and name in parsers
+            }
+        )
 
 
-def _text(variable: str, text: str) -> str:
-    if variable == "DAYCAP_REDIS_URL" and not text.startswith(("redis://", "rediss://", "unix://")):
-        raise InvalidSetting(f"{variable} must start with redis://, rediss:// or unix://")
-    return check_url(variable, text) if variable.endswith("_URL") else text
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes sets it, in every pod, for a service whose name begins with `daycap`.
+
+    Of a service `daycap-metrics` it makes DAYCAP_METRICS_PORT=tcp://10.0.0.7:9100.
+    """
+    found = _KUBERNETES_NAME.fullmatch(name) or (name.endswith("_PORT") and _KUBERNETES_PORT.fullmatch(value.strip()))
+    if found:
+        logger.debug("ignoring %s: Kubernetes sets it for a service", name)
+    return bool(found)
+
+
+def _refuse_unknown(names: set[str], known: list[str]) -> None:
+    for name in sorted(names.difference(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        raise InvalidSetting(f"there is no setting {name:.60}; did you mean {near[0]}?")
+
+
+def _text(_: str, text: str) -> str:
+    return text
 
 
 def _number(variable: str, text: str) -> float:

@@ -1,55 +1,110 @@
-"""The URLs of counter, broker and ledger: one form of TLS options for all, verified unless a URL says otherwise.
+"""The URLs of counter, broker and ledger: where a server is and who asks. Nothing else: times are daycap's own.
 
 `rediss://` and `amqps://` take `?ssl_ca_certs=FILE` (else the system's authorities), `ssl_certfile=` and
 `ssl_keyfile=` for a certificate of one's own, `ssl_check_hostname=false`, and `ssl_cert_reqs=none`, which trusts
-anyone. kombu alone would verify nothing, and reads other options for AMQP than for Redis.
+anyone. kombu alone would verify nothing, and reads other options for AMQP than for Redis. Redis also takes `?db=`,
+`username=` and `password=`. redis-py and kombu would let any other option override what daycap sets.
 """
 
 from __future__ import annotations
 
+import re
 import ssl
+from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import get_transport_cls
 
 from daycap.errors import InvalidSetting
 
+_SCHEMES = {
+    "DAYCAP_REDIS_URL": ("redis", "rediss", "unix"),
+    "DAYCAP_BROKER_URL": ("redis", "rediss", "amqp", "amqps", "pyamqp"),
+}
 _CERT_REQS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _BOOLS = {"true": True, "false": False}
 _REDIS, _AMQP = "rediss", "amqps"
+_REDIS_OPTIONS = ("db", "username", "password")
+_HOST = re.compile(r"[\w.:%-]*")
 
 
 def check_url(variable: str, url: str) -> str:
-    """`url`, if it can be read. Raises `InvalidSetting`, without any of it: it may carry a password."""
+    """`url`, if daycap can use it. Raises `InvalidSetting`, without any value of it: it may carry a password."""
     try:
         parts = urlsplit(url)
-        _ = parts.port
-        _tls(parts)
+        port = parts.port
+        if variable == "DAYCAP_BROKER_URL" and ";" in url:
+            raise InvalidSetting("name one broker: several in one URL are not supported (in a password ; is %3B)")
+        if not parts.scheme or "://" not in url:
+            raise InvalidSetting("it is not a URL: it has no ://")
+        if variable in _SCHEMES:
+            _check_server(parts, _SCHEMES[variable])
+            if port == 0:
+                raise InvalidSetting("there is no port 0")
+            _tls(parts)
     except InvalidSetting as error:
         raise InvalidSetting(f"{variable}: {error}") from None
     except ValueError:
         raise InvalidSetting(
-            f"{variable} is not a URL that can be read; in a password / ? # @ : [ ] are written as %2F %3F %23 %40 ..."
+            f"{variable} is not a URL that can be read: a port is a number up to 65535, "
+            "and in a password / ? # @ : [ ] are written as %2F %3F %23 %40 ..."
         ) from None
-    if not parts.scheme or "://" not in url:
-        raise InvalidSetting(f"{variable} is not a URL: it has no ://")
-    if variable == "DAYCAP_BROKER_URL" and parts.scheme not in TRANSPORT_ALIASES:
-        raise InvalidSetting(
-            f"{variable}: there is no broker of the kind {parts.scheme}://; redis:// and amqp:// are two"
-        )
     return url
 
 
+def _check_server(parts: SplitResult, schemes: tuple[str, ...]) -> None:
+    """Raises `InvalidSetting` for what a client library would ignore, or read in another way than it is meant."""
+    if parts.scheme not in schemes:
+        known = ", ".join(f"{scheme}://" for scheme in schemes if scheme != "pyamqp")
+        raise InvalidSetting(f"{parts.scheme:.20}:// is not supported; use one of {known}")
+    if "," in (parts.hostname or ""):
+        raise InvalidSetting("name one server: several in one URL are not supported")
+    if not _HOST.fullmatch(parts.hostname or "") or parts.fragment:
+        raise InvalidSetting("its host cannot be read; in a password # and blanks are written as %23 and %20")
+    if parts.scheme == "unix":
+        if parts.hostname or not parts.path:
+            raise InvalidSetting("a socket is named with its whole path: unix:///run/redis.sock?db=0")
+    elif "redis" in parts.scheme and not re.fullmatch(r"/?\d*", parts.path):
+        raise InvalidSetting("a database of Redis is a number: redis://host:6379/0")
+    _check_options(parts)
+
+
+def _check_options(parts: SplitResult) -> None:
+    of_redis = not parts.scheme.endswith(("amqp", "amqps"))
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name in given:
+        if name.startswith("ssl_") or (of_redis and name in _REDIS_OPTIONS):
+            continue
+        shown = name if re.fullmatch(r"[a-z_]{1,40}", name) else ""
+        raise InvalidSetting(
+            f"unknown option {shown}: a URL takes ssl_ options"
+            + (f", {', '.join(_REDIS_OPTIONS)}" if of_redis else "")
+            + "; timeouts and all else are daycap's own"
+        )
+    twice = {"username": parts.username, "password": parts.password, "db": parts.scheme != "unix" and parts.path[1:]}
+    for name in given:
+        if twice.get(name):
+            raise InvalidSetting(f"{name} is given twice, in front of the ? and after it")
+    if "db" in given and not re.fullmatch(r"\d{1,9}", given["db"]):
+        raise InvalidSetting("db is a number")
+
+
 def celery_broker(url: str) -> dict[str, Any]:
-    """Celery's settings for the broker at `url`. Raises `InvalidSetting`."""
+    """Celery's settings for the broker at `url`. Raises `InvalidSetting`, also where its client is not installed."""
     parts = urlsplit(url)
+    try:
+        get_transport_cls(parts.scheme)
+    except ImportError as error:
+        raise InvalidSetting(
+            f"DAYCAP_BROKER_URL: {parts.scheme}:// cannot be used, a module is missing: {error}; "
+            "install daycap with everything that it depends on"
+        ) from error
     options = _tls(parts)
+    plain = _without_options(parts)
     if options is None:
-        return {"broker_url": url}
-    others = [(name, value) for name, value in parse_qsl(parts.query) if not name.startswith("ssl_")]
-    plain = urlunsplit(parts._replace(query=urlencode(others)))
+        return {"broker_url": plain}
     if parts.scheme == _REDIS:
         return {"broker_url": plain, "broker_use_ssl": options}
     check_hostname = options.pop("ssl_check_hostname")
@@ -59,11 +114,22 @@ def celery_broker(url: str) -> dict[str, Any]:
     return {"broker_url": plain, "broker_use_ssl": options}
 
 
+def _without_options(parts: SplitResult) -> str:
+    """The URL with user, password and database in front of the `?`: kombu would ignore them behind it."""
+    given = dict(parse_qsl(parts.query))
+    netloc, path = parts.netloc, f"/{given['db']}" if "db" in given else parts.path
+    if "username" in given or "password" in given:
+        user = quote(given["username"], safe="") if "username" in given else parts.username or ""
+        password = quote(given["password"], safe="") if "password" in given else parts.password or ""
+        netloc = f"{user}:{password}@{netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=netloc, path=path, query=""))
+
+
 def _tls(parts: SplitResult) -> dict[str, Any] | None:
     """The TLS options of a URL under redis-py's names; None if its scheme is not one with TLS of ours."""
     asked = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
     if parts.scheme not in (_REDIS, _AMQP):
-        if asked and parts.scheme in ("redis", "amqp", "pyamqp"):
+        if asked:
             raise InvalidSetting(f"{', '.join(asked)} is for rediss:// and amqps://; {parts.scheme}:// has no TLS")
         return None
     if unknown := asked.keys() - {*_FILES, "ssl_cert_reqs", "ssl_check_hostname"}:
@@ -74,6 +140,8 @@ def _tls(parts: SplitResult) -> dict[str, Any] | None:
     if check_hostname not in _BOOLS:
         raise InvalidSetting("ssl_check_hostname is true or false")
     options: dict[str, Any] = {name: asked[name] for name in _FILES if name in asked}
+    if missing := [name for name, file in options.items() if not Path(file).is_file()]:
+        raise InvalidSetting(f"{missing[0]} names no file that is here")
     options["ssl_cert_reqs"] = _CERT_REQS[cert_reqs]
     options["ssl_check_hostname"] = _BOOLS[check_hostname] and cert_reqs != "none"
     return options

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from celery import Celery
 from celery.signals import celeryd_init, worker_ready
 
+import celeryconfig
 from daycap.errors import DaycapError
-from worker import metrics
+from worker import environment, metrics
 from worker.deployment import deployment
 from worker.ledger import passes, unavailable
 
 logger = logging.getLogger("daycap.worker")
 
+environment.refuse_options()
+environment.make_own(os.environ, celeryconfig.settings)
 app = Celery("daycap", amqp="worker.broker:Messaging")
-app.config_from_object("celeryconfig")
+app.config_from_object(celeryconfig)
 
 
 @celeryd_init.connect

@@ -72,7 +72,7 @@ async def something_else(info: bytes, answer: bytes) -> AsyncIterator[dict[str, 
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
     async with server:
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-        yield {"DAYCAP_REDIS_URL": url, "DAYCAP_BROKER_URL": "memory://"}
+        yield {"DAYCAP_REDIS_URL": url, "DAYCAP_BROKER_URL": "redis://127.0.0.1:1/0"}
 
 
 async def read_word(reader: asyncio.StreamReader) -> bytes:

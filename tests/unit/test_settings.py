@@ -26,3 +26,49 @@ def test_all_may_be_kept_equally_long() -> None:
     names = ("DAYCAP_CLOSE_AFTER_DAYS", "DAYCAP_RETENTION_DAYS", "DAYCAP_BOOKS_DAYS")
     settings = Settings.from_env(dict.fromkeys(names, "3"))
     assert (settings.close_after_days, settings.retention_days, settings.books_days) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("DAYCAP_SLICE_SECOND", "DAYCAP_SLICE_SECONDS"),
+        ("DAYCAP_BROKER", "DAYCAP_BROKER_URL"),
+        ("DAYCAP_REDIS_TIMEOUT", "DAYCAP_REDIS_TIMEOUT_SECONDS"),
+        ("DAYCAP_METRIC_PORT", "DAYCAP_METRICS_PORT"),
+        ("DAYCAP_FLOWER_PROT", "DAYCAP_FLOWER_PORT"),
+        ("DAYCAP_LOGLEVEL", "DAYCAP_LOG_LEVEL"),
+    ],
+)
+@pytest.mark.parametrize("value", ["9100", ""])
+def test_misspelt_names_are_refused(misspelt: str, meant: str, value: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"no setting {misspelt}; did you mean {meant}"):
+        Settings.from_env({misspelt: value})
+
+
+@pytest.mark.parametrize("service", ["", "METRICS_", "FLOWER_", "REDIS_", "BROKER_URL_", "LOG_LEVEL_"])
+def test_kubernetes_own_variables_are_ignored(service: str) -> None:
+    environ = {
+        "DAYCAP_{}SERVICE_HOST": "10.0.0.7",
+        "DAYCAP_{}SERVICE_PORT": "9100",
+        "DAYCAP_{}SERVICE_PORT_HTTP_METRICS": "9100",
+        "DAYCAP_{}PORT": "tcp://10.0.0.7:9100",
+        "DAYCAP_{}PORT_9100_TCP": "tcp://10.0.0.7:9100",
+        "DAYCAP_{}PORT_9100_TCP_PROTO": "tcp",
+        "DAYCAP_{}PORT_9100_TCP_PORT": "9100",
+        "DAYCAP_{}PORT_9100_TCP_ADDR": "10.0.0.7",
+        "DAYCAP_{}PORT_53_UDP": "udp://[fd00::7]:53",
+    }
+    named = {name.format(service): value for name, value in environ.items()}
+    assert Settings.from_env(named) == Settings()
+
+
+def test_ports_can_be_set() -> None:
+    settings = Settings.from_env({"DAYCAP_METRICS_PORT": "9100", "DAYCAP_FLOWER_PORT": "65535"})
+    assert (settings.metrics_port, settings.flower_port) == (9100, 65535)
+
+
+@pytest.mark.parametrize("value", ["65536", "-1", "http", "http://10.0.0.7:9100", "tcp://10.0.0.7"])
+def test_what_is_no_port_is_refused(value: str) -> None:
+    for name in ("DAYCAP_METRICS_PORT", "DAYCAP_FLOWER_PORT"):
+        with pytest.raises(InvalidSetting, match=name):
+            Settings.from_env({name: value})
