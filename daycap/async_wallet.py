@@ -129,6 +129,8 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     async def _ask(self, agent: str, estimate: int) -> AsyncHold:
         """Drive a top-up: of one loop's tasks one at a time for each agent."""
         start_s = self._begin_to_ask(agent)
+        if not self._publisher.tried.is_set():
+            await asyncio.to_thread(self._publisher.try_broker, self._settings.redis_timeout_seconds)
         locks = self._topping_up.get()
         lock = locks.setdefault(agent, asyncio.Lock())
         try:

@@ -68,7 +68,11 @@ class BaseWallet(Generic[H]):
         self._settings = settings or Settings()
         self._counter, transport, self._reader, self._outbox = parts
         self._binding = Binding(self._settings.identity_anchor, self._reader)
-        self._publisher = Publisher(transport, self._outbox.prepare if self._outbox is not None else lambda: None)
+        self._publisher = Publisher(
+            transport,
+            self._outbox.prepare if self._outbox is not None else lambda: None,
+            self._tell_refused,
+        )
         self._book: LeaseBook[H] = LeaseBook(
             _emitter(self._publisher, self._outbox),
             self._outbox.settled if self._outbox is not None else lambda _: None,
@@ -84,6 +88,10 @@ class BaseWallet(Generic[H]):
         process.watch(self)
         if process.without_threads() is None:
             self._keeper.follow_adopted()
+
+    def _tell_refused(self, refused: bool) -> None:
+        """What the broker would refuse for ever must hold no money: nobody reserves, and what is free goes back."""
+        self._book.ask_always(refused)
 
     def _begin(self) -> None:
         self._no_answer: tuple[float, CounterUnavailable] | None = None
@@ -206,6 +214,8 @@ class BaseWallet(Generic[H]):
     def _must_be_open(self) -> None:
         if self._closed:
             raise BudgetUnavailable("this wallet is closed")
+        if (why := self._publisher.refused) is not None:
+            raise BudgetUnavailable(why)
 
     @contextmanager
     def _asking(self, agent: str, locks: dict[str, Any]) -> Iterator[None]:

@@ -85,7 +85,7 @@ class LeaseBook(Generic[H]):
         self._replaced: dict[str, list[Lease]] = {}
         """Those of them whose day is not over: what they have free counts against the agent."""
         self._clock_offset_ms: int | None = None
-        self._closed = False
+        self._closed = self._asks_always = False
         self._deadline_ns = 0
         self.ttl_ms = 0
         """The shortest ttl of a lease in use, as far as the counter has told; 0 for none."""
@@ -264,6 +264,13 @@ class LeaseBook(Generic[H]):
             for lease in self._all():
                 lease.deadline_ns = 0
 
+    def ask_always(self, always: bool) -> None:
+        """Make no hold from memory as long as `always`: no event could be sent, and who asks is told why."""
+        with self._lock:
+            self._asks_always = always
+            for lease in self._all() if always else ():
+                lease.deadline_ns = 0
+
     def forget(self) -> None:
         """In a forked child: the leases and the holds are the parent's."""
         for lease in self._all():
@@ -341,7 +348,8 @@ class LeaseBook(Generic[H]):
             # money that a finalize frees later.
             paused = reply.answer is Answer.PAUSED
             retired = self._current.get(lease.agent) is not lease
-            ask = paused or retired or self._closed or reply.spent_micros + reply.leased_micros > reply.cap_micros
+            told = paused or retired or self._closed or self._asks_always
+            ask = told or reply.spent_micros + reply.leased_micros > reply.cap_micros
             lease.deadline_ns = 0 if ask else max(lease.deadline_ns, deadline_ns)
             lease.recalled = reply.recall
             lease.drawn = max(lease.drawn, reply.drawn_micros)

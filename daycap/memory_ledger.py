@@ -58,6 +58,13 @@ class MemoryLedger(Transport):
                 [self._snapshot(agent, day)], self._terms, first_until_ms=self._counter.now_ms() + 1000
             )
 
+    def connect(self) -> None:
+        if self._onward is not None:
+            self._onward.connect()
+
+    def refusal(self, error: Exception) -> str | None:
+        return self._onward.refusal(error) if self._onward is not None else None
+
     def backlog(self) -> int:
         return 0
 

@@ -18,6 +18,8 @@ from daycap.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
 logger = logging.getLogger("daycap")
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
+_LONGEST_REFUSED_S = 10.0
+"""The backoff from a broker that refuses: somebody may have repaired the password."""
 
 
 class Transport(ABC):
@@ -30,6 +32,13 @@ class Transport(ABC):
     @abstractmethod
     def open_day(self, agent: str, day: str) -> None:
         """Ask for the agent's day to be opened in the counter."""
+
+    def connect(self) -> None:  # noqa: B027  (most have nothing to connect to)
+        """Make the connection that `send` needs, if there is none."""
+
+    def refusal(self, error: Exception) -> str | None:
+        """Why nothing can be sent before somebody acts, and what to do; None if `error` may pass by itself."""
+        return None
 
     @abstractmethod
     def backlog(self) -> int:
@@ -51,12 +60,19 @@ class Transport(ABC):
 class Publisher:
     """Events and requests to open a day, on their way out. The thread starts with the first of them.
 
-    It also does `prepare` before each send: what no caller should wait for.
+    It also does `prepare` before each send: what no caller should wait for. `tell_refused` is told when the broker
+    begins to refuse this process, and when that ends.
     """
 
-    def __init__(self, transport: Transport, prepare: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        prepare: Callable[[], None] = lambda: None,
+        tell_refused: Callable[[bool], None] = lambda _: None,
+    ) -> None:
         self.transport = transport
         self._prepare = prepare
+        self._tell_refused = tell_refused
         self._begin()
 
     def forget(self) -> None:
@@ -78,6 +94,10 @@ class Publisher:
         self._thread: threading.Thread | None = None
         self.trouble: Exception | None = None
         """Why the last send failed; None after one that did not."""
+        self.refused: str | None = None
+        """Why nothing can be sent before somebody acts, and what to do; None while that is not so."""
+        self.tried = threading.Event()
+        """Set once the broker has answered, or was waited for long enough."""
         self.failures = 0
         """How many sends failed, since the start."""
 
@@ -96,6 +116,13 @@ class Publisher:
         """Queue a request to open a day; the same request waits only once."""
         self._openings[agent, day] = None
         self._rouse()
+
+    def try_broker(self, timeout_s: float) -> None:
+        """Before the first money is held: see if the broker refuses this process. One that is away may come back."""
+        if not self.tried.is_set():
+            self._rouse()
+            self.tried.wait(timeout_s)
+            self.tried.set()
 
     @property
     def waiting(self) -> int:
@@ -137,20 +164,24 @@ class Publisher:
         backoff_s = _FIRST_BACKOFF_S
         while True:
             try:
+                if self.refused is not None or not self.tried.is_set():
+                    self.transport.connect()
                 self._send_all()
                 if self._look:
                     self._look_at_backlog()
                 self.trouble = None
+                self._note_refusal(None)
                 backoff_s = _FIRST_BACKOFF_S
             except Exception as error:
                 self._note(error)
+            self.tried.set()
             if self._ends():
                 return
             if self.trouble is None:
                 self._sleep()
             else:
                 self._stop.wait(backoff_s)
-                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S if self.refused is None else _LONGEST_REFUSED_S)
 
     def _ends(self) -> bool:
         """Whether the thread is to end: it was told to, and nothing waits or nothing can be sent."""
@@ -177,6 +208,14 @@ class Publisher:
         self.failures += 1
         log = logger.warning if self.failures in (1, 10, 100) or self.failures % 1000 == 0 else logger.debug
         log("the broker did not take %d events: %s", self.waiting, type(error).__name__)
+        self._note_refusal(self.transport.refusal(error))
+
+    def _note_refusal(self, refused: str | None) -> None:
+        before, self.refused = self.refused, refused
+        if refused != before and refused is not None:
+            logger.error("%s; until then nothing is reserved, and %d events wait", refused, self.waiting)
+        if (refused is None) != (before is None):
+            self._tell_refused(refused is not None)
 
     def _send_some(self) -> None:
         events = self._events

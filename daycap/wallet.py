@@ -136,6 +136,7 @@ class Wallet(BaseWallet[Hold]):
     def _ask(self, agent: str, estimate: int) -> Hold:
         """Drive a top-up: one at a time for each agent."""
         start_s = self._begin_to_ask(agent)
+        self._publisher.try_broker(self._settings.redis_timeout_seconds)
         lock = self._topping_up.setdefault(agent, threading.Lock())
         if not lock.acquire(timeout=self._settings.open_timeout_seconds):
             raise too_many(agent)

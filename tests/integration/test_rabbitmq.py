@@ -17,12 +17,13 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from daycap import Settings, Wallet
+from daycap import BudgetUnavailable, Settings, Wallet
 from daycap.celery_transport import CeleryTransport
 from daycap.clock import day_of, wall_ms
 from daycap.redis_counter import RedisCounter, counter_key
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 from tests.events import event
+from tests.in_loop import FACES
 from tests.integration.test_command_line import run
 from tests.processes import LocalWorker
 from tests.rabbitmq import RabbitMq, rabbitmq_program
@@ -225,3 +226,24 @@ def test_no_password_is_shown_when_it_is_wrong(rabbit: RabbitMq) -> None:
     said = run("agent", "list", environment=wrong, status=1) + run("doctor", "--json", environment=wrong, status=1)
     assert "ACCESS_REFUSED" in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("who", "says"),
+    [
+        ("amqp://guest:wrong@{}//", "ACCESS_REFUSED.*check user, password and rights"),
+        ("amqp://nobody:guest@{}//", "ACCESS_REFUSED.*check user, password and rights"),
+        ("amqp://guest:guest@{}/nonesuch", "NOT_ALLOWED.*check the virtual host"),
+        ("redis://{}/0", "broker of this kind"),
+    ],
+)
+@pytest.mark.parametrize("face", FACES.values(), ids=FACES)
+def test_no_money_is_held_for_a_broker_that_refuses(
+    face: Any, who: str, says: str, rabbit: RabbitMq, redis_url: str
+) -> None:
+    settings = Settings(redis_url=redis_url, broker_url=who.format(f"127.0.0.1:{rabbit.port}"), redis_timeout_seconds=1)
+    wallet = face.from_settings(settings)
+    with pytest.raises(BudgetUnavailable, match=says):
+        wallet.reserve("agent-7", 1)
+    assert wallet.stats().live_holds == 0
+    wallet.close(0)
