@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from daycap.answer_cost import cost_of, worst_case_of
-from daycap.errors import InvalidInput, Refused, shown
+from daycap.errors import InvalidInput, InvalidSetting, Refused, shown
 from daycap.http_calls import Bounds, calls_of, costs_nothing, deployment_of, may_be_a_call
 from daycap.http_usage import UsageReader
 from daycap.lease import BaseHold
@@ -62,6 +63,8 @@ class Meter:
         provider: str | None,
         unmetered: Literal["pass", "refuse"],
     ) -> None:
+        if find_spec("genai_prices") is None:
+            raise InvalidSetting('a metered transport needs genai-prices: pip install "daycap[httpx]"')
         self._wallet = wallet
         self._agent = agent
         self._bounds = bounds

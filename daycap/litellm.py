@@ -16,12 +16,15 @@ from collections.abc import Collection
 from queue import SimpleQueue
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-import litellm
-from litellm import exceptions
-from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
-from litellm.router import Router, router_arguments
-from litellm.router_config import build_router_config
-from litellm.router_python_host import PythonHost
+try:
+    import litellm
+    from litellm import exceptions
+    from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
+    from litellm.router import Router, router_arguments
+    from litellm.router_config import build_router_config
+    from litellm.router_python_host import PythonHost
+except ImportError as error:
+    raise ImportError(f'daycap.litellm needs LiteLLM: pip install "daycap[litellm]" ({error})') from error
 
 from daycap.answer_cost import Answer, cost_of
 from daycap.async_wallet import AsyncWallet

@@ -13,8 +13,11 @@ from decimal import ROUND_CEILING, Context, Decimal, localcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from genai_prices.data_snapshot import DataSnapshot, get_snapshot
-from genai_prices.types import TieredPrices
+try:
+    from genai_prices.data_snapshot import DataSnapshot, get_snapshot
+    from genai_prices.types import TieredPrices
+except ImportError as error:
+    raise ImportError(f'daycap.prices needs genai-prices: pip install "daycap[prices]" ({error})') from error
 
 from daycap.bills import billed_micros
 from daycap.errors import InvalidInput, shown
