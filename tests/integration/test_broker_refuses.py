@@ -67,7 +67,7 @@ def leased(counter: RedisCounter) -> int:
 
 @contextmanager
 def wallet_of(face: Any, url: str, broker: str, **settings: Any) -> Iterator[Any]:
-    wallet = face.from_settings(Settings(redis_url=url, broker_url=broker, redis_timeout_seconds=1, **settings))
+    wallet = face.from_settings(Settings(redis_url=url, broker_url=broker, redis_timeout_seconds=2, **settings))
     try:
         yield wallet
     finally:

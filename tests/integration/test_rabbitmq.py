@@ -241,7 +241,7 @@ def test_no_password_is_shown_when_it_is_wrong(rabbit: RabbitMq) -> None:
 def test_no_money_is_held_for_a_broker_that_refuses(
     face: Any, who: str, says: str, rabbit: RabbitMq, redis_url: str
 ) -> None:
-    settings = Settings(redis_url=redis_url, broker_url=who.format(f"127.0.0.1:{rabbit.port}"), redis_timeout_seconds=1)
+    settings = Settings(redis_url=redis_url, broker_url=who.format(f"127.0.0.1:{rabbit.port}"), redis_timeout_seconds=2)
     wallet = face.from_settings(settings)
     with pytest.raises(BudgetUnavailable, match=says):
         wallet.reserve("agent-7", 1)
