@@ -12,7 +12,7 @@ endif
 
 # Many tests wait for servers and deadlines: more of them than there are cores.
 JOBS   ?= 6
-PYTEST  = $(UV) run --no-sync pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST  = $(UV) run --no-sync pytest -n $(JOBS)
 
 .PHONY: help setup run test check lint soak chaos mutants bench clean
 
@@ -39,6 +39,7 @@ lint: setup      ## style and types
 test: lint       ## style, types and every test, several at a time: make test JOBS=4
 	@$(PYTEST) $(ARGS)
 
+check: JOBS = 3
 check: lint      ## style, types and the quick tests, without PostgreSQL
 	@$(PYTEST) tests/unit tests/contract -k "not postgresql" $(ARGS)
 

@@ -13,27 +13,9 @@ from tests.ci import fail_instead_of_skip
 from tests.in_loop import FACES
 from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
+from tests.side_by_side import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401  (hooks)
 from tests.spine import Spine
 from worker.local_server import LocalServer
-
-_APART = ("model/test_model.py", "simulation/", "faults/test_", "integration/test_run.py", "test_examples_and_types.py")
-"""Where a single test takes long enough to go to whichever process is free. Other files stay together, as some share
-servers of their own."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For several processes (`-n`): begin with the long tests, so that none of them is left over at the end."""
-    if not hasattr(config, "workerinput"):
-        return
-
-    def apart(item: pytest.Item) -> bool:
-        return any(part in str(item.path) for part in _APART)
-
-    for item in items:
-        if not apart(item):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=apart, reverse=True)
 
 
 @pytest.hookimpl(wrapper=True)

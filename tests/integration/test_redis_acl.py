@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tests.integration.test_command_line import run
 from tests.integration.test_payloads import envelope
 from tests.processes import ROOT, LocalWorker
 from tests.spine import wait_for
-from worker.local_server import LocalServer
+from worker.local_server import LocalServer, server_binary
 
 LEASES = {"DAYCAP_LEASE_TTL_SECONDS": "3", "DAYCAP_GRACE_SECONDS": "0", "DAYCAP_RESEND_SECONDS": "1"}
 
@@ -67,8 +68,18 @@ class Servers:
         return redis.Redis(port=server.port, username="admin", password="change-me-admin", decode_responses=True)
 
 
+def version() -> tuple[int, ...]:
+    """The version of the server that the tests start."""
+    said = subprocess.run([server_binary(), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v=(\d+)\.(\d+)", said)
+    assert found is not None, said
+    return tuple(map(int, found.groups()))
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    if version() < (7, 2):
+        pytest.skip(f"the recipe names client|setinfo: Redis 7.2 or valkey; {server_binary()} is older")
     servers = Servers(tmp_path_factory.mktemp("acl"))
     servers.counter.start()
     servers.broker.start()

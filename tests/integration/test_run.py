@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,30 @@ import pytest
 
 from tests.processes import ROOT
 
+Start = Callable[..., subprocess.Popen[str]]
 
-def start(directory: Path, *words: str) -> subprocess.Popen[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "daycap", *words],
-        cwd=directory,
-        env={**clean, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `daycap`, in the test's directory. What the test did not see end is ended, with what it started."""
+    with ExitStack() as stack:
+
+        def started(*words: str) -> subprocess.Popen[str]:
+            clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "daycap", *words],
+                    cwd=tmp_path,
+                    env={**clean, "PYTHONPATH": str(ROOT)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            stack.callback(process.terminate)
+            return process
+
+        yield started
 
 
 @pytest.fixture
@@ -59,8 +73,8 @@ def left_over(directory: Path) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-def test_the_main_job_from_nothing(tmp_path: Path) -> None:
-    result = finished(start(tmp_path, "run", "--seconds", "6", "--agents", "20", "--seed", "7", "--json"))
+def test_the_main_job_from_nothing(start: Start, tmp_path: Path) -> None:
+    result = finished(start("run", "--seconds", "6", "--agents", "20", "--seed", "7", "--json"))
 
     assert (result["seed"], result["agents"]) == (7, 20)
     assert result["calls"]["calls"] == 6 * 150
@@ -69,7 +83,7 @@ def test_the_main_job_from_nothing(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_a_trace_is_replayed(tmp_path: Path) -> None:
+def test_a_trace_is_replayed(start: Start, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     rows = [
         f"2023-11-16 18:{second // 60:02d}:{second % 60:02d}.5000000,{100 + second},{10 + second}"
@@ -77,15 +91,15 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
     ]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
 
-    result = finished(start(tmp_path, "run", "--seconds", "3", "--trace", str(trace), "--json"))
+    result = finished(start("run", "--seconds", "3", "--trace", str(trace), "--json"))
 
     assert result["source"] == "trace.csv (200 of 200 calls, evenly picked)"
     assert result["calls"]["calls"] == 200
 
 
-def test_chaos_changes_no_verdict(tmp_path: Path) -> None:
+def test_chaos_changes_no_verdict(start: Start, tmp_path: Path) -> None:
     """Worker and server die in the middle of it, twice and more; every check still holds."""
-    result = finished(start(tmp_path, "replay", "--chaos", "--seconds", "16", "--agents", "20", "--json"))
+    result = finished(start("replay", "--chaos", "--seconds", "16", "--agents", "20", "--json"))
 
     assert result["kills"] == {"server": 2, "worker": 3}
     assert result["settled"] == result["calls"]["finalized"] > 0
@@ -94,8 +108,8 @@ def test_chaos_changes_no_verdict(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_every_process(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path, "run", "--seconds", "60")
+def test_a_signal_ends_every_process(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    process = start("run", "--seconds", "60")
     journals = tmp_path / ".run" / "latest" / "replay"
     end = time.monotonic() + 60
     while not any(path.stat().st_size for path in journals.glob("*.journal")):

@@ -139,7 +139,7 @@ def test_uwsgi_without_threads_is_refused(uwsgi_module: types.ModuleType) -> Non
         wallet.reserve("agent-7", 5 * M).release()  # Nothing is held.
 
 
-@pytest.mark.parametrize("master", [os.getpid(), 0])
+@pytest.mark.parametrize("master", [os.getpid(), 0], ids=["master", "worker"])
 def test_uwsgi_before_its_forks_is_refused(uwsgi_module: types.ModuleType, master: int) -> None:
     with Wallet.from_env(caps={"agent-7": 5 * M}, environ={}) as wallet:
         uwsgi_module.worker_id, uwsgi_module.masterpid = (lambda: 0), (lambda: master)
