@@ -5,10 +5,15 @@ its own, locked while it lives, with files of a fixed size that are mapped into 
 some 300 bytes, which the kernel keeps though the process be killed in the next instant. (A machine that loses power
 may lose the last seconds.) A file goes when all its events are settled. What a dead process left behind is adopted
 by the next one that opens the same outbox: it sends the events again until they are settled.
+
+The directory is one user's, made with mode 0700. One that several users may write to (mode 1777, as /tmp) serves too:
+there each user's processes adopt only what belongs to that user. What is none of ours, or cannot be read, stays as it
+is and is logged once.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -16,6 +21,7 @@ import mmap
 import os
 import secrets
 import shutil
+import stat
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -31,6 +37,9 @@ logger = logging.getLogger("daycap")
 
 SEGMENT_BYTES = 256 * 1024
 """The size of a file: about a thousand events."""
+
+_LARGEST_BYTES = 16 * SEGMENT_BYTES
+"""A larger file than this is none of ours."""
 
 _NEW = "new-"
 _LOCK = "lock"
@@ -68,7 +77,8 @@ class _Segment:
         return self._end > SEGMENT_BYTES // 2
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink()
 
 
 class Outbox:
@@ -76,17 +86,24 @@ class Outbox:
 
     `full` is True while an event could not be written, or `limit_bytes` are in use: then nothing new should be
     reserved. An event that cannot be written is not refused, for the money is spent: it stays in memory, is sent
-    like any other, and is written when there is room. Raises `InvalidSetting` if the directory cannot be made.
+    like any other, and is written when there is room. Raises `InvalidSetting` if the directory cannot be made or used.
     """
 
     def __init__(self, directory: Path, limit_bytes: int) -> None:
         self._directory = directory
         self._limit_bytes = limit_bytes
+        self._logged: set[Path] = set()
+        self._incomplete: set[Path] = set()
         self._begin()
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidSetting(f"DAYCAP_OUTBOX: cannot make the directory {directory}: {error.strerror}") from error
+        effective = os.access in os.supports_effective_ids
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective):
+            raise InvalidSetting(
+                f"DAYCAP_OUTBOX: this user cannot read and write {directory}; each user needs an outbox of its own"
+            )
 
     def _begin(self) -> None:
         self._mutex = threading.Lock()
@@ -140,15 +157,40 @@ class Outbox:
             self.full = self._used_bytes >= self._limit_bytes
 
     def adopt(self) -> list[AbandonedOutbox]:
-        """What processes left behind that are gone. Each is locked by this one now."""
+        """What processes left behind that are gone, each locked by this one now. What cannot be read is left out."""
         found = []
-        for path in sorted(self._directory.glob("*")):
-            if path == self._own or path.name.startswith(_NEW) or not (path / _LOCK).is_file():
+        try:
+            shared = bool(self._directory.stat().st_mode & 0o022)
+            with os.scandir(self._directory) as entries:
+                paths = sorted(
+                    self._directory / entry.name
+                    for entry in entries
+                    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(_NEW)
+                )
+        except OSError as error:
+            self._leave_alone(self._directory, error)
+            return []
+        for path in paths:
+            if path == self._own or path in self._incomplete:
                 continue
-            lock = _locked(path / _LOCK)
-            if lock is not None:
+            try:
+                if shared and path.stat().st_uid != os.geteuid():
+                    continue  # Another user's: its events are no business of this one, true or not.
+                if (lock := _locked(path / _LOCK)) is None:
+                    continue
                 found.append(AbandonedOutbox(path, lock))
+                if found[-1].incomplete:
+                    self._incomplete.add(path)  # The next process may be able to read it.
+            except FileNotFoundError:
+                continue  # Gone meanwhile, or no outbox any longer.
+            except OSError as error:
+                self._leave_alone(path, error)
         return found
+
+    def _leave_alone(self, path: Path, error: OSError) -> None:
+        if path not in self._logged:
+            self._logged.add(path)
+            logger.error("nothing is adopted from the outbox in %s: %s", path, error.strerror)
 
     def forget(self) -> None:
         """In a forked child: what is here belongs to the parent."""
@@ -207,6 +249,7 @@ class Outbox:
         name = f"{os.getpid()}-{secrets.token_hex(8)}"
         made = self._directory / f"{_NEW}{name}"
         made.mkdir(mode=0o700)
+        (made / _LOCK).touch(mode=0o600)
         self._lock = _locked(made / _LOCK)
         return made.rename(self._directory / name)
 
@@ -221,10 +264,22 @@ class AbandonedOutbox:
         """How often the events were handed to the publisher."""
         self._sent_ns = 0
         self._events: dict[LeaseKey, dict[int, FinalizeEvent]] = {}
+        self._read_files: list[Path] = []
         self._unreadable = 0
+        self.incomplete = False
+        """Whether there is a file that could not be read."""
         for file in sorted(path.glob(_SEGMENTS)):
-            for event in self._read(file.read_bytes()):
+            try:
+                content = _content(file)
+            except OSError as error:
+                logger.error("a file of the outbox is left alone, it cannot be read: %s: %s", file, error.strerror)
+                self.incomplete = True
+                continue
+            before = self._unreadable
+            for event in self._read(content):
                 self._events.setdefault(LeaseKey(event.agent, event.day, event.lease), {})[event.event] = event
+            if self._unreadable == before:
+                self._read_files.append(file)
 
     def due(self, now_ns: int, resend_ns: int) -> bool:
         """Whether it is time to send the events (again); each time without progress the wait is longer."""
@@ -261,16 +316,21 @@ class AbandonedOutbox:
         self._lock.close()
 
     def close(self) -> None:
-        """Remove the files if nothing is left in them; else let the next process adopt them."""
+        """Remove the files if nothing is left in them; else let the next process adopt them.
+
+        What could not be read, and what is none of ours, stays. Without its lock it is no outbox any longer, so that
+        nobody adopts it again: a file that could not be opened keeps it, for the next process.
+        """
         if not self._events:
             if self._unreadable:
-                # Without its lock it is no outbox any longer: nobody adopts it again.
-                (self._path / _LOCK).unlink(missing_ok=True)
                 logger.error(
                     "%d lines of the outbox in %s cannot be read; it stays there", self._unreadable, self._path
                 )
-            else:
-                shutil.rmtree(self._path, ignore_errors=True)
+            for file in (*self._read_files, *([] if self.incomplete else [self._path / _LOCK])):
+                with suppress(OSError):
+                    file.unlink()
+            with suppress(OSError):
+                self._path.rmdir()
         self._lock.close()
 
     def _read(self, content: bytes) -> Iterable[FinalizeEvent]:
@@ -279,19 +339,41 @@ class AbandonedOutbox:
         for line in lines:
             try:
                 yield FinalizeEvent.from_wire(json.loads(line))
-            except (ValueError, DaycapError):
+            except (ValueError, RecursionError, DaycapError):
                 self._unreadable += 1
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """The open file, locked until it is closed or this process ends; None if another process has it."""
-    try:
-        lock = path.open("ab")
-    except OSError:
-        return None  # Gone meanwhile, or another user's.
+    """The open file, locked until it is closed or this process ends; None if another process has it.
+
+    Raises `OSError` where there is none, or none that this process may open.
+    """
+    lock = _opened(path, os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         lock.close()
         return None
+    except OSError:
+        lock.close()
+        raise
     return lock
+
+
+def _content(path: Path) -> bytes:
+    with _opened(path, os.O_RDONLY) as file:
+        if (size := os.fstat(file.fileno()).st_size) > _LARGEST_BYTES:
+            raise OSError(errno.EFBIG, f"{size:,} bytes are too many")
+        return file.read()
+
+
+def _opened(path: Path, flags: int) -> IO[bytes]:
+    """An ordinary file, opened. A link is not followed, and nobody waits for the other end of a pipe."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file")
+        return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "rb+", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
