@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from daycap.answer_cost import cost_of, worst_case_of
-from daycap.errors import InvalidInput, InvalidSetting, Refused, shown
+from daycap.errors import InvalidInput, Refused, shown
 from daycap.http_calls import Bounds, calls_of, costs_nothing, deployment_of, may_be_a_call
 from daycap.http_usage import UsageReader
 from daycap.lease import BaseHold
-from daycap.rates import provider_of_url
 from daycap.request_fields import refuse_rerouting
 from daycap.usage import Call
 
@@ -26,6 +24,11 @@ if TYPE_CHECKING:
     from daycap.wallet import Wallet
 
     AnyRequest: TypeAlias = httpx.Request | httpx2.Request
+
+try:
+    from daycap.rates import provider_of_url
+except ImportError as error:
+    raise ImportError(f'a metered transport needs genai-prices: pip install "daycap[httpx]" ({error})') from error
 
 logger = logging.getLogger("daycap")
 
@@ -63,8 +66,6 @@ class Meter:
         provider: str | None,
         unmetered: Literal["pass", "refuse"],
     ) -> None:
-        if find_spec("genai_prices") is None:
-            raise InvalidSetting('a metered transport needs genai-prices: pip install "daycap[httpx]"')
         self._wallet = wallet
         self._agent = agent
         self._bounds = bounds
