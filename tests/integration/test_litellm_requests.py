@@ -120,8 +120,9 @@ class TestTheModelThatAnswers:
         self, face: Any, provider: Provider, litellm: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(litellm, "model_alias_map", {f"openai/{MINI}": f"openai/{PRO}"})
-        with pytest.raises(CapExceeded):
-            face(cap=1_000).call(**at(provider))
+        for more in ({}, {"mock_response": "a mock, as some handlers, does not tell what it sends"}):
+            with pytest.raises(CapExceeded):
+                face(cap=1_000).call(**at(provider, **more))
         assert provider.asked == []
 
     def test_in_the_extra_body_is_held_for(self, face: Any, provider: Provider) -> None:
