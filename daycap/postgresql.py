@@ -51,6 +51,11 @@ def postgresql_engine(
     limits = "SELECT " + ", ".join(f"set_config('{name}', '{s * 1000:g}ms', true)" for name, s in timeouts_s.items())
 
     def begin(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        if driver.read_only is False:
+            # What SQLAlchemy leaves after a read-only transaction. It means READ WRITE, also where the database's
+            # owner made that read-only for want of space.
+            driver.read_only = None
         connection.exec_driver_sql(limits)
 
     sa.event.listen(engine, "begin", begin)

@@ -1,6 +1,7 @@
 """${message}
 
-Revises ${down_revision | comma,n}; made ${create_date}.
+Revises ${down_revision | comma,n}; made ${create_date}. Call the revision <number>_since_<number>, with --rev-id: see
+Upgrading in docs/design.md.
 """
 
 from __future__ import annotations

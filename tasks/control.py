@@ -166,5 +166,5 @@ def drop_dead_letters(prefixes: list[str], dropped_by: str) -> JSON:
 @app.task(name="daycap.check_ledger", ignore_result=False)
 @checked
 def check_ledger() -> JSON:
-    """Whether the ledger answers, is at the newest migration and can be written."""
+    """Whether the ledger answers, is migrated for this release and can be written."""
     return answer(deployment().ledger.check)

@@ -46,6 +46,9 @@ class LocalProcess:
 
     _numbers = itertools.count(1)
 
+    source = ROOT
+    """The checkout that it runs from."""
+
     def __init__(self, command: list[str], directory: Path, environment: Mapping[str, str] | None = None) -> None:
         self._command = command
         self._environment = {**os.environ, **(environment or {})}
@@ -74,7 +77,7 @@ class LocalProcess:
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
                 self._command,
-                cwd=ROOT,
+                cwd=self.source,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -27,7 +27,7 @@ app.config_from_object(celeryconfig)
 def check_before_work(**_: Any) -> None:
     """Stop with a clear message before anything is taken from the queue."""
     try:
-        deployment().ledger.check_head()
+        deployment().ledger.check_tables()
     except DaycapError as error:
         raise SystemExit(f"daycap worker: {error}") from error
     except Exception as error:

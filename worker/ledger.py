@@ -18,7 +18,8 @@ from sqlalchemy.dialects.postgresql import psycopg
 
 from daycap.errors import InvalidSetting, LedgerUnavailable
 from daycap.postgresql import SCHEMES, postgresql_engine, reason
-from worker.schema import dead_letters
+from worker.revisions import check_revision
+from worker.schema import APPEND_ONLY, dead_letters, metadata
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BUSY_TIMEOUT_S = 5
@@ -61,19 +62,17 @@ class Ledger:
             with connection.execution_options(**options).begin():
                 yield connection
 
-    def check_head(self) -> None:
-        """Raise `LedgerUnavailable` unless the tables are those of the newest migration."""
+    def check_tables(self) -> None:
+        """Raise `LedgerUnavailable` unless this release works with the ledger's tables, and may write to them."""
+        newest = str(ScriptDirectory.from_config(alembic_config()).get_current_head())
         with self.reading() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-        if found is None:
-            raise LedgerUnavailable("the ledger is empty; if it is a new one and should be, run: alembic upgrade head")
-        head = ScriptDirectory.from_config(alembic_config()).get_current_head()
-        if found != head:
-            raise LedgerUnavailable(f"the ledger is at migration {found}, not {head}; run: alembic upgrade head")
+            check_revision(MigrationContext.configure(connection).get_current_revision(), newest)
+            if connection.dialect.name == "postgresql":
+                _check_rights(connection)
 
     def check(self) -> None:
         """The same, and write to the disk. Raises the database's error if it is busy, full or read-only."""
-        self.check_head()
+        self.check_tables()
         # A row that comes and goes in one transaction: an UPDATE to the same value would write nothing.
         row = {"dead_letter_id": "check", "kind": "check", "reason": "", "payload": "", "times": 1}
         with self.writing() as connection:
@@ -154,6 +153,22 @@ def _engine(url: str) -> sa.Engine:
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _check_rights(connection: sa.Connection) -> None:
+    """What would otherwise be found out when the first event is settled, and be tried again without end."""
+    if connection.scalar(sa.select(sa.func.pg_is_in_recovery())):
+        raise LedgerUnavailable(
+            "the ledger is a replica, which nobody can write to; set DAYCAP_LEDGER_URL to its primary"
+        )
+    for table in metadata.sorted_tables:
+        rights = ("SELECT", "INSERT") if table.name in APPEND_ONLY else ("SELECT", "INSERT", "UPDATE")
+        has = [sa.func.has_table_privilege(table.name, right) for right in rights]
+        if not connection.scalar(sa.select(sa.and_(*has))):
+            role = connection.scalar(sa.select(sa.func.current_user()))
+            raise LedgerUnavailable(
+                f"role {role} may not write to {table.name}; run: GRANT {', '.join(rights)} ON {table.name} TO {role}"
+            )
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:

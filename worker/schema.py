@@ -163,3 +163,6 @@ dead_letters = sa.Table(
     **_CLUSTERED,
 )
 """What could not be settled, as it arrived, with the reason. The id is a digest of kind and payload."""
+
+APPEND_ONLY = {table.name for table in (cap_changes, identity_anchors, anchor_changes)}
+"""What is only ever added to."""

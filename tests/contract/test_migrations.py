@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from daycap import LedgerUnavailable
+from daycap.clock import day_of, wall_ms
+from daycap.counter import LeaseTerms
+from daycap.settings import Settings
+from daycap.wire import FinalizeEvent
 from tests.migrated import migrate
-from worker.ledger import Ledger
+from tests.postgresql import LocalPostgreSQL
+from worker import accounts
+from worker.audit import audit
+from worker.ledger import Ledger, alembic_config, passes
+from worker.publish import CounterPublisher
+from worker.retention import open_days
+from worker.revisions import numbers
 from worker.schema import metadata
+from worker.settle import settle
 
 _ADD_ACCOUNT = (
     "INSERT INTO agent_accounts (agent_account_id, daily_cap_micros, status, created_at, updated_at)"
@@ -21,7 +37,7 @@ _ADD_ACCOUNT = (
 def test_migrations_give_the_schema(ledger: Ledger) -> None:
     with ledger.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    ledger.check_head()
+    ledger.check_tables()
 
 
 def test_migrations_give_the_same_checks_and_keys(ledger: Ledger) -> None:
@@ -50,14 +66,14 @@ def test_migrations_can_be_undone(ledger: Ledger) -> None:
 
     assert set(sa.inspect(ledger.engine).get_table_names()) <= {"alembic_version"}
     with pytest.raises(LedgerUnavailable, match="alembic upgrade head"):
-        ledger.check_head()
+        ledger.check_tables()
     migrate(ledger)
-    ledger.check_head()
+    ledger.check_tables()
 
 
 def test_a_ledger_without_tables_says_what_to_do(empty: Ledger) -> None:
     with pytest.raises(LedgerUnavailable, match="alembic upgrade head"):
-        empty.check_head()
+        empty.check_tables()
 
 
 @pytest.mark.parametrize("amount", [-1, 2**53, "text"])
@@ -105,3 +121,112 @@ def test_a_settlements_lease_is_the_same_after_each_migration(empty: Ledger, lea
         with empty.reading() as connection:
             found = connection.exec_driver_sql(f"SELECT {columns} FROM settlements").one()
         assert found == (lease, "a", "2026-11-24", 9, 7, 7, 1), revision
+
+
+def number(ahead: int) -> str:
+    """The number of the newest migration, or of one that a later release adds."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    return f"{numbers(str(head))[0] + ahead:04}"
+
+
+def set_revision(ledger: Ledger, revision: str) -> None:
+    with ledger.writing() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+
+
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        (f"{number(-1)}", "alembic upgrade head"),
+        (f"{number(1)}", "upgrade daycap on this host"),
+        (f"{number(2)}_since_{number(1)}", "upgrade daycap on this host"),
+        ("0f3e5a7c9b1d", "no migration of daycap's"),
+    ],
+)
+def test_a_ledger_of_another_release_says_which_to_upgrade(ledger: Ledger, revision: str, said: str) -> None:
+    set_revision(ledger, revision)
+
+    with pytest.raises(LedgerUnavailable, match=said) as refused:
+        ledger.check()
+    assert ("alembic" in str(refused.value)) == ("alembic" in said)
+
+
+def test_an_expanded_ledger_is_still_ours(ledger: Ledger) -> None:
+    # Given a later release's migration that only adds, and says since when
+    with ledger.writing() as connection:
+        for change in (
+            "ALTER TABLE settlements ADD COLUMN note TEXT",
+            "ALTER TABLE daily_agent_spending ADD COLUMN held_micros BIGINT NOT NULL DEFAULT 0",
+            "CREATE TABLE notes (note TEXT NOT NULL PRIMARY KEY)",
+        ):
+            connection.exec_driver_sql(change.replace("BIGINT", "INTEGER"))
+    set_revision(ledger, f"{number(2)}_since_{number(0)}")
+
+    ledger.check()
+    nowhere = CounterPublisher(None, LeaseTerms(30_000, 1_000, 10_000))
+    accounts.add(ledger, nowhere, {"agent": 100}, "test")
+    now_ms = wall_ms()
+    event = FinalizeEvent("a" * 32, 1, 1, "agent", day_of(now_ms), 10, 10, 1)
+    for settled in (1, 0):
+        assert settle(ledger, [event.to_wire()], open_days(Settings(), now_ms)).settled == settled
+    assert audit(ledger, nowhere, Settings(), day_of(now_ms)).differences == []
+
+
+def test_each_migration_says_for_which_releases_it_is() -> None:
+    for script in ScriptDirectory.from_config(alembic_config()).walk_revisions():
+        own, since = numbers(script.revision)
+        assert since <= own
+        assert own <= 3 or "_since_" in script.revision, f"name it {own:04}_since_NNNN: see docs/design.md, Upgrading"
+
+
+@pytest.fixture
+def postgresql_ledger(postgresql: LocalPostgreSQL) -> Iterator[Ledger]:
+    ledger = Ledger(postgresql.new_database())
+    migrate(ledger)
+    yield ledger
+    ledger.close()
+
+
+def test_a_role_without_rights_is_told_which(postgresql_ledger: Ledger) -> None:
+    with postgresql_ledger.writing() as connection:
+        connection.exec_driver_sql("DROP ROLE IF EXISTS reader")
+        connection.exec_driver_sql("CREATE ROLE reader LOGIN")
+        connection.exec_driver_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+    reader = Ledger(postgresql_ledger.engine.url.set(username="reader").render_as_string(hide_password=False))
+
+    with pytest.raises(LedgerUnavailable, match=r"role reader may not write to .*; run: GRANT SELECT, INSERT"):
+        reader.check()
+    reader.close()
+    with postgresql_ledger.writing() as connection:
+        connection.exec_driver_sql("DROP OWNED BY reader")
+        connection.exec_driver_sql("DROP ROLE reader")
+
+
+def test_a_database_that_is_read_only_is_waited_for(postgresql_ledger: Ledger) -> None:
+    # As providers make it when its disk is full.
+    with postgresql_ledger.writing() as connection:
+        name = connection.engine.url.database
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    postgresql_ledger.close()
+
+    postgresql_ledger.check_tables()
+    with pytest.raises(sa.exc.InternalError, match="read-only transaction") as refused:
+        postgresql_ledger.check()
+    assert passes(refused.value)
+
+
+def test_a_replica_is_refused() -> None:
+    with tempfile.TemporaryDirectory(prefix="daycap-replica-", ignore_cleanup_errors=True) as directory:
+        server = LocalPostgreSQL(Path(directory))
+        ledger = Ledger(server.new_database())
+        migrate(ledger)
+        ledger.check()
+        ledger.close()
+        server.stop()
+        (Path(directory) / "data" / "standby.signal").touch()
+        server.start()
+
+        with pytest.raises(LedgerUnavailable, match="replica"):
+            ledger.check_tables()
+        ledger.close()
+        server.close()

@@ -159,6 +159,6 @@ def test_a_schema_may_be_named_where_there_is_no_pooler(server_url: str) -> None
 
     assert [day.cap_micros for day in reader.snapshots([("agent", TODAY)])] == [5]
     with pytest.raises(LedgerUnavailable, match="the ledger is empty"):
-        plain.check_head()
+        plain.check_tables()
     for each in (plain, ledger, reader):
         each.close()

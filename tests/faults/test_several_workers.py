@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tests.events import event
 from tests.faults.conftest import made
 from tests.faults.load import ACTUAL, HELD, spending
 from tests.migrated import migrate
+from tests.pgbouncer import PgBouncer
 from tests.postgresql import LocalPostgreSQL
 from tests.processes import ROOT, LocalBeat, LocalWorker
 from tests.spine import Spine
@@ -52,16 +55,21 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, empty_ledger: Path, tmp_path: Path) -> str:
-    """A migrated ledger on each database that there is."""
+def ledger_url(request: pytest.FixtureRequest, empty_ledger: Path, tmp_path: Path) -> Iterator[str]:
+    """A migrated ledger on each database that there is, or on PostgreSQL behind a pooler."""
     if request.param == "sqlite":
-        return f"sqlite:///{shutil.copy(empty_ledger, tmp_path / 'ledger.sqlite3')}"
+        yield f"sqlite:///{shutil.copy(empty_ledger, tmp_path / 'ledger.sqlite3')}"
+        return
     server: LocalPostgreSQL = request.getfixturevalue("postgresql")
     url = server.new_database()
     ledger = Ledger(url)
     migrate(ledger)
     ledger.close()
-    return url
+    if request.param == "postgresql":
+        yield url
+        return
+    with closing(PgBouncer(made(tmp_path / "pooler"), url)) as pooler:
+        yield pooler.url
 
 
 @pytest.fixture
@@ -74,6 +82,7 @@ def own_settings(ledger_url: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite", "postgresql", "pgbouncer"], indirect=True)
 def test_two_workers_charge_each_event_once_and_never_past_the_cap(spine: Spine, second_worker: LocalWorker) -> None:
     """P1, P2, P3: four runner processes spend one small cap to its end, each third call within what it held."""
     agent = spine.add("agent-7", 600_000)
