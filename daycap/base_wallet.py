@@ -136,7 +136,9 @@ class BaseWallet(Generic[H]):
     @classmethod
     def from_settings(cls, settings: Settings, *, caps: Mapping[str, int] | None = None) -> Self:
         """See `from_env`."""
-        return cls(make_parts(settings, caps), settings)
+        with process.whole:
+            parts = make_parts(settings, caps)
+        return cls(parts, settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, a wallet is its settings: the other process connects by itself, with one wallet for all copies.

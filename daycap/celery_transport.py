@@ -10,6 +10,7 @@ from celery import Celery
 from kombu.exceptions import ChannelError
 
 from daycap.broker_refusals import refusal
+from daycap.process import whole
 from daycap.publisher import Transport
 from daycap.urls import celery_broker
 from daycap.wire import (
@@ -61,19 +62,21 @@ class CeleryTransport(Transport):
         self._send_task(OPEN_DAY_TASK, OPEN_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
 
     def connect(self) -> None:
-        if self._producer is None:
-            self._producer = self._app.amqp.Producer(self._app.connection_for_write(self._url))
-        try:
-            _ = self._producer.channel  # It connects, and says who it is.
-        except BaseException:
-            self._disconnect()
-            raise
+        with whole:
+            if self._producer is None:
+                self._producer = self._app.amqp.Producer(self._app.connection_for_write(self._url))
+            try:
+                _ = self._producer.channel  # It connects, and says who it is.
+            except BaseException:
+                self._disconnect()
+                raise
 
     def refusal(self, error: Exception) -> str | None:
         return refusal(error)
 
     def backlog(self) -> int:
-        return waiting_messages(self._app, self._url)
+        with whole:
+            return waiting_messages(self._app, self._url)
 
     def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
         self._counter_ms = counter_ms
@@ -87,22 +90,23 @@ class CeleryTransport(Transport):
 
     def _send_task(self, name: str, queue: str, kwargs: dict[str, Any], shown: str) -> None:
         self.connect()
-        try:
-            self._app.send_task(
-                name,
-                kwargs=kwargs,
-                queue=queue,
-                producer=self._producer,
-                retry=False,
-                ignore_result=True,  # Else CELERY_RESULT_BACKEND, the host program's, is asked for.
-                argsrepr="()",
-                kwargsrepr=shown,
-                headers={SENT_HEADER: self._counter_ms() or 0},
-            )
-        except BaseException:
-            # After a failure nobody knows what state the connection is in: the next send makes a new one.
-            self._disconnect()
-            raise
+        with whole:
+            try:
+                self._app.send_task(
+                    name,
+                    kwargs=kwargs,
+                    queue=queue,
+                    producer=self._producer,
+                    retry=False,
+                    ignore_result=True,  # Else CELERY_RESULT_BACKEND, the host program's, is asked for.
+                    argsrepr="()",
+                    kwargsrepr=shown,
+                    headers={SENT_HEADER: self._counter_ms() or 0},
+                )
+            except BaseException:
+                # After a failure nobody knows what state the connection is in: the next send makes a new one.
+                self._disconnect()
+                raise
 
     def _disconnect(self) -> None:
         producer, self._producer = self._producer, None

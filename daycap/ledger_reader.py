@@ -102,6 +102,7 @@ class LedgerReader:
     """A reader's own door to the ledger at `url`. Raises `LedgerUnavailable`, never changes anything."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._engine = _read_only_engine(url)
 
     def snapshots(self, agent_days: Sequence[tuple[str, str]]) -> list[DaySnapshot]:
@@ -134,6 +135,7 @@ class LedgerReader:
     def forget(self) -> None:
         """In a forked child: let go of the parent's connections without closing them."""
         self._engine.dispose(close=False)
+        self._engine = _read_only_engine(self._url)  # A thread of the parent may have held a lock of the other's.
 
     def close(self) -> None:
         """Let go of connections."""

@@ -7,6 +7,7 @@ has its own way to announce its end, and is listened to here. docs/processes.md 
 from __future__ import annotations
 
 import atexit
+import encodings.idna  # noqa: F401  (else the first connection imports it)
 import logging
 import mmap
 import os
@@ -27,6 +28,9 @@ END_S = 5.0
 """How long the end of a process may wait until its events are settled, for all wallets together."""
 
 _END = "daycap-end"
+
+_FORK_WAITS_S = 5.0
+"""How long a fork waits for a send that is under way: none takes longer, also at a broker that hangs."""
 
 _MADV_WIPEONFORK = 18
 """Python does not name it."""
@@ -76,6 +80,40 @@ here: MutableSequence[int] = _marker()
 
 Python's own forks do so at once (`os.register_at_fork`); a program that embeds Python, like uwsgi, may fork without it.
 """
+
+
+class _Whole:
+    """A lock that each fork waits for, so that no child inherits half of what is done with it. Threads may nest it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._forking = threading.local()
+        self._forks_waiting = 0
+
+    def __enter__(self) -> None:
+        if self._forks_waiting:
+            time.sleep(0.001)  # A lock goes to whoever comes first, which the thread that just let go of it would be.
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def before_fork(self) -> None:
+        self._forks_waiting += 1
+        self._forking.has_it = self._lock.acquire(timeout=_FORK_WAITS_S)
+
+    def after_fork(self) -> None:
+        self._forks_waiting -= 1
+        if self._forking.has_it:
+            self._lock.release()
+
+    def in_child(self) -> None:
+        self.__init__()  # type: ignore[misc]  # Should the fork have waited in vain, nobody would ever let go.
+
+
+whole = _Whole()
+"""Held while something is done of which a child must not inherit half: imports, connecting, and whatever else libraries
+lock, or keep for the whole process."""
 
 _wallets: weakref.WeakSet[Wallet] = weakref.WeakSet()
 _finalizers: dict[str, Any] = {}
@@ -205,6 +243,7 @@ def _after_fork() -> None:
     begin()
 
 
+os.register_at_fork(before=whole.before_fork, after_in_parent=whole.after_fork, after_in_child=whole.in_child)
 os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_end)
 worker_process_shutdown.connect(_end, weak=False)

@@ -42,10 +42,12 @@ def uvicorn(*options: str) -> Callable[[int], list[str]]:
 
 SERVERS = {
     "gunicorn": gunicorn(),
+    "gunicorn-preload": gunicorn("--preload"),
     "gunicorn-gthread": gunicorn("-k", "gthread", "--threads", "2"),
     "gunicorn-uvicorn": gunicorn("-k", "uvicorn_worker.UvicornWorker", app=ASGI),
     "gunicorn-max-requests": gunicorn("--max-requests", "2"),
     "uwsgi-preload": uwsgi("--master", "--processes", "2"),
+    "uwsgi-hooks": uwsgi("--master", "--processes", "2", "--py-call-uwsgi-fork-hooks"),
     "uwsgi-lazy": uwsgi("--master", "--lazy-apps"),  # One that is told to end while it loads an application hangs.
     "uvicorn-workers": uvicorn("--workers", "2"),
     "uvicorn": uvicorn(),

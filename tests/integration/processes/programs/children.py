@@ -98,7 +98,6 @@ def main(method: str, face: str, setup: str) -> None:
     global of_parent  # noqa: PLW0603
     of_parent = make(face, setup)
     spend(of_parent, "parent")
-    of_parent._flush(5)  # Forked right after a first send is tests/integration/processes/test_forks.py.
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["daycap"])
