@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 from celery.schedules import crontab
-from kombu import Exchange, Queue
 
 from daycap.errors import InvalidSetting
+from daycap.queues import own_queue
 from daycap.settings import Settings
 from daycap.urls import celery_broker
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
+from worker.queue import held_back_s
 
 try:
     settings = Settings.from_env()
@@ -21,6 +22,7 @@ except InvalidSetting as error:
     raise SystemExit(f"daycap: {error}") from None  # What Celery makes of any other exception is a page of traceback.
 _lease_life_s = settings.lease_ttl_seconds + settings.grace_seconds
 _on_redis = settings.broker_url.startswith(("redis://", "rediss://"))
+_on_amqp = settings.broker_url.startswith(("amqp://", "amqps://", "pyamqp://"))
 
 # --- the broker ---------------------------------------------------------------------------------------------
 
@@ -32,12 +34,11 @@ broker_connection_retry_on_startup = True  # A worker that starts before its bro
 broker_connection_max_retries = None  # ... and never gives up: a supervisor has nothing better to offer.
 
 if _on_redis:
-    broker_transport = "worker.broker:RedisTransport"  # Stock workers end at a malformed message, or at a restart.
     broker_transport_options = {
         # What a killed worker had comes back after this, and until then expire and fences wait for it: not longer than
         # its runners' leases live. A worker hardly ever has a message for as long: a batch, the wait for a busy ledger
         # and the backoff. If it does, the message is delivered twice, which settle bears.
-        "visibility_timeout": min(30, max(5, round(_lease_life_s))),
+        "visibility_timeout": held_back_s(settings),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 10,  # A worker that is killed while it brings messages back holds up the others.
@@ -48,16 +49,25 @@ if _on_redis:
         "health_check_interval": _broker_timeout_s,
         "polling_interval": 1,
     }
-elif broker_url.startswith(("amqp://", "amqps://", "pyamqp://")):
-    broker_transport = "worker.broker:AmqpTransport"
+elif _on_amqp:
+    broker_transport_options = {
+        "confirm_publish": True,  # What is written to a connection that is gone would be lost without an error.
+        "read_timeout": _broker_timeout_s,
+        "write_timeout": _broker_timeout_s,  # A broker that is short of memory or disk reads nothing from publishers.
+    }
+    # A worker that is stopped or cut off loses what it has after this, as on Redis.
+    broker_heartbeat = held_back_s(settings)
+# RabbitMQ 4 refuses queues that are neither durable nor exclusive; an exclusive one is locked until a connection that
+# was cut off is given up. These go some seconds after the last one who listens.
+control_queue_durable = event_queue_durable = True
+control_queue_exclusive = event_queue_exclusive = False
 
 # --- messages -----------------------------------------------------------------------------------------------
 
 task_serializer = result_serializer = "json"
 # Never pickle: whoever can write to the queue, or to the results, must not be able to run code.
 accept_content = result_accept_content = ["json"]
-# Each bound to an exchange of its own name, as a runner's Celery declares it too; by default all would share one.
-task_queues = [Queue(name, Exchange(name), name) for name in (FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE)]
+task_queues = [own_queue(name) for name in (FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE)]
 task_default_queue = CONTROL_QUEUE
 task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}, OPEN_DAY_TASK: {"queue": OPEN_QUEUE}}
 
@@ -66,12 +76,14 @@ task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}, OPEN_DAY_TASK: {"queue"
 result_backend = broker_url if _on_redis else "rpc://"
 redis_backend_use_ssl = broker_use_ssl
 redis_socket_timeout = redis_socket_connect_timeout = _broker_timeout_s  # Else 120 s on a half-open connection.
+result_backend_transport_options = {"retry_policy": {"max_retries": 1, "interval_start": 0}}  # Else 20 s.
 result_expires = timedelta(minutes=10)  # Nobody waits longer.
 task_ignore_result = True  # Finalize has no one who waits; the tasks of administration say otherwise.
 
 # --- the worker -------------------------------------------------------------------------------------------------
 
 imports = ("tasks.finalize", "tasks.control", "tasks.housekeeping")
+worker_consumer = "worker.consumer:Consumer"  # Stock workers end at what a broker says when it is in trouble.
 worker_pool = "solo"  # Settling is one transaction at a time; a second process would only wait for the lock.
 task_acks_late = True  # An event leaves the queue after its commit, never before.
 task_reject_on_worker_lost = True  # And goes back into it when the process that held it is gone.

@@ -12,6 +12,7 @@ from kombu.exceptions import ChannelError
 from daycap.broker_refusals import refusal
 from daycap.process import whole
 from daycap.publisher import Transport
+from daycap.queues import own_queue
 from daycap.urls import celery_broker
 from daycap.wire import (
     FINALIZE_QUEUE,
@@ -45,6 +46,7 @@ class CeleryTransport(Transport):
                 "task_ignore_result": True,
                 "task_send_sent_event": True,
                 "broker_transport_options": _transport_options(url),
+                "task_queues": [own_queue(FINALIZE_QUEUE), own_queue(OPEN_QUEUE)],
                 "broker_heartbeat": 0,  # Nobody here would answer one: a connection lost is found at the next send.
             }
         )
@@ -102,6 +104,7 @@ class CeleryTransport(Transport):
                     argsrepr="()",
                     kwargsrepr=shown,
                     headers={SENT_HEADER: self._counter_ms() or 0},
+                    mandatory=True,  # RabbitMQ confirms, and drops, what no queue is bound for.
                 )
             except BaseException:
                 # After a failure nobody knows what state the connection is in: the next send makes a new one.

@@ -28,6 +28,8 @@ SENT_HEADER = "daycap_sent_ms"
 
 WIRE_VERSION = 1
 MAX_EVENTS_PER_MESSAGE = 500
+MAX_MESSAGE_BYTES = 1_000_000
+"""A body's; some three times that of the largest message of events that there is."""
 
 _AGENT = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
 _LEASE = re.compile(r"[A-Za-z0-9._:@-]{1,64}", re.ASCII)

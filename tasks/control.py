@@ -9,6 +9,7 @@ from typing import Any
 from daycap.errors import DaycapError, Unavailable
 from daycap.wire import OPEN_DAY_TASK
 from tasks.arguments import checked
+from tasks.aside import aside
 from worker import accounts, anchors, audit, dead_letter_replay, dead_letters, opening
 from worker.celery import app
 from worker.deployment import deployment
@@ -98,6 +99,7 @@ def set_anchor(agent: str, anchor: str, changed_by: str, rotate: bool = False) -
 
 
 @app.task(name="daycap.find_anchor_changes", ignore_result=False)
+@aside
 @checked
 def find_anchor_changes(agent: str) -> JSON:
     """Every change of an agent's identity anchor, the oldest first."""
@@ -105,6 +107,7 @@ def find_anchor_changes(agent: str) -> JSON:
 
 
 @app.task(name="daycap.find_agents", ignore_result=False)
+@aside
 @checked
 def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1000) -> JSON:
     """Accounts with their day in the ledger: those named, or the next `limit` by id."""
@@ -113,6 +116,7 @@ def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1
 
 
 @app.task(name="daycap.audit", ignore_result=False)
+@aside
 @checked
 def audit_day(day: str | None = None) -> JSON:
     """Hold a day's ledger and counter against the promises."""
@@ -121,6 +125,7 @@ def audit_day(day: str | None = None) -> JSON:
 
 
 @app.task(name="daycap.count_dead_letters", ignore_result=False)
+@aside
 @checked
 def count_dead_letters() -> JSON:
     """How many dead letters there are."""
@@ -128,6 +133,7 @@ def count_dead_letters() -> JSON:
 
 
 @app.task(name="daycap.find_dead_letters", ignore_result=False)
+@aside
 @checked
 def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: int = 50) -> JSON:
     """The newest dead letters, without their payloads."""
@@ -135,6 +141,7 @@ def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: 
 
 
 @app.task(name="daycap.show_dead_letter", ignore_result=False)
+@aside
 @checked
 def show_dead_letter(prefix: str) -> JSON:
     """One dead letter, with its payload."""
@@ -144,14 +151,14 @@ def show_dead_letter(prefix: str) -> JSON:
 @app.task(name="daycap.replay_dead_letters", ignore_result=False)
 @checked
 def replay_dead_letters(prefixes: list[str], replayed_by: str) -> JSON:
-    """Settle the payloads of these dead letters again."""
+    """Settle the payloads of these dead letters again; of some, where that takes long. Ask again for the others."""
     return answer(lambda: [each._asdict() for each in dead_letter_replay.replay(deployment(), prefixes, replayed_by)])
 
 
 @app.task(name="daycap.replay_next_dead_letters", ignore_result=False)
 @checked
 def replay_next_dead_letters(replayed_by: str, kind: str | None = None, after: str = "") -> JSON:
-    """The same for the next ones by id, some at once."""
+    """The same for the next ones by id, as many as a slice of time allows."""
     parts = deployment()
     return answer(lambda: [each._asdict() for each in dead_letter_replay.replay_next(parts, kind, after, replayed_by)])
 
@@ -164,6 +171,7 @@ def drop_dead_letters(prefixes: list[str], dropped_by: str) -> JSON:
 
 
 @app.task(name="daycap.check_ledger", ignore_result=False)
+@aside
 @checked
 def check_ledger() -> JSON:
     """Whether the ledger answers, is migrated for this release and can be written."""

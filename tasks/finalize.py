@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
-from celery.concurrency import solo
 from celery.exceptions import Reject
 from celery.worker.strategy import default
 
@@ -17,13 +16,15 @@ from worker import metrics, retention
 from worker.celery import app
 from worker.dead_letters import DeadLetter, Kind
 from worker.deployment import deployment
-from worker.gather import MOST_EVENTS, Arguments, Gathered
+from worker.gather import MOST_EVENTS, Arguments, Gathered, NotSettled
+from worker.message import REASON, UNREADABLE
+from worker.queue import note_unsettled
 from worker.settle import Outcome, keep, settle
 
 logger = logging.getLogger("daycap.worker")
 
 _LONGEST_BACKOFF_S = 2.0
-"""The worker does nothing else meanwhile: whoever asks it what is wrong must not wait long."""
+"""A ledger that is well again is found so soon."""
 
 _MOST_LETTERS_LOGGED = 20
 """A message may bring hundreds of thousands; the ledger has all of them."""
@@ -43,30 +44,26 @@ def finalize(*args: Any, **kwargs: Any) -> dict[str, int]:
     """
     try:
         return settle_messages([(args, kwargs)])
-    except Exception as error:
+    except NotSettled as error:
+        time.sleep(error.wait_s)
         raise Reject("not settled", requeue=True) from error
 
 
 def gathering(task: Any, app: Celery, consumer: Any) -> Any:
-    """Celery's strategy for the messages of this task: the default one, over a consumer that gathers.
-
-    Where tasks run beside the consumer, each message is a task of its own: the consumer must not wait for one.
-    """
-    alone = isinstance(consumer.pool, solo.TaskPool) and consumer.hub is not None
-    return default(task, app, Gathered(consumer, settle_messages) if alone else consumer)
+    """Celery's strategy for the messages of this task: the default one, over a consumer that gathers."""
+    return default(task, app, Gathered(consumer, settle_messages))
 
 
 def settle_messages(messages: Sequence[Arguments]) -> dict[str, int]:
     """Settle the events of `messages`, publish and say what became of them, as Flower shows it.
 
-    Raises, after a wait, what made the ledger refuse; then all may be sent again.
+    Raises `NotSettled`, whatever it was that the ledger refused.
     """
     started = time.perf_counter()
     try:
         outcome = _settle(messages)
     except Exception as error:
-        _wait_after(error)
-        raise
+        raise NotSettled(_note(error)) from error
     _Backoff.failures = 0
     deployment().publisher.publish(outcome.snapshots)
     metrics.count(outcome)
@@ -95,7 +92,9 @@ def _settle(messages: Sequence[Arguments]) -> Outcome:
     for args, kwargs in messages:
         said = kwargs.get("events")
         if args or set(kwargs) != {"events"} or not isinstance(said, list) or not said:
-            letter = DeadLetter(Kind.MALFORMED, "not a message of events", {"args": list(args), "kwargs": kwargs})
+            reason = str(kwargs.get(REASON)) if UNREADABLE in kwargs else "not a message of events"
+            payload = {name: value for name, value in kwargs.items() if name != REASON}
+            letter = DeadLetter(Kind.MALFORMED, reason, {"args": list(args), "kwargs": payload})
             outcome.add(keep(parts.ledger, letter))
         else:
             events += said
@@ -105,11 +104,12 @@ def _settle(messages: Sequence[Arguments]) -> Outcome:
     return outcome
 
 
-def _wait_after(error: Exception) -> None:
-    """The messages go back into the queue: not at once, or the worker would do nothing but take and return them."""
+def _note(error: Exception) -> float:
+    """Count and say a failure. Returns how many seconds to wait: the worker would do nothing but try."""
     _Backoff.failures += 1
     metrics.LEDGER_FAILURES.inc()
-    wait_s = min(0.1 * 2 ** (_Backoff.failures - 1), _LONGEST_BACKOFF_S)
+    wait_s: float = min(0.1 * 2 ** (_Backoff.failures - 1), _LONGEST_BACKOFF_S)
     deployment().ledger.close()  # A connection may be stuck with what was: a file read-only, a server that has moved.
     logger.error("not settled, trying again in %.1f s: %s: %.300s", wait_s, type(error).__name__, error)
-    time.sleep(wait_s)
+    note_unsettled(app)
+    return wait_s

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -38,6 +40,7 @@ class RabbitMq:
         )
         enabled = directory / "enabled_plugins"
         enabled.write_text("[].\n")
+        self._home = directory
         self._log = directory / "output.log"
         self._program = program
         self._environment = {
@@ -56,6 +59,10 @@ class RabbitMq:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
     def start(self) -> RabbitMq:
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -72,6 +79,39 @@ class RabbitMq:
     def signal(self, number: int) -> None:
         """To the broker and all its processes."""
         os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL; what it has on disk stays for the next `start`."""
+        self.signal(signal.SIGKILL)
+        self.process.wait(30)
+
+    def control(self, *words: str) -> str:
+        """What rabbitmqctl answers. It takes over a second."""
+        command = [str(Path(self._program).with_name("rabbitmqctl")), "-q", *words]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def evaluate(self, erlang: str) -> str:
+        """What the expression gives in the broker, as Erlang writes it."""
+        if found := shutil.which("erl_call"):
+            node, cookie = self._environment["RABBITMQ_NODENAME"], (self._home / ".erlang.cookie").read_text()
+            done = subprocess.run(
+                [found, "-c", cookie, "-n", node, "-e"],
+                input=erlang + ".\n", env=self._environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode == 0:
+                return done.stdout.removeprefix("{ok, ").removesuffix("}")
+        return self.control("eval", erlang + ".")
+
+    def messages(self) -> dict[str, tuple[int, int]]:
+        """How many are ready and how many are unacknowledged, by queue."""
+        said = self.evaluate(
+            'lists:flatten([io_lib:format("~s=~p+~p;", [element(4, N), R, U]) || '
+            "[{name, N}, {messages_ready, R}, {messages_unacknowledged, U}] <- "
+            'rabbit_amqqueue:info_all(<<"/">>, [name, messages_ready, messages_unacknowledged])])'
+        )
+        return {name: (int(ready), int(taken)) for name, ready, taken in re.findall(r'([^";]+)=(\d+)\+(\d+);', said)}
 
     def stop(self) -> None:
         """End the broker, and the name service of Erlang's that it started."""

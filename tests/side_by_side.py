@@ -12,7 +12,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 _COMPUTE = ("tests/model/test_model", "tests/simulation/", "tests/properties/test_wallet")
-_LONG = ("tests/integration/test_command_line", "tests/integration/test_rabbitmq")
+_LONG = ("tests/integration/test_command_line", "tests/amqp/")
 _APART = ("tests/faults/test_", "tests/integration/test_run", "tests/unit/test_examples_and_types")
 """Each test of these is long, and has servers of its own. Other files stay in one process, as some share servers."""
 
@@ -23,6 +23,8 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  (it has no types)
     """What is handed to a process in one piece: a file, or a test of `_APART`."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/amqp/"):
+            return "tests/amqp"  # They share a RabbitMQ, which takes as long to start as a test.
         return nodeid if nodeid.startswith(_APART) else nodeid.partition("::")[0]
 
 

@@ -8,25 +8,44 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import redis
 from celery.app.amqp import AMQP
+from celery.events.event import EVENT_EXCHANGE_NAME
 from kombu import connection as kombu_connection
 from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as kombu_redis
 
-from daycap.wire import FINALIZE_QUEUE
-from worker.message import OUR_QUEUES, Message, made_anew, unreadable
+from daycap.wire import FINALIZE_QUEUE, MAX_MESSAGE_BYTES
+from worker.message import OUR_QUEUES, Message, made_anew, too_large, unreadable
+
+logger = logging.getLogger("daycap.worker")
 
 
 class RedisQoS(kombu_redis.QoS):
     """What is unacknowledged; many messages can be acknowledged in one exchange with the server."""
 
     _together: list[str] | None = None
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note that the message is ours. A server that refuses to (it is full, it became a replica) has let it go."""
+        try:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+        except redis.ResponseError as error:
+            logger.warning("the broker does not note what this worker has taken; it is settled now: %r", error)
+            virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> Any:
+        """Bring back what other workers took and lost. A server that is full refuses that; it is not what fills it."""
+        try:
+            return super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
+        except redis.OutOfMemoryError as error:
+            logger.debug("nothing is brought back: %r", error)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -53,6 +72,10 @@ class RedisChannel(kombu_redis.Channel):
     """A channel that looks at each message before Celery does."""
 
     QoS = RedisQoS
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `RedisQoS.together`."""
+        return self.qos.together()  # type: ignore[no-any-return]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         """One client for each pool: kombu makes one for each command, which takes longer than the command."""
@@ -86,22 +109,38 @@ class RedisChannel(kombu_redis.Channel):
 
 
 class RedisTransport(kombu_redis.Transport):
-    """What `broker_transport` names for redis:// and rediss://."""
+    """Redis, on which every error passes: a server loads, is a replica, cannot write, has new passwords."""
 
     Channel = RedisChannel
+    connection_errors = (*kombu_redis.Transport.connection_errors, redis.RedisError)
+
+
+def together(channel: Any) -> AbstractContextManager[None]:
+    """A context in which the acknowledgements of `channel` are gathered, where it can."""
+    gathered: AbstractContextManager[None] = getattr(channel, "together", nullcontext)()
+    return gathered
 
 
 class Connection(kombu_connection.Connection):
-    """A connection on which whoever does not say how often tries once more, at once; kombu's tries for ever.
+    """A connection of the transports below, for a URL of the usual scheme.
 
-    So Celery's workers say that they live, and answer who inspects them: one that is about to while its broker goes
-    would be silent, and deaf to SIGTERM, until a broker is back.
+    It tries once more, at once. Celery's workers try for ever to say that they live and to answer who inspects them,
+    and for 20 s to store a result: one that is about to while its broker goes would be silent, and deaf to SIGTERM,
+    until a broker is back.
     """
+
+    def get_transport_cls(self) -> Any:
+        """The hardened transport. As `broker_transport` it would be the scheme of the URL that others are shown."""
+        return _HARDENED.get(self.transport_cls) or super().get_transport_cls()  # type: ignore[no-untyped-call]
+
+    def ensure_connection(self, *args: Any, **policy: Any) -> Any:
+        """See `kombu.Connection.ensure_connection`; a broker that is back is found within five seconds, not thirty."""
+        policy = {"interval_start": 1, "interval_step": 1, "interval_max": 5} | policy
+        return super().ensure_connection(*args, **policy)  # type: ignore[no-untyped-call]
 
     def ensure(self, obj: Any, fun: Any, *args: Any, **policy: Any) -> Any:
         """See `kombu.Connection.ensure`."""
-        if policy.get("max_retries") is None:
-            policy |= {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+        policy |= {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
         return super().ensure(obj, fun, *args, **policy)  # type: ignore[no-untyped-call]
 
 
@@ -119,6 +158,12 @@ class AmqpChannel(pyamqp.Channel):
             _make_well_formed(raw_message)
         return super().message_to_python(raw_message)  # type: ignore[no-untyped-call]
 
+    def basic_publish_confirm(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait until the broker has it; but for the events that Flower shows, some for each message."""
+        if kwargs.get("exchange") == EVENT_EXCHANGE_NAME:
+            return self._basic_publish(*args, **kwargs)
+        return super().basic_publish_confirm(*args, **kwargs)
+
 
 class AmqpConnection(pyamqp.Connection):
     """A connection of such channels."""
@@ -127,9 +172,30 @@ class AmqpConnection(pyamqp.Connection):
 
 
 class AmqpTransport(pyamqp.Transport):
-    """What `broker_transport` names for amqp:// and amqps://."""
+    """RabbitMQ, on which every error passes: a virtual host comes back, a permission, a password, a queue."""
 
     Connection = AmqpConnection
+    connection_errors = recoverable_connection_errors = (
+        *pyamqp.Transport.connection_errors,
+        *pyamqp.Transport.channel_errors,
+    )
+
+    def qos_semantics_matches_spec(self, _connection: Any) -> bool:
+        """True, so that Celery limits what each consumer takes, not each channel: quorum queues know no other limit."""
+        return True
+
+
+_HARDENED = {
+    "redis": RedisTransport,
+    "rediss": RedisTransport,
+    "amqp": AmqpTransport,
+    "pyamqp": AmqpTransport,
+    "amqps": AmqpTransport,
+}
+
+
+_LARGEST_ITEM = 2 * MAX_MESSAGE_BYTES
+"""A body in base64, its headers and what else kombu writes around it."""
 
 
 def well_formed(queue: bytes | str, item: bytes | str) -> bytes | str:
@@ -137,18 +203,28 @@ def well_formed(queue: bytes | str, item: bytes | str) -> bytes | str:
     name = (queue.decode() if isinstance(queue, bytes) else queue).split(kombu_redis.Channel.sep)[0]
     if name not in OUR_QUEUES:
         return item
-    text = item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else item
+    reason = too_large(len(item), _LARGEST_ITEM)
+    text = _text(item if reason is None else item[:MAX_MESSAGE_BYTES])
+    if reason is not None:
+        return _envelope(name, unreadable(text, reason))
     try:
         envelope = json.loads(text)
         headers, properties, body = envelope["headers"], envelope["properties"], envelope["body"]
         if properties.get("body_encoding") == "base64":
             body = base64.b64decode(body, validate=True).decode("utf-8")
+        reason = too_large(len(body))
         encoded = (envelope.get("content-type"), envelope.get("content-encoding"))
         reply_to, delivery = properties.get("reply_to"), properties.get("delivery_info")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return _envelope(name, unreadable(text))
+    if reason is not None:
+        return _envelope(name, unreadable(text, reason))
     message = made_anew(name, headers, encoded, reply_to, body, lambda: text)
     return _envelope(name, message, isinstance(delivery, dict) and delivery.get("redelivered") is True)
+
+
+def _text(raw: bytes | str) -> str:
+    return raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else str(raw)
 
 
 def _envelope(queue: str, message: Message, redelivered: bool = False) -> bytes:
@@ -177,12 +253,17 @@ def _make_well_formed(raw: Any) -> None:
     properties = raw.properties
     headers = properties.get("application_headers") or {}
     encoded = (properties.get("content_type"), properties.get("content_encoding"))
-    body = raw.body.decode("utf-8", "backslashreplace") if isinstance(raw.body, bytes) else str(raw.body)
+    reason = too_large(len(raw.body))
+    body = _text(raw.body if reason is None else raw.body[:MAX_MESSAGE_BYTES])
 
     def whole() -> str:
         return json.dumps({"headers": headers, "encoded": encoded, "body": body}, default=repr)
 
-    message = made_anew(raw.delivery_info["routing_key"], headers, encoded, properties.get("reply_to"), body, whole)
+    if reason is None:
+        queue = raw.delivery_info["routing_key"]
+        message = made_anew(queue, headers, encoded, properties.get("reply_to"), body, whole)
+    else:
+        message = unreadable(whole(), reason)
     raw.body = message.body
     raw.properties = {
         "content_type": "application/json",

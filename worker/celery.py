@@ -12,6 +12,7 @@ from celery.signals import celeryd_init, worker_ready
 import celeryconfig
 from daycap.errors import DaycapError
 from worker import environment, metrics
+from worker.consumer import check_pool
 from worker.deployment import deployment
 from worker.ledger import passes, unavailable
 
@@ -24,8 +25,10 @@ app.config_from_object(celeryconfig)
 
 
 @celeryd_init.connect
-def check_before_work(**_: Any) -> None:
+def check_before_work(options: dict[str, Any], **_: Any) -> None:
     """Stop with a clear message before anything is taken from the queue."""
+    if reason := check_pool(options.get("pool_cls"), options.get("autoscale")):
+        raise SystemExit(f"daycap worker: {reason}")
     try:
         deployment().ledger.check_tables()
     except DaycapError as error:
@@ -41,6 +44,9 @@ def check_before_work(**_: Any) -> None:
 
 @worker_ready.connect
 def catch_up(**_: Any) -> None:
-    """A worker that was away at midnight opens the day now; what Redis lost meanwhile is published anew."""
+    """A worker that was away at midnight opens the day now; what Redis lost meanwhile is published anew.
+
+    Also when its broker is well again.
+    """
     for task in ("daycap.rollover", "daycap.reconcile"):
         app.send_task(task, ignore_result=True)

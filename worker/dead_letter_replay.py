@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from worker.ledger import Ledger
 from worker.retention import kept_days, open_days
 from worker.schema import daily_agent_spending, settlements
 from worker.settle import settle
+from worker.slices import SLICE_S
 
 logger = logging.getLogger("daycap.worker")
 
@@ -35,7 +37,10 @@ class Replayed(NamedTuple):
 
 
 def replay(parts: Deployment, prefixes: Iterable[str], replayed_by: str) -> list[Replayed]:
-    """Replay the letters whose ids begin so. Raises before the first if one is not to be found."""
+    """Replay the letters whose ids begin so: the first ones, and at least one.
+
+    Raises before the first if one is not to be found.
+    """
     return _replay(parts, dead_letters.resolve(parts.ledger, prefixes), replayed_by)
 
 
@@ -45,8 +50,12 @@ def replay_next(parts: Deployment, kind: str | None, after: str, replayed_by: st
 
 
 def _replay(parts: Deployment, ids: list[str], replayed_by: str) -> list[Replayed]:
-    done = []
+    """As many as a slice of time allows, and at least one."""
+    end_s = time.monotonic() + SLICE_S
+    done: list[Replayed] = []
     for letter_id in ids:
+        if done and time.monotonic() > end_s:
+            break
         with parts.ledger.reading() as connection:
             found = dead_letters.get_all(connection, [letter_id])
         for letter in found:

@@ -12,10 +12,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
-from celery.worker.state import task_ready
+from worker.broker import together
 
 logger = logging.getLogger("daycap.worker")
 
@@ -25,6 +24,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 MOST_EVENTS = 2000
 """How many one transaction settles: it takes some 50 ms, in which nobody else can write to SQLite."""
 
+_WEIGHT_OF_NONE = 100
+"""A message without events becomes a dead letter, in a transaction of its own: a few of them are a batch."""
+
 _SILENT_S = 0.002
 """With no message for so long, those that have come are settled: at low load this is all that gathering adds."""
 
@@ -32,19 +34,27 @@ _LONGEST_S = 0.05
 """And no later than this after the first."""
 
 
+class NotSettled(Exception):
+    """the ledger refused a batch; it can be tried again in `wait_s` seconds"""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+        super().__init__(f"not settled; tried again in {wait_s:.1f} s")
+
+
 class Gathered:
     """What a strategy asks of Celery's consumer, except that requests are gathered instead of run one by one.
 
-    `settle` settles the arguments of all messages, in order; where it raises, none is settled and all go back into
-    the queue.
+    `settle` settles the arguments of all messages, in order; where it raises `NotSettled` none is settled, and all are
+    kept and tried again. They are not given back: RabbitMQ drops what was given back to a quorum queue too often.
     """
 
     def __init__(self, consumer: Any, settle: Callable[[Sequence[Arguments]], dict[str, int]]) -> None:
         self._consumer = consumer
         self._settle = settle
         self._requests: list[Any] = []
-        self._events = 0
-        self._first_s = self._last_s = 0.0
+        self._events = self._accepted = 0
+        self._first_s = self._last_s = self._not_before_s = 0.0
         self.event_dispatcher = _Later(consumer.event_dispatcher)
 
     def __getattr__(self, name: str) -> Any:
@@ -71,39 +81,42 @@ class Gathered:
     def _look(self) -> None:
         if not self._requests:
             return
-        wait_s = min(self._last_s + _SILENT_S, self._first_s + _LONGEST_S) - time.monotonic()
+        due_s = max(self._not_before_s, min(self._last_s + _SILENT_S, self._first_s + _LONGEST_S))
+        wait_s = due_s - time.monotonic()
         if wait_s > 0:
             self._look_again(wait_s)
         else:
             self._settle_all()
 
     def _settle_all(self) -> None:
-        requests, self._requests, self._events = self._requests, [], 0
         began_s = time.monotonic()
+        if began_s < self._not_before_s:
+            return  # Looked at then.
+        requests = self._requests
         self.event_dispatcher.send_all()
-        for request in requests:
+        for request in requests[self._accepted :]:
             request.on_accepted(os.getpid(), began_s)
+        self._accepted = len(requests)
         try:
             counts = self._settle([(tuple(request.args), request.kwargs) for request in requests])
-        except Exception:
-            # Whatever it was, and `settle` has said it: nothing is acknowledged that was not committed.
-            for request in requests:
-                request.reject(requeue=True)
-                task_ready(request)
+        except NotSettled as error:
+            self._not_before_s = time.monotonic() + error.wait_s
+            self._look_again(error.wait_s)
             return
+        self._requests, self._events, self._accepted = [], 0, 0
         self._acknowledge(requests)
         said = repr({"messages": len(requests), **counts})  # Of all: which of them a count came from is not known.
         for request in requests:
             request.on_success((False, said, time.monotonic() - began_s))
 
     def _acknowledge(self, requests: list[Any]) -> None:
-        """Many in one exchange, where the transport can."""
-        qos = requests[0].message.channel.qos
+        """All in one exchange."""
+        for request in requests:
+            request.acknowledged = True  # Or Celery would try each by itself when this failed.
         try:
-            with qos.together() if hasattr(qos, "together") else nullcontext():
+            with together(requests[0].message.channel):
                 for request in requests:
                     request.message.ack()
-                    request.acknowledged = True
         except self._consumer.connection_errors as error:
             logger.warning("settled, but not acknowledged, so that the messages come again: %r", error)
 
@@ -133,4 +146,4 @@ class _Later:
 
 def _events(kwargs: dict[str, Any]) -> int:
     events = kwargs.get("events")
-    return len(events) if isinstance(events, list) else 1
+    return len(events) if isinstance(events, list) and events else _WEIGHT_OF_NONE

@@ -15,10 +15,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from daycap.errors import InvalidInput
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE, SENT_HEADER
+from daycap.wire import (
+    CONTROL_QUEUE,
+    FINALIZE_QUEUE,
+    FINALIZE_TASK,
+    MAX_EVENTS_PER_MESSAGE,
+    MAX_MESSAGE_BYTES,
+    OPEN_DAY_TASK,
+    OPEN_QUEUE,
+    SENT_HEADER,
+)
 
-UNREADABLE = "unreadable"
-"""The keyword argument under which text that is no message of ours is handed to finalize."""
+UNREADABLE, REASON = "unreadable", "reason"
+"""The keyword arguments under which text that is no message of ours, and why, are handed to finalize."""
 
 _ONLY_TASK = {FINALIZE_QUEUE: FINALIZE_TASK, OPEN_QUEUE: OPEN_DAY_TASK}
 """Runners can write to these queues; administration is taken from its own queue only."""
@@ -31,6 +40,8 @@ _DEEPEST = 32
 _TYPE_MARK = {"__type__", "__value__"}
 """An object of just these fields is not JSON to kombu: it makes another type of it, or refuses the message."""
 _LONGEST_NUMBER = 40
+_MOST_EVENTS = 10 * MAX_EVENTS_PER_MESSAGE
+"""A sender that allows itself some more is heard all the same, for its events are money."""
 _LONGEST_SHOWN = 100
 
 
@@ -57,13 +68,21 @@ def made_anew(
     """The message as Celery would have sent it; `whole()` in a message to finalize where it cannot be read."""
     try:
         return _read(queue, headers, encoded, reply_to, body)
+    except InvalidInput as error:
+        return unreadable(whole(), str(error))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return unreadable(whole())
 
 
-def unreadable(text: str) -> Message:
+def unreadable(text: str, reason: str = "not a message of Celery's protocol 2 in JSON") -> Message:
     """A message to finalize that carries text which is none of ours."""
-    return Message(_headers(FINALIZE_TASK, str(uuid.uuid4()), {}), None, json.dumps([[], {UNREADABLE: text}, {}]))
+    kwargs = {UNREADABLE: text[:MAX_MESSAGE_BYTES], REASON: reason}
+    return Message(_headers(FINALIZE_TASK, str(uuid.uuid4()), {}), None, json.dumps([[], kwargs, {}]))
+
+
+def too_large(size: int, most: int = MAX_MESSAGE_BYTES) -> str | None:
+    """Why what has `size` bytes is not even looked into; None if it may be."""
+    return None if size <= most else f"a message of {size:,} bytes; at most {most:,} are read"
 
 
 def _read(
@@ -106,9 +125,11 @@ def _safe_body(task: str, text: str) -> str:
     (args, kwargs, embed), exact = _decoded(text)
     if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
         raise InvalidInput("not a body of Celery's protocol 2")
+    events = kwargs.get("events")
+    if task == FINALIZE_TASK and isinstance(events, list) and len(events) > _MOST_EVENTS:
+        raise InvalidInput(f"a message of {len(events):,} events; {MAX_EVENTS_PER_MESSAGE} are allowed")
     if exact and text.isascii() and not any(embed.values()) and _harmless([args, kwargs, embed]):
         return text
-    events = kwargs.get("events")
     if task == FINALIZE_TASK and not args and set(kwargs) == {"events"} and isinstance(events, list):
         # One bad event is handed on as text, so that it does not stop the rest of its batch.
         kwargs = {"events": [event if _harmless(event) else json.dumps(event) for event in events]}

@@ -18,7 +18,7 @@ GIVEN_UP = Counter("daycap_given_up_micros", "Micros of runners that are gone, p
 FENCES = Counter("daycap_fences", "Days that had to be opened behind a fence, because the counter lost them")
 DRIFT = Counter("daycap_drift", "Days whose counter differed from the ledger and was repaired")
 PUBLISH_FAILURES = Counter("daycap_publish_failures", "Publishes that the counter did not answer")
-LEDGER_FAILURES = Counter("daycap_ledger_failures", "Batches given back because the ledger was away, busy or full")
+LEDGER_FAILURES = Counter("daycap_ledger_failures", "Batches tried again because the ledger was away, busy or full")
 BATCH_SECONDS = Histogram("daycap_batch_seconds", "Seconds to settle, commit and publish one batch")
 DEAD_LETTERS = Gauge("daycap_dead_letters", "Dead letters in the ledger, waiting for someone to look at them")
 

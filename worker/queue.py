@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 from celery import Celery
+from kombu.entity import Queue
 
+from daycap.settings import Settings
 from daycap.wire import FINALIZE_QUEUE, SENT_HEADER
 
 logger = logging.getLogger("daycap.worker")
@@ -16,11 +18,13 @@ logger = logging.getLogger("daycap.worker")
 _MOST_LOOKED_AT = 200
 """Messages that are opened to find the oldest. With more of them waiting, the queue has not caught up."""
 
-_UNSEEN_MS = 60_000
-"""Where the broker does not show what workers have taken and not acknowledged: how long that may last."""
-
 _GAP_S = 0.05
 """A message that a worker has popped and not yet noted as unacknowledged is seen on a second look."""
+
+
+def held_back_s(settings: Settings) -> int:
+    """How many seconds a broker waits for a worker that has messages and is silent; then others get them."""
+    return min(30, max(5, round(settings.lease_ttl_seconds + settings.grace_seconds)))
 
 
 def settled_before_ms(app: Celery, now_ms: int) -> int:
@@ -32,7 +36,8 @@ def settled_before_ms(app: Celery, now_ms: int) -> int:
         channel = connection.default_channel
         if not hasattr(channel, "unacked_key"):
             waiting = channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count
-            return 0 if waiting else now_ms - _UNSEEN_MS
+            waiting += _unsettled(app)(channel).queue_declare().message_count
+            return 0 if waiting else now_ms - 1000 * _unseen_s(app)
         first = _oldest_sent_ms(channel)
         time.sleep(_GAP_S)
         second = _oldest_sent_ms(channel)
@@ -40,6 +45,34 @@ def settled_before_ms(app: Celery, now_ms: int) -> int:
         return 0
     # Messages still on their way to the broker are not seen; the grace after a lease's deadline is far longer.
     return min(first, second, now_ms)
+
+
+def note_unsettled(app: Celery) -> None:
+    """Let all workers know that one has messages which the ledger refuses, where the broker does not show them.
+
+    A message of its own, in a queue of its own, says so for as long as a worker may have them unseen.
+    """
+    if app.connection_for_write().transport.driver_type != "amqp":
+        return
+    try:
+        with app.producer_or_acquire() as producer:
+            queue = _unsettled(app)
+            producer.publish({}, routing_key=queue.name, declare=[queue], retry=True)
+    except Exception as error:
+        logger.warning("the other workers do not hear that events are not settled: %r", error)
+
+
+def _unseen_s(app: Celery) -> int:
+    """How long a message may be with workers that the ledger does not refuse: with one that hangs, and with another."""
+    return int(2 * app.conf.broker_heartbeat)
+
+
+def _unsettled(app: Celery) -> Any:
+    made: Any = Queue
+    seconds = _unseen_s(app)
+    return made(
+        "daycap.unsettled", routing_key="daycap.unsettled", max_length=1, message_ttl=seconds, expires=10 * seconds
+    )
 
 
 def _oldest_sent_ms(channel: Any) -> int | None:

@@ -158,6 +158,7 @@ def test_sigterm_lets_the_batch_that_is_being_settled_be_settled(
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     with locked_ledger:
         spend_one_that_is_taken(wallet, agent, broker)
+        spine.wait_for(lambda: "daycap.finalize[" in spine.worker.container.logs())
         spine.worker.container.process.terminate()
 
     assert spine.end_worker() == 0

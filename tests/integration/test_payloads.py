@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 from tests.events import event
 from tests.spine import Spine
 from worker.broker import well_formed
-from worker.message import UNREADABLE
+from worker.message import REASON, UNREADABLE
 
 
 def envelope(body: Any = None, *, encoded: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -259,6 +262,57 @@ def test_a_message_of_more_events_than_allowed_is_settled_in_parts(spine: Spine)
     assert spine.deliver(*events)["duplicates"] == 2_001
 
 
+MB = 1_000_000
+TOO_LARGE: dict[str, Callable[[], str]] = {
+    "many events": lambda: '{"events": [' + "0, " * (MB // 4) + "0]}",
+    "2 MB of events": lambda: '{"events": [' + "0, " * (2 * MB // 3) + "0]}",
+    "8 MB of events": lambda: '{"events": [' + "0, " * (8 * MB // 3) + "0]}",
+    "8 MB of text": lambda: json.dumps({"events": ["x" * 8 * MB]}),
+    "8 MB of digits": lambda: '{"events": [' + "9" * 8 * MB + "]}",
+    "8 MB of brackets": lambda: "[" * 8 * MB,
+    "8 MB of objects": lambda: '{"events": [' + "{}, " * (2 * MB) + "{}]}",
+}
+
+
+@pytest.mark.parametrize("encoding", ["base64", None])
+@pytest.mark.parametrize("what", TOO_LARGE)
+def test_a_large_message_is_one_dead_letter(spine: Spine, what: str, encoding: str | None) -> None:
+    agent = spine.add("agent-7", 5_000_000)
+    body = f"[[], {TOO_LARGE[what]()}, {{}}]"
+    good = event(agent, spine.today)
+    began_s = time.monotonic()
+
+    push(spine, body, encoding)
+    push(spine, json.dumps([[], {"events": [good]}, {}]), encoding)
+
+    spine.wait_for(lambda: spine.rows("SELECT * FROM settlements"))
+    assert time.monotonic() - began_s < 3
+    (letter,) = spine.rows("SELECT kind, reason, times, length(payload) AS length FROM dead_letters")
+    assert (letter["kind"], letter["times"]) == ("malformed", 1)
+    assert letter["length"] <= MB
+    assert "a message of " in letter["reason"]
+
+
+def test_a_compressed_message_is_not_unpacked(spine: Spine) -> None:
+    bomb = base64.b64encode(zlib.compress(b"0" * 200 * MB)).decode()
+    push(spine, bomb, None, compression="application/x-gzip")
+    push(spine, bomb, "base64", compression="application/x-gzip")
+
+    spine.wait_for(lambda: len(spine.rows("SELECT * FROM dead_letters")) == 2)
+    assert spine.worker.container.status == "running"
+
+
+def push(spine: Spine, body: str, encoding: str | None, **headers: str) -> None:
+    """Put a message at the end of the queue."""
+    made = envelope(encoded=body)
+    made["headers"] |= {"ignore_result": True, **headers}
+    if encoding is None:
+        made |= {"body": body}
+        del made["properties"]["body_encoding"]
+    with redis.Redis.from_url(spine.settings.broker_url) as broker:
+        broker.lpush(FINALIZE_QUEUE, json.dumps(made))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -283,7 +337,7 @@ def test_every_item_of_the_queue_becomes_a_message_that_celery_takes(item: bytes
     assert (made["headers"]["task"], made["content-type"]) == (FINALIZE_TASK, "application/json")
     assert args == []
     assert embed == {}
-    assert set(kwargs) in ({"events"}, {UNREADABLE})
+    assert set(kwargs) in ({"events"}, {UNREADABLE, REASON})
 
 
 def test_messages_of_other_queues_are_not_looked_at() -> None:

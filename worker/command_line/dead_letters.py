@@ -59,10 +59,7 @@ def replay(prefixes: tuple[str, ...], everything: bool, kind: str | None, by: st
         raise click.UsageError("name the dead letters to replay, or say --all")
     if kind and not everything:
         raise click.UsageError("--kind goes with --all")
-    if everything:
-        done = list(_replay_all(kind, by))
-    else:
-        done = ask("daycap.replay_dead_letters", timeout_s=120, prefixes=list(prefixes), replayed_by=by)
+    done = list(_replay_all(kind, by) if everything else _replay_named(list(prefixes), by))
     show(done, as_json, lambda: _replayed(done))
     sys.exit(any(each["became"] not in ("settled", "duplicate") for each in done))
 
@@ -78,6 +75,13 @@ def drop(prefixes: tuple[str, ...], yes: bool, by: str, as_json: bool) -> None:
         click.confirm(f"delete {len(prefixes)} dead letters for good?", abort=True, err=True)
     dropped = ask("daycap.drop_dead_letters", prefixes=list(prefixes), dropped_by=by)
     show(dropped, as_json, lambda: f"dropped {len(dropped)}; the worker's log has their payloads")
+
+
+def _replay_named(prefixes: list[str], by: str) -> Iterator[dict[str, Any]]:
+    while prefixes:
+        some = ask("daycap.replay_dead_letters", timeout_s=120, prefixes=prefixes, replayed_by=by)
+        yield from some
+        prefixes = [prefix for prefix in prefixes if not any(each["id"].startswith(prefix) for each in some)]
 
 
 def _replay_all(kind: str | None, by: str) -> Iterator[dict[str, Any]]:

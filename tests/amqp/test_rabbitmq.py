@@ -1,14 +1,12 @@
-"""RabbitMQ as the broker, for real, over amqps://. Skipped where there is none."""
+"""RabbitMQ as the broker, for real, over amqps://."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import amqp
@@ -22,53 +20,29 @@ from daycap.celery_transport import CeleryTransport
 from daycap.clock import day_of, wall_ms
 from daycap.redis_counter import RedisCounter, counter_key
 from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
+from tests.amqp.spine import AmqpSpine
 from tests.events import event
 from tests.in_loop import FACES
-from tests.integration.test_command_line import run
-from tests.processes import LocalWorker
-from tests.rabbitmq import RabbitMq, rabbitmq_program
+from tests.processes import LocalWorker, run_daycap
+from tests.rabbitmq import RabbitMq
 from tests.spine import wait_for
 from tests.tls import Authority, TlsProxy
-from worker.local_server import LocalServer
-
-pytestmark = pytest.mark.skipif(rabbitmq_program() is None, reason="no rabbitmq-server on PATH")
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
+def environment(rabbit: RabbitMq, authority: Authority, shared: AmqpSpine) -> dict[str, str]:
+    """What runners and the command line are told: the way with TLS."""
+    url = f"amqps://guest:guest@127.0.0.1:{rabbit.tls_port}//?ssl_ca_certs={authority.file}"
+    return {**shared.environment, "DAYCAP_BROKER_URL": url}
 
 
 @pytest.fixture(scope="module")
-def rabbit(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
-    directory = tmp_path_factory.mktemp("rabbitmq")
-    rabbit = RabbitMq(directory, str(rabbitmq_program()), authority.file, *authority.files(directory, "127.0.0.1"))
-    rabbit.start()
-    yield rabbit
-    rabbit.stop()
-
-
-@pytest.fixture(scope="module")
-def environment(
-    rabbit: RabbitMq, authority: Authority, empty_ledger: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
-    ledger = shutil.copy(empty_ledger, tmp_path_factory.mktemp("ledger") / "ledger.sqlite3")
-    counter = LocalServer().start()
-    yield {
-        "DAYCAP_REDIS_URL": counter.url(),
-        "DAYCAP_BROKER_URL": f"amqps://guest:guest@127.0.0.1:{rabbit.tls_port}//?ssl_ca_certs={authority.file}",
-        "DAYCAP_LEDGER_URL": f"sqlite:///{ledger}",
-        "DAYCAP_RESEND_SECONDS": "1000",
-    }
-    counter.stop()
-
-
-@pytest.fixture(scope="module")
-def worker(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalWorker]:
-    worker = LocalWorker(tmp_path_factory.mktemp("worker"), environment)
-    worker.ready()
-    yield worker
-    worker.teardown()
+def worker(shared: AmqpSpine, environment: dict[str, str]) -> LocalWorker:
+    """It comes over TLS too."""
+    shared.worker.teardown()
+    shared.environment |= environment
+    shared.workers.clear()
+    return shared.start_worker()
 
 
 @pytest.fixture
@@ -86,7 +60,7 @@ def rows(environment: dict[str, str], statement: str) -> list[tuple[Any, ...]]:
 
 
 def daycap(environment: dict[str, str], *words: str) -> Any:
-    return json.loads(run(*words, "--json", environment=environment))
+    return json.loads(run_daycap(*words, "--json", environment=environment))
 
 
 def test_money_is_spent_and_looked_at(wallet: Wallet, environment: dict[str, str]) -> None:
@@ -120,7 +94,7 @@ def test_a_day_that_the_counter_lost_is_opened_when_the_runner_asks(
 def test_housekeeping_runs_and_plain_amqp_will_do(rabbit: RabbitMq, worker: LocalWorker) -> None:
     app = Celery(broker=f"amqp://guest:guest@127.0.0.1:{rabbit.port}//", set_as_current=False)
     app.send_task("daycap.expire", queue=CONTROL_QUEUE, ignore_result=True)
-    wait_for(lambda: re.search(r"daycap\.expire\[.*\] succeeded in .*'given_up_micros': 0", worker.logs()))
+    wait_for(lambda: re.search(r"daycap\.expire\[.*\] succeeded in .*'days'", worker.logs()))
     app.close()
 
 
@@ -223,7 +197,9 @@ def test_a_certificate_that_cannot_be_believed_is_refused(rabbit: RabbitMq, auth
 
 def test_no_password_is_shown_when_it_is_wrong(rabbit: RabbitMq) -> None:
     wrong = {"DAYCAP_BROKER_URL": f"amqp://guest:hunter2@127.0.0.1:{rabbit.port}//"}
-    said = run("agent", "list", environment=wrong, status=1) + run("doctor", "--json", environment=wrong, status=1)
+    said = run_daycap("agent", "list", environment=wrong, status=1) + run_daycap(
+        "doctor", "--json", environment=wrong, status=1
+    )
     assert "ACCESS_REFUSED" in said
     assert "hunter2" not in said
 
