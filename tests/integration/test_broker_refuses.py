@@ -145,7 +145,7 @@ def test_a_broker_that_begins_to_refuse_stops_warm_runners_until_it_ends(
             wallet.reserve("agent-7", 1_000).finalize(1_000)
         wallet.reserve("agent-7", 100_000).release()
         wait_for(lambda: wallet.stats().waiting == 0)
-        held = wallet.reserve("agent-7", 1_000)
+        held, longer = wallet.reserve("agent-7", 1_000), wallet.reserve("agent-7", 50_000)
         sent = admin.llen(FINALIZE_QUEUE)
 
         # When the broker refuses it, and it finds out by the next event
@@ -164,7 +164,10 @@ def test_a_broker_that_begins_to_refuse_stops_warm_runners_until_it_ends(
         with pytest.raises(BudgetUnavailable, match=r"check|give its user the rights"):
             wallet.reserve("agent-7", 1)
         wallet._keeper.renew()
-        assert leased(counter) == 4_000, "what was spent"
+        assert leased(counter) == 54_000, "what was spent, and what a call that is under way holds"
+        longer.release()
+        with pytest.raises(BudgetUnavailable, match=r"check|rights"):
+            wallet.reserve("agent-7", 1)
         assert [record.levelno for record in caplog.records if "nothing is reserved" in record.message] == [
             logging.ERROR
         ]

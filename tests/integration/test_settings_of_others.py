@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from daycap.celery_transport import CeleryTransport
+from daycap.wire import FinalizeEvent
 from tests.in_loop import FACES
 from tests.integration.test_command_line import run
 from tests.processes import ROOT, LocalBeat, LocalProcess, LocalWorker
@@ -62,7 +64,7 @@ def of_others(elsewhere: Elsewhere) -> dict[str, str]:
     return urls | {
         "CELERY_CONFIG_MODULE": "no_such_settings",
         "CELERY_CONFIG": "no_such_settings",
-        "CELERY_LOADER": "celery.loaders.default:Loader",
+        "CELERY_LOADER": "no_such_loader:Loader",
         "CELERY_APP": "another.app",
         "CELERY_WORKER_QUEUES": "another",
         "CELERY_WORKER_POOL": "prefork",
@@ -107,6 +109,18 @@ def test_money_is_spent_at_our_own_broker(
     assert runner.close() == []
     assert "$0.0312" in run("status", environment=given)
     assert "Traceback" not in worker.logs()
+    assert elsewhere.untouched
+
+
+def test_a_runners_transport_keeps_to_its_broker(
+    of_others: dict[str, str], redis_url: str, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in of_others.items():
+        monkeypatch.setenv(name, value)
+    transport = CeleryTransport(redis_url)
+    transport.send([FinalizeEvent("a" * 26, 1, 1, "agent-7", "2026-11-24", 50_000, 31_200, 1)])
+    assert transport.backlog() == 1
+    transport.close()
     assert elsewhere.untouched
 
 
