@@ -65,9 +65,9 @@ class _TimedSocket:
         """0 as for any socket; what else redis-py sets is for one read, and does not count."""
         self._waits = timeout_s != 0
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, *flags: int) -> bytes:
         self._set_timeout()
-        data: bytes = self._sock.recv(size)
+        data: bytes = self._sock.recv(size, *flags)
         return data
 
     def recv_into(self, buffer: Any) -> int:

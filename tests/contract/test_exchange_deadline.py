@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.connection import _RESP2Parser  # type: ignore[attr-defined]
 
 from daycap import CounterUnavailable
 from daycap.clock import day_of, wall_ms
@@ -16,6 +17,7 @@ from daycap.counter import Answer, SyncRequest
 from daycap.redis_counter import MAX_PER_ROUND_TRIP, RedisCounter, exchange_s
 from tests.contract.test_redis_counter import Asked, OfALoop
 from tests.faults.proxy import Proxy
+from tests.spine import wait_for
 from tests.tls import Authority, TlsProxy
 from worker.local_server import LocalServer
 
@@ -39,9 +41,21 @@ def proxy(port: int) -> Iterator[Proxy]:
     proxy.close()
 
 
-@pytest.fixture(params=[RedisCounter, OfALoop], ids=["threads", "loop"])
+class WithoutHiredis(RedisCounter):
+    """redis-py reads by another parser where hiredis is not installed."""
+
+    def _make_pool(self) -> redis.ConnectionPool:
+        pool = super()._make_pool()
+        pool.connection_kwargs["parser_class"] = _RESP2Parser
+        return pool
+
+
+KINDS = {"threads": RedisCounter, "threads without hiredis": WithoutHiredis, "loop": OfALoop}
+
+
+@pytest.fixture(params=KINDS)
 def asked(request: pytest.FixtureRequest, proxy: Proxy) -> Iterator[Asked]:
-    asked: Asked = request.param(f"redis://127.0.0.1:{proxy.port}/0", TIMEOUT_S)
+    asked: Asked = KINDS[request.param](f"redis://127.0.0.1:{proxy.port}/0", TIMEOUT_S)
     yield asked
     asked.close()
 
@@ -90,6 +104,19 @@ def test_a_trickling_answer_ends_in_time(asked: Asked, proxy: Proxy, port: int) 
     assert not before & clients(port)
 
 
+@pytest.mark.parametrize("how", ["killed", "proxied away"])
+def test_a_connection_closed_while_idle_is_replaced(asked: Asked, proxy: Proxy, port: int, how: str) -> None:
+    answered(asked)
+    if how == "killed":
+        with redis.Redis(port=port) as operator:
+            operator.client_kill_filter(_type="normal", skipme=True)
+        wait_for(lambda: not clients(port))
+    else:
+        proxy.cut()
+
+    assert [reply.answer for reply in asked.sync([question()])] == [Answer.NOT_OPEN]
+
+
 @pytest.mark.parametrize("how", ["trickle", "silence"])
 def test_connecting_counts(asked: Asked, proxy: Proxy, how: str) -> None:
     """INFO, which tells the run id, and the scripts: each of their answers is made of many bytes."""
@@ -101,7 +128,7 @@ def test_connecting_counts(asked: Asked, proxy: Proxy, how: str) -> None:
     answered(asked)
 
 
-@pytest.mark.parametrize("kind", [RedisCounter, OfALoop])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_the_handshakes_count(kind: type, tmp_path: Path) -> None:
     """TLS and AUTH."""
     server = LocalServer(directory=tmp_path / "server").start()
@@ -125,7 +152,7 @@ def test_the_handshakes_count(kind: type, tmp_path: Path) -> None:
         server.stop()
 
 
-@pytest.mark.parametrize("kind", [RedisCounter, OfALoop])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_unix_socket_has_the_deadline(kind: type, port: int, tmp_path: Path) -> None:
     proxy = Proxy(port, path=tmp_path / "socket")
     asked: Asked = kind(f"unix://{tmp_path / 'socket'}", TIMEOUT_S)
