@@ -10,8 +10,7 @@ from typing import Any, Unpack, cast, overload
 from daycap.async_redis_counter import AsyncRedisCounter
 from daycap.base_wallet import BaseWallet, too_many
 from daycap.counter import SyncReply
-from daycap.lease import AsyncHold
-from daycap.lease_book import Pending
+from daycap.lease import AsyncHold, Pending
 from daycap.memory_counter import MemoryCounter
 from daycap.metered import AgentOf, CostOf, P, T, agent_of, must_be, note_cost
 from daycap.money import micros
@@ -61,7 +60,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         """See `Wallet.reserve`. If the task is cancelled while it waits, nothing is held."""
         if call:
             priced = cast(Call, call)
-            if "prices" not in self.__dict__:  # Reading them takes half a second.
+            if self._prices is None:  # Reading them takes half a second.
                 await asyncio.to_thread(lambda: self.prices)
             return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)

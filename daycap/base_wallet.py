@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 from daycap import process
@@ -24,9 +24,9 @@ from daycap.errors import (
 )
 from daycap.identity import identity_anchor
 from daycap.keeper import Keeper
-from daycap.lease import BaseHold
-from daycap.lease_book import H, LeaseBook
-from daycap.money import micros
+from daycap.lease import BaseHold, H
+from daycap.lease_book import LeaseBook
+from daycap.money import MAX_MICROS, micros
 from daycap.outbox import Outbox
 from daycap.process import here
 from daycap.publisher import Publisher
@@ -76,14 +76,16 @@ class BaseWallet(Generic[H]):
         self._book: LeaseBook[H] = LeaseBook(
             _emitter(self._publisher, self._outbox),
             self._outbox.settled if self._outbox is not None else lambda _: None,
-            new_hold=self._hold_type,  # type: ignore[arg-type]
+            hold_type=self._hold_type,  # type: ignore[arg-type]
             reserve_more=self.reserve,
             guard_ms=self._settings.guard_ms,
             slice_seconds=self._settings.slice_seconds,
+            trace_holds=self._settings.trace_holds,
         )
         transport.use_clock(self._book.counter_ms)
         self._keeper = Keeper(self._book, self._counter, self._publisher, self._outbox, self._settings)
         self._readings = Readings(self._book, self._counter, self._reader, transport)
+        self._prices: Prices | None = None
         self._begin()
         process.watch(self)
         if process.without_threads() is None:
@@ -96,7 +98,8 @@ class BaseWallet(Generic[H]):
     def _begin(self) -> None:
         self._no_answer: tuple[float, CounterUnavailable] | None = None
         self._closed = False
-        self._gone = False  # Closed to the end: a close that is interrupted can be called again.
+        self._open_parts = [True]
+        """Empty once they were closed."""
 
     def _forget(self) -> None:
         """In a forked child, which shares nothing with its parent but the settings."""
@@ -161,10 +164,13 @@ class BaseWallet(Generic[H]):
             outbox_failures=self._outbox.failures if self._outbox is not None else 0,
         )
 
-    @cached_property
+    @property
     def prices(self) -> Prices:
         """Own prices by `DAYCAP_PRICES_FILE`, before those of genai-prices. Raises `InvalidSetting`."""
-        return make_prices(self._settings)
+        if self._prices is None:  # Not a cached_property, whose lock (in Python 3.11) a forked child would inherit.
+            with process.whole.lock:  # A child that was forked meanwhile could never import it.
+                self._prices = make_prices(self._settings)
+        return self._prices
 
     # --- what may wait, for each face to call in its own way ------------------------------------------------
 
@@ -189,7 +195,9 @@ class BaseWallet(Generic[H]):
 
     def _from_memory(self, agent: str, estimate_micros: object) -> H | None:
         """A hold out of what this process has leased, or None if the counter has to be asked."""
-        estimate = micros(estimate_micros)
+        estimate = estimate_micros
+        if type(estimate) is not int or not 0 <= estimate <= MAX_MICROS:
+            estimate = micros(estimate)  # It says what is wrong; this is the hot path.
         if not here[0]:
             process.begin()
         if self._outbox is not None and self._outbox.full:
@@ -210,7 +218,11 @@ class BaseWallet(Generic[H]):
         agent_id(agent)
         process.check()
         self._must_be_open()
-        self._keeper.start()
+        try:
+            self._keeper.start()
+            self._publisher.start()
+        except RuntimeError as error:
+            raise BudgetUnavailable(f"agent {agent}: cannot start the thread that sends events: {error}") from error
         return time.monotonic()
 
     def _must_be_open(self) -> None:
@@ -243,10 +255,17 @@ class BaseWallet(Generic[H]):
             self._no_answer = (time.monotonic(), error)
             raise
 
+    def _interrupted(self) -> bool:
+        """Whether this thread is inside the wallet, and now runs a signal's handler or a finalizer."""
+        return self._book.inside() or self._keeper.inside
+
+    def _unsettled(self) -> tuple[str, ...]:
+        return tuple(event.reservation for event in self._keeper.unsettled())
+
     def _flush(self, timeout: float) -> tuple[str, ...]:
         end = time.monotonic() + timeout
         pause_s = 0.002
-        while unsettled := self._keeper.unsettled():
+        while (unsettled := self._unsettled()) and not self._interrupted():
             if time.monotonic() >= end:
                 logger.warning("flush: %d events are not known to be settled", len(unsettled))
                 break
@@ -254,28 +273,43 @@ class BaseWallet(Generic[H]):
                 self._keeper.learn_settled()
             time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
             pause_s = min(pause_s * 1.5, 0.05)
-        return tuple(event.reservation for event in unsettled)
+        return unsettled
 
     def _close(self, timeout: float) -> tuple[str, ...]:
-        if self._gone:
+        if not self._open_parts:
             return ()
         end = time.monotonic() + timeout
         self._closed = True
+        if self._interrupted():
+            # It cannot be waited for: what it needs is beneath this very call.
+            self._keeper.finish(self._end_parts)
+            return self._unsettled()
         self._book.close()
         self._flush(timeout)
         if live := self._book.live_holds():
             logger.warning("closing with %d live holds; their money comes back when the lease expires", live)
         self._keeper.renew(hand_back=True)
-        unsettled = tuple(event.reservation for event in self._keeper.unsettled())
-        for stop in (self._keeper.stop, self._publisher.close):
-            stop(max(_LAST_S, end - time.monotonic()))
+        unsettled = self._unsettled()
+        if self._keeper.started and (live or (self._book.unsettled() and self._outbox is None)):
+            # What comes yet is sent, and followed until it is settled. (An outbox leaves that to the next process.)
+            self._keeper.finish(self._end_parts)
+        else:
+            self._keeper.stop(max(_LAST_S, end - time.monotonic()))
+            self._end_parts(max(_LAST_S, end - time.monotonic()))
+        return unsettled
+
+    def _end_parts(self, timeout_s: float = _LAST_S) -> None:
+        try:
+            self._open_parts.pop()
+        except IndexError:
+            return  # Another thread ends them.
+        self._keeper.let_go()
+        self._publisher.close(timeout_s)
         if self._outbox is not None:
             self._outbox.close()
         self._counter.close()
         if self._reader is not None:
             self._reader.close()
-        self._gone = True
-        return unsettled
 
     def _end(self, timeout_s: float) -> None:
         """The process ends. What was never used is left alone."""

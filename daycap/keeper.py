@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from daycap.counter import Answer, Counter, settled_up_to
@@ -15,6 +17,7 @@ from daycap.lease_book import LeaseBook
 from daycap.outbox import AbandonedOutbox, Outbox
 from daycap.publisher import Publisher
 from daycap.settings import Settings
+from daycap.signal_safe import Busy, Signal, Turn
 from daycap.wire import FinalizeEvent
 
 logger = logging.getLogger("daycap")
@@ -24,6 +27,12 @@ _OPEN_AGAIN_S = 1.0
 
 _AT_ONCE = 500
 """How many leases are renewed in one exchange: an answer to more might be too old by the time that it is applied."""
+
+_LONGEST_RENEWAL_S = 60.0
+"""How long to wait for another thread that renews: each of its exchanges is bounded, and there may be many."""
+
+_FINISH_S = 0.1
+"""How often to look, after a close, whether nothing is left."""
 
 _LOOK_S = 0.5
 """How often to look whether a renewal is due: a lease may have come whose ttl is shorter than those before."""
@@ -44,10 +53,11 @@ class Keeper:
         self._begin()
 
     def _begin(self) -> None:
-        self._start_lock = threading.Lock()
-        self._renewing = threading.Lock()
+        self._starting = Turn()
+        self._renewing = Turn()
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._stop = Signal()
+        self._finish: Callable[[], None] | None = None
         self._asked_to_open: dict[tuple[str, str], float] = {}
         self._refused: set[str] = set()
         self._adopted = []
@@ -65,19 +75,39 @@ class Keeper:
         return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread, if it does not run."""
+        """Start the thread, if it does not run. Raises `RuntimeError` where none can be had."""
+        if self._thread is None and not self._starting.mine():
+            with suppress(Busy):  # Then another thread starts it.
+                self._starting.take(self._start)
+
+    def _start(self) -> None:
         if self._thread is None:
-            with self._start_lock:
-                if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="daycap-keeper", daemon=True)
-                    thread.start()
-                    self._thread = thread
+            thread = self._thread = threading.Thread(target=self._run, name="daycap-keeper", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                if not thread.is_alive():
+                    self._thread = None
+                raise
+
+    @property
+    def inside(self) -> bool:
+        """Whether the thread that asks was interrupted while it renewed leases."""
+        return self._renewing.mine()
+
+    def finish(self, then: Callable[[], None]) -> None:
+        """Once nothing is live and nothing unsettled, call `then`, which ends all, and end the thread."""
+        self._finish = then
 
     def stop(self, timeout_s: float) -> None:
         """End the thread. What is adopted and not settled is left to the next process."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave what is adopted to the next process."""
         for adopted in self._adopted:
             adopted.close()
 
@@ -103,15 +133,20 @@ class Keeper:
 
     def renew(self, only: list[Lease] | None = None, *, hand_back: bool = False) -> bool:
         """Sync every lease in use, or those of `only`. Returns whether all of them were renewed."""
-        with self._renewing:
+
+        def renew() -> bool:
             leases = self._book.leases() if only is None else only
-            try:
-                parts = [leases[start : start + _AT_ONCE] for start in range(0, len(leases), _AT_ONCE)]
-                renewed = [self._renew(part, hand_back=hand_back) for part in parts]
-            except CounterUnavailable as error:
-                logger.warning("leases were not renewed: %s", error)
-                return False
-        return all(renewed)
+            parts = [leases[start : start + _AT_ONCE] for start in range(0, len(leases), _AT_ONCE)]
+            renewed = [self._renew(part, hand_back=hand_back) for part in parts]  # Each of them, come what may.
+            return all(renewed)
+
+        if self.inside:
+            return False
+        try:
+            return self._renewing.take(renew, _LONGEST_RENEWAL_S)
+        except (CounterUnavailable, Busy) as error:
+            logger.warning("leases were not renewed: %s", str(error) or "another thread was at it")
+            return False
 
     def _renew(self, leases: Sequence[Lease], *, hand_back: bool) -> bool:
         """One sync; a second one of those that were asked for their free money. Raises `CounterUnavailable`."""
@@ -132,26 +167,35 @@ class Keeper:
 
     def follow_adopted(self) -> None:
         """Adopt what dead processes left in the outbox, and follow it until it is settled."""
-        if self._outbox is None or self._stop.is_set():
-            return
-        with self._renewing:
-            if found := self._outbox.adopt():
-                self._adopted += found
-                self.start()
-            for adopted in list(self._adopted):
-                self._follow(adopted)
-                if not adopted.events:
-                    self._adopted.remove(adopted)
-                    adopted.close()
+        if self._outbox is not None and not self._stop.is_set() and not self.inside:
+            with suppress(Busy):  # Then another thread is at it.
+                self._renewing.take(partial(self._follow_adopted, self._outbox), _LONGEST_RENEWAL_S)
+
+    def _follow_adopted(self, outbox: Outbox) -> None:
+        if found := outbox.adopt():
+            self._adopted += found
+            self.start()
+        for adopted in list(self._adopted):
+            self._follow(adopted)
+            if not adopted.events:
+                self._adopted.remove(adopted)
+                adopted.close()
 
     def _run(self) -> None:
         begun_s, part = time.monotonic(), 3
         while not self._stop.is_set():
             ttl_s = self._book.ttl_ms / 1000
             left_s = begun_s + ttl_s / part - time.monotonic() if ttl_s else _LOOK_S
-            if self._stop.wait(max(0.0, min(left_s, _LOOK_S))):
+            look_s = _LOOK_S if self._finish is None else _FINISH_S
+            if self._stop.wait(max(0.0, min(left_s, look_s))):
                 return
             try:
+                self._note()
+                if self._finish is not None:
+                    if self._finished():
+                        self._finish()
+                        return
+                    continue
                 if left_s > _LOOK_S:
                     self._hand_back_recalled()
                     continue
@@ -160,6 +204,32 @@ class Keeper:
                 part = 3 if self._tick() else 12
             except Exception:
                 logger.exception("keeping leases and events failed; trying again")
+
+    def _note(self) -> None:
+        """What the book cannot log under its lock."""
+        for hold in self._book.take_dropped():
+            logger.error(
+                "agent %s: a hold was dropped after %.1f s without being finalized or released, and charged in full: "
+                "%d micros%s",
+                hold.agent,
+                hold.age_s,
+                hold.micros,
+                f" (reserved at {hold.where})" if hold.where else "",
+                extra={"agent": hold.agent, "micros": hold.micros, "age_s": hold.age_s},
+            )
+        error, self._book.trouble = self._book.trouble, None
+        if error is not None:
+            logger.error("an event could not be handed on at once; it is kept and will be resent", exc_info=error)
+
+    def _finished(self) -> bool:
+        """After a close that had to leave something: whether nothing is left."""
+        self._book.close()
+        if unsettled := self._book.unsettled_leases():
+            self.renew(unsettled, hand_back=True)
+            self._resend_what_stalled()
+            if self._outbox is not None:
+                self._outbox.retry()
+        return not self._book.live_holds() and not self._book.unsettled()
 
     def _hand_back_recalled(self) -> None:
         """Not only at the next renewal: whoever is refused meanwhile may be so for want of what lies free here."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
+from daycap.counter import SyncRequest
 from daycap.errors import InvalidInput
-from daycap.money import micros
+from daycap.money import MAX_MICROS, micros
 from daycap.usage import AnyUsage
 from daycap.wire import FinalizeEvent
 
 if TYPE_CHECKING:
     from daycap.lease_book import LeaseBook
+
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class _Touched:
@@ -23,11 +30,13 @@ class _Touched:
         "deadline_ns",
         "events",
         "foreign",
-        "free",
+        "granted",
         "id",
         "last_hold",
+        "out",
         "progress_ns",
         "released",
+        "returned",
         "unsettled",
         "used",
     )
@@ -36,28 +45,28 @@ class _Touched:
 class Lease(_Touched):
     """What the counter has set aside for this process, one agent, one day. Amounts are micros.
 
-    `granted` and `returned` are the running totals that are reported; `free` is the part of them that no hold has and
-    that is not `earmarked` for a reservation that asks the counter just now. `deadline_ns` is the local deadline on the
-    boot clock: past it there is no new hold. `unsettled` keeps each event until the counter says that the ledger has
-    it; `progress_ns`: when it last said so of some, or the first of them came. `owed_ns`: when something happened that
-    may leave money set aside in the counter which is not needed here, 0 once it said otherwise; `recalled`: it wants
-    back what is free. `ended`: what the events drew that are known to be settled and not kept here; `drawn`: what the
-    counter says that the ledger has drawn. `unsure`: the counter may have other totals than these, until it has
-    answered to them.
+    `granted` and `returned` are the running totals that are reported. `out` is what live holds and open questions have
+    taken, and what ended holds have drawn; `free` is derived from the three, so that each move of money is one store
+    that nothing can interrupt halfway. `released`: how many holds ended without an event. `deadline_ns` is the local
+    deadline on the boot clock: past it there is no new hold. `unsettled` keeps each event until the counter says that
+    the ledger has it; `progress_ns`: when it last said so of some, or the first of them came. `ended`: what the events
+    drew that are known to be settled and not kept here; `drawn`: what the counter says that the ledger has drawn.
+    `questions`: what each reservation that asks the counter just now keeps of the free money, by its number. `owed_ns`:
+    when something happened that may leave money set aside in the counter which is not needed here, 0 once it said
+    otherwise; `recalled`: it wants back what is free. `unsure`: the counter may have other totals than these, until it
+    has answered to them.
     """
 
     __slots__ = (
         "cap",
         "drawn",
-        "earmarked",
         "ended",
-        "granted",
         "leased",
         "owed_ns",
+        "questions",
         "rate",
         "recalled",
         "resends",
-        "returned",
         "spent",
         "ttl_ms",
         "unsure",
@@ -68,7 +77,7 @@ class Lease(_Touched):
         self.agent = agent
         self.day = day
         self.id = lease_id
-        self.granted = self.returned = self.free = self.earmarked = 0
+        self.granted = self.returned = self.out = 0
         self.deadline_ns = 0
         self.last_hold = self.events = self.released = 0
         self.unsettled: list[FinalizeEvent] | tuple[()] = ()
@@ -79,8 +88,14 @@ class Lease(_Touched):
         self.rate = 0.0
         self.drawn = self.ended = 0
         self.cap = self.spent = self.leased = self.ttl_ms = 0
+        self.questions: dict[int, int] = {}
         self.owed_ns = 0
         self.recalled = self.foreign = self.unsure = False
+
+    @property
+    def free(self) -> int:
+        """What no hold, no question and no event has of the lease."""
+        return self.granted - self.returned - self.out
 
     @property
     def live_holds(self) -> int:
@@ -88,10 +103,14 @@ class Lease(_Touched):
         return self.last_hold - self.events - self.released
 
     @property
+    def earmarked(self) -> int:
+        """What reservations keep that ask the counter just now."""
+        return sum(self.questions.values())
+
+    @property
     def held(self) -> int:
         """What live holds have."""
-        drawn = self.ended + sum(event.drawn_micros for event in self.unsettled)
-        return self.granted - self.returned - self.free - self.earmarked - drawn
+        return self.out - self.earmarked - self.ended - sum(event.drawn_micros for event in self.unsettled)
 
     @property
     def aside(self) -> int:
@@ -109,25 +128,83 @@ class Lease(_Touched):
         return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
 
 
-class BaseHold:
+class Taken:
+    """Money that was taken out of a lease, until it ended. Its owner may forget it: then `_dropped` ends it."""
+
+    __slots__ = ("_book", "_ended", "_lease", "_number", "held_micros")
+
+    _ended: bool
+    """False from when the book has taken the money until it ends; before that it is not set."""
+
+    _number: int
+    """Which of the lease's holds, or of the book's questions, it is."""
+
+    def __init__(self, book: LeaseBook[Any], lease: Lease, held_micros: int) -> None:
+        self._book = book
+        self._lease = lease
+        self.held_micros = held_micros
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has no money (any more)."""
+        return getattr(self, "_ended", True)
+
+    def __del__(self) -> None:
+        try:
+            if self._ended or self._lease.foreign:
+                return
+        except AttributeError:  # It never had any.
+            return
+        self._book.dropped(self)
+
+
+class Pending(Taken):
+    """A sync that is under way: when it was built, and the free money that it keeps for one reservation.
+
+    That of a renewal keeps none.
+    """
+
+    __slots__ = ("handed_back", "request", "sent_ns")
+
+    handed_back: int | None
+    """What the agent's retired leases of the day had handed back by then; None where they may have more."""
+
+    def __init__(
+        self, book: LeaseBook[Any], lease: Lease, request: SyncRequest, sent_ns: int, earmarked: int = 0
+    ) -> None:
+        super().__init__(book, lease, earmarked)
+        self.request = request
+        self.sent_ns = sent_ns
+        self.handed_back = None
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that the counter is asked about."""
+        return self._lease
+
+    @property
+    def earmarked(self) -> int:
+        """How many micros it keeps, or kept."""
+        return self.held_micros
+
+
+class BaseHold(Taken):
     """One reservation, to be ended once: by `finalize` with the actual cost, or by `release`.
 
     As a context manager it is finalized on leaving with `actual`, if that was set, and else with all that is
-    held: the provider may have billed the call even though it failed, or was cancelled.
+    held: the provider may have billed the call even though it failed, or was cancelled. One that its owner forgets
+    without ending it is finalized so too, and logged.
     """
 
-    __slots__ = ("_actual", "_book", "_cost_of", "_ended", "_lease", "_number", "held_micros")
+    __slots__ = ("_actual", "_cost_of", "_since_ns")
 
     _cost_of: Callable[[AnyUsage], int]
     """What a usage costs, in micros. Only a hold that was reserved for a model has it."""
 
-    def __init__(self, book: LeaseBook[Any], lease: Lease, number: int, held_micros: int) -> None:
-        self._book = book
-        self._lease = lease
-        self._number = number
-        self._ended = False
-        self._actual: int | None = None
-        self.held_micros = held_micros
+    _since_ns: int
+    """When the money was taken, on the book's clock."""
+
+    _actual: int | None
 
     @property
     def actual(self) -> int | None:
@@ -153,11 +230,6 @@ class BaseHold:
         """The UTC day that the cost will be charged to."""
         return self._lease.day
 
-    @property
-    def ended(self) -> bool:
-        """Whether it was finalized or released."""
-        return self._ended
-
     def used(self, usage: AnyUsage) -> None:
         """Set `actual` by the call's usage. Raises `InvalidInput`, `UnknownModel`; see `Prices.actual_micros`."""
         self._actual = self._cost(usage)
@@ -173,7 +245,11 @@ class BaseHold:
         are settled included. Raises `HoldEnded`, `InvalidAmount` and, for a usage, what `Prices.actual_micros`
         raises; then the hold stays as it was.
         """
-        self._book.finalize(self, micros(actual_micros) if usage is None else self._cost(usage))
+        if usage is not None:
+            actual_micros = self._cost(usage)
+        elif type(actual_micros) is not int or not 0 <= actual_micros <= MAX_MICROS:
+            actual_micros = micros(actual_micros)  # It says what is wrong; this is the hot path.
+        self._book.finalize(self, actual_micros)
 
     def _cost(self, usage: AnyUsage) -> int:
         if not hasattr(self, "_cost_of"):
@@ -201,15 +277,18 @@ class BaseHold:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if not self._ended:
-            self.finalize(self.held_micros if self._actual is None else self._actual)
+            self._book.finalize(self, self.held_micros if self._actual is None else self._actual, again=True)
 
     def __reduce__(self) -> NoReturn:
         raise InvalidInput("a hold cannot be pickled: it is ended in the process that reserved it")
 
     def __repr__(self) -> str:
-        state = "ended" if self._ended else "live"
+        state = "ended" if self.ended else "live"
         facts = f"agent={self.agent} day={self.day} held_micros={self.held_micros}"
         return f"<{type(self).__name__} {self.id} {facts} {state}>"
+
+
+H = TypeVar("H", bound=BaseHold)
 
 
 class Hold(BaseHold):
@@ -234,3 +313,27 @@ class AsyncHold(BaseHold):
     async def extend(self, more_micros: int) -> None:
         """See `Hold.extend`."""
         self._book.join(self, await self._book.reserve_more(self.agent, more_micros))
+
+
+def maker(hold_type: type[H], *, traced: bool) -> Callable[[], H]:
+    """What makes holds that have nothing yet: the book fills them in, for a constructor in Python is slower.
+
+    Those that are `traced` remember in `where` what line reserved them, as `file:line`.
+    """
+    if not traced:
+        return partial(object.__new__, hold_type)
+
+    class Traced(hold_type):  # type: ignore[valid-type, misc]
+        __slots__ = ("where",)
+
+    Traced.__name__ = Traced.__qualname__ = hold_type.__name__
+
+    def make() -> Any:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+            frame = frame.f_back
+        hold = object.__new__(Traced)
+        hold.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return hold
+
+    return make

@@ -86,26 +86,27 @@ class _Whole:
     """A lock that each fork waits for, so that no child inherits half of what is done with it. Threads may nest it."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """For threads of the user's, whose signal handlers may raise anywhere: `with` on it alone is safe."""
         self._forking = threading.local()
         self._forks_waiting = 0
 
     def __enter__(self) -> None:
         if self._forks_waiting:
             time.sleep(0.001)  # A lock goes to whoever comes first, which the thread that just let go of it would be.
-        self._lock.acquire()
+        self.lock.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.lock.release()
 
     def before_fork(self) -> None:
         self._forks_waiting += 1
-        self._forking.has_it = self._lock.acquire(timeout=_FORK_WAITS_S)
+        self._forking.has_it = self.lock.acquire(timeout=_FORK_WAITS_S)
 
     def after_fork(self) -> None:
         self._forks_waiting -= 1
         if self._forking.has_it:
-            self._lock.release()
+            self.lock.release()
 
     def in_child(self) -> None:
         self.__init__()  # type: ignore[misc]  # Should the fork have waited in vain, nobody would ever let go.

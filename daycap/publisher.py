@@ -12,7 +12,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from daycap.signal_safe import Busy, Signal, Turn
 from daycap.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
 
 logger = logging.getLogger("daycap")
@@ -81,25 +83,40 @@ class Publisher:
         self.transport.forget()
 
     def _begin(self) -> None:
-        self._start_lock = threading.Lock()
+        self._starting = Turn()
         self._events: deque[FinalizeEvent] = deque()
         self._openings: dict[tuple[str, str], None] = {}
-        self._wake = threading.Event()
+        self._wake = Signal()
         self._look = False
-        self._looked = threading.Event()
+        self._looked = Signal()
         self._backlog: int | None = None
         self._idle = False
         self._sending = 0
-        self._stop = threading.Event()
+        self._stop = Signal()
         self._thread: threading.Thread | None = None
         self.trouble: Exception | None = None
         """Why the last send failed; None after one that did not."""
         self.refused: str | None = None
         """Why nothing can be sent before somebody acts, and what to do; None while that is not so."""
-        self.tried = threading.Event()
+        self.tried = Signal()
         """Set once the broker has answered, or was waited for long enough."""
         self.failures = 0
         """How many sends failed, since the start."""
+
+    def start(self) -> None:
+        """Start the thread, if it does not run. Raises `RuntimeError` where none can be had."""
+        if not self._starting.mine():
+            with suppress(Busy):  # Then another thread starts it, or it sees before its end what is to do.
+                self._starting.take(self._start)
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            thread = self._thread = threading.Thread(target=self._run, name="daycap-publisher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._thread = None
+                raise
 
     def put(self, event: FinalizeEvent) -> None:
         """Queue one event. Takes no lock of the thread's and never waits."""
@@ -148,16 +165,9 @@ class Publisher:
         self.transport.close()
 
     def _rouse(self) -> None:
-        with self._start_lock:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="daycap-publisher", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    # No thread can be had now. The event is kept, and the next one tries again.
-                    logger.error("cannot start the publisher: %s", error)
-                    return
-                self._thread = thread
+        if self._thread is None:
+            with suppress(RuntimeError):  # No thread can be had now. The event is kept, and the next one tries again.
+                self.start()
         self._wake.set()
 
     def _run(self) -> None:
@@ -187,11 +197,17 @@ class Publisher:
         """Whether the thread is to end: it was told to, and nothing waits or nothing can be sent."""
         if not self._stop.is_set():
             return False
-        with self._start_lock:
-            if self.trouble is None and (self._events or self._openings):
-                return False
-            self._thread = None  # From here on `put` starts another one.
-            return True
+        try:
+            return self._starting.take(self._let_go)
+        except Busy:
+            return False  # Somebody is about to start one.
+
+    def _let_go(self) -> bool:
+        self._thread = None  # From here on `put`, which appends first and then looks, starts another one.
+        if self.trouble is None and (self._events or self._openings):
+            self._thread = threading.current_thread()
+            return False
+        return True
 
     def _send_all(self) -> None:
         while self._events or self._openings:

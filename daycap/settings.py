@@ -57,6 +57,8 @@ class Settings:
     """How long a reserve waits for a worker to open the day, where nobody has yet."""
     resend_seconds: float = 15.0
     """After how long without progress an event that is not settled is sent again."""
+    trace_holds: bool = False
+    """Remember the line that reserved each hold, for the log line of one that is dropped without being ended."""
 
     close_after_days: int = 7
     """How many days after its end a day's books are closed: later events become dead letters."""
@@ -183,4 +185,10 @@ def _whole(variable: str, text: str) -> int:
     return int(text)
 
 
-_PARSERS: dict[str, Callable[[str, str], Any]] = {"str": _text, "float": _number, "int": _whole}
+def _switch(variable: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise InvalidSetting(f"{variable}={text!r:.40} is neither 1 nor 0")
+    return text == "1"
+
+
+_PARSERS: dict[str, Callable[[str, str], Any]] = {"str": _text, "float": _number, "int": _whole, "bool": _switch}

@@ -11,7 +11,8 @@ from typing import Any
 
 from daycap.counter import Answer, SyncReply
 from daycap.errors import BudgetUnavailable, CounterUnavailable
-from daycap.lease_book import H, LeaseBook, Pending
+from daycap.lease import H, Pending
+from daycap.lease_book import LeaseBook
 
 Step = Pending | float
 """A sync to send, answered with its reply or by throwing `CounterUnavailable` in; or seconds to wait."""

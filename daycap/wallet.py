@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -10,11 +9,11 @@ from typing import Any, Unpack, cast, overload
 
 from daycap.base_wallet import BaseWallet, too_many
 from daycap.counter import SyncReply
-from daycap.lease import Hold
-from daycap.lease_book import Pending
+from daycap.lease import Hold, Pending
 from daycap.metered import AgentOf, CostOf, P, T, agent_of, must_be, note_cost
 from daycap.money import micros
 from daycap.readings import Reading
+from daycap.signal_safe import Busy, Turn
 from daycap.top_up import Step, Steps
 from daycap.usage import Call
 
@@ -30,7 +29,7 @@ class Wallet(BaseWallet[Hold]):
 
     def _begin(self) -> None:
         super()._begin()
-        self._topping_up: dict[str, threading.Lock] = {}
+        self._topping_up: dict[str, Turn] = {}
 
     @overload
     def reserve(self, agent: str, estimate_micros: int) -> Hold: ...
@@ -137,15 +136,17 @@ class Wallet(BaseWallet[Hold]):
         """Drive a top-up: one at a time for each agent."""
         start_s = self._begin_to_ask(agent)
         self._publisher.try_broker(self._settings.redis_timeout_seconds)
-        lock = self._topping_up.setdefault(agent, threading.Lock())
-        if not lock.acquire(timeout=self._settings.open_timeout_seconds):
-            raise too_many(agent)
-        try:
+
+        def ask() -> Hold:
             with self._asking(agent, self._topping_up):
                 self._binding.check(agent)  # Whoever has a lease in the book came by here.
                 return self._drive(self._steps(agent, estimate, start_s), start_s)
-        finally:
-            lock.release()
+
+        turn = self._topping_up.setdefault(agent, Turn())
+        try:
+            return turn.take(ask, self._settings.open_timeout_seconds)
+        except Busy:
+            raise too_many(agent) from None
 
     def _drive(self, steps: Steps[Hold], start_s: float) -> Hold:
         answer: SyncReply | None = None

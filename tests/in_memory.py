@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from daycap.memory_ledger import MemoryLedger, caps_in_code
 from daycap.outbox import Outbox
 from daycap.setups import Parts
 from daycap.wire import FinalizeEvent
+from tests.spine import wait_for
 
 CAP = 1_000_000
 
@@ -112,7 +114,10 @@ class Deployment:
         self.counter.answers.set()
         self.counter.away = self.ledger.refuses = self.ledger.loses = False
         for wallet in self._wallets:
+            wallet._publisher.resend(wallet._book.unsettled())  # Some were lost.
             wallet.close(5)
+        gc.collect()  # Holds that a test left live, in the traceback of what it expected.
+        wait_for(lambda: not any(wallet._open_parts for wallet in self._wallets))
 
 
 def threads() -> set[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from daycap.clock import day_start_ms
 from daycap.counter import ACTIVE, DaySnapshot, LeaseTerms, LeaseTotals
 from daycap.errors import CapExceeded
-from daycap.lease import Hold
-from daycap.lease_book import LeaseBook, Pending
+from daycap.lease import Hold, Pending
+from daycap.lease_book import LeaseBook
 from daycap.memory_counter import MemoryCounter
 from daycap.wire import FinalizeEvent
 

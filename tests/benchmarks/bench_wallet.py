@@ -151,7 +151,8 @@ def settled_between(wallet: Wallet, measure: Callable[[], list[float]]) -> list[
 def quiet_wallet(settings: Settings) -> Iterator[Wallet]:
     """A wallet whose events are kept, and nobody renews: only what the caller's own thread does is timed."""
     wallet = Wallet.from_settings(settings)
-    wallet._publisher._rouse = lambda: None  # type: ignore[method-assign]
+    wallet._publisher.start = wallet._publisher._rouse = lambda: None  # type: ignore[method-assign]
+    wallet._publisher.tried.set()
     wallet._keeper.start = lambda: None  # type: ignore[method-assign]
     try:
         yield wallet

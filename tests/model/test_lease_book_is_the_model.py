@@ -10,8 +10,8 @@ import pytest
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded
 from daycap.clock import day_start_ms
 from daycap.counter import Answer, SyncReply
-from daycap.lease import Hold
-from daycap.lease_book import LeaseBook, Pending
+from daycap.lease import Hold, Pending
+from daycap.lease_book import LeaseBook
 from tests.model import lease_book as model
 from tests.model.counter import Reply, Terms
 

@@ -53,20 +53,17 @@ GUARDS: dict[str, list[Edit]] = {
     "a cap change raises seq": [Edit("worker/accounts.py", '{"seq": days.seq + 1, ', '{"seq": days.seq, ')],
     "fence": [Edit(_PUBLISH, "    fence_until_ms = now_ms + ttl_ms + guard_ms\n", "")],
     "free money deducted before it is sent": [
-        Edit(_BOOK, "        lease.free -= amount\n        lease.returned", "        lease.returned"),
-        Edit(
-            _BOOK,
-            "            self._drop_settled(lease, reply, now_ns)\n",
-            "            self._drop_settled(lease, reply, now_ns)\n"
-            "            lease.free = max(0, min(lease.free, lease.granted - lease.returned))\n",
-        ),
+        Edit(_BOOK, "if lease.granted - lease.returned - out < estimate:", "if lease.granted - out < estimate:"),
     ],
     "finalize frees only held - drawn": [
-        Edit(_BOOK, "lease.free += before - (actual if actual < held else held)", "lease.free += before"),
+        Edit(_BOOK, "out = lease.out - before + (actual if actual < held else held)", "out = lease.out - before"),
     ],
     "local deadline": [
-        Edit(_BOOK, "        if self._now_ns() >= lease.deadline_ns:\n", "        if False:\n"),
-        Edit(_BOOK, "                if self._now_ns() < lease.deadline_ns:\n", "                if True:\n"),
+        Edit(
+            _BOOK,
+            "        if now_ns >= lease.deadline_ns:\n            lease.used",
+            "        if False:\n            lease.used",
+        ),
     ],
     "a late reply thrown away": [
         Edit(_BOOK, "        if now_ns - pending.sent_ns > self._guard_ns:\n", "        if False:\n"),

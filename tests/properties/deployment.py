@@ -102,7 +102,8 @@ class Deployment:
         wallet._book.hear(self.world.ms)
         # No threads: the test takes their steps.
         wallet._keeper.start = lambda: None
-        wallet._publisher._rouse = lambda: None
+        wallet._publisher.start = wallet._publisher._rouse = lambda: None
+        wallet._publisher.tried.set()
         wallet._publisher.backlog = lambda _timeout_s: transport.backlog()
         runner = Runner(wallet, counter, transport)
         emit = wallet._book._emit

@@ -209,24 +209,27 @@ class TestItsThread:
     def test_tries_four_times_as_often_while_the_counter_is_away(
         self, runner: Runner, counter: Counter, keeper: Keeper
     ) -> None:
-        held(runner, 10)
+        hold = held(runner, 10)
         began_ms, counter.away = runner.ms, True
         run(keeper, runner, 18_000)
+        assert not hold.ended
         assert [at_ms - began_ms for at_ms in counter.asked_at_ms] == [0, 10_000, 12_500, 15_000, 17_500]
 
     def test_looks_twice_a_second_for_leases_whose_ttl_is_shorter(self, runner: Runner, keeper: Keeper) -> None:
         assert run(keeper, runner, 2_000).waits_s == [0.5, 0.5, 0.5, 0.5]
-        held(runner, 10)
+        hold = held(runner, 10)
         assert set(run(keeper, runner, 9_000).waits_s) == {0.5}
+        assert not hold.ended
 
     def test_goes_on_whatever_goes_wrong(
         self, runner: Runner, counter: Counter, keeper: Keeper, caplog: pytest.LogCaptureFixture
     ) -> None:
-        held(runner, 10)
+        hold = held(runner, 10)
         counter.ms_a_lease = None  # type: ignore[assignment]
         run(keeper, runner, 21_000)
         assert len(counter.asked) > 1
         assert set(caplog.messages) == {"keeping leases and events failed; trying again"}
+        assert not hold.ended
 
     def test_is_waited_for_at_the_end(self, keeper: Any) -> None:
         waited: list[float] = []
@@ -358,13 +361,13 @@ class TestWhatIsNotSettled:
     def test_is_learnt_at_once_by_a_flush(self, runner: Runner, counter: Counter, keeper: Keeper) -> None:
         open_days(runner, "another")
         pending = runner.book.begin_top_up("another", 10)
-        runner.book.finish_top_up(pending, *counter.sync([pending.request]), 10)
+        other = runner.book.finish_top_up(pending, *counter.sync([pending.request]), 10)
         runner.settle(*runner.events)
         counter.asked.clear()
 
         keeper.learn_settled()
 
-        assert keeper.unsettled() == []
+        assert (keeper.unsettled(), other is not None) == ([], True)
         assert counter.asked == [1], "no other lease has anything to learn"
 
 

@@ -229,9 +229,9 @@ def test_money_that_was_earmarked_for_a_question_does_not_outlive_its_lease(runn
     runner.ms += TERMS.ttl_ms
 
     (reply,) = runner.counter.sync([pending.request])
-    late = pending._replace(sent_ns=runner.ms * 1_000_000)  # As if the question had been asked just now.
+    pending.sent_ns = runner.ms * 1_000_000  # As if the question had been asked just now.
 
-    runner.book.finish_top_up(late, reply, 50_000)
+    runner.book.finish_top_up(pending, reply, 50_000)
     assert pending.lease.returned == pending.earmarked, "it is handed back, not held"
 
 

@@ -417,12 +417,12 @@ def test_a_lease_grants_up_to_the_largest_amount_and_then_has_a_successor(runner
 def test_holds_that_never_end_are_let_go_of_with_a_word_once_their_day_is_long_over(
     runner: Runner, caplog: pytest.LogCaptureFixture, days: int, said: list[str]
 ) -> None:
-    for _ in range(2):
-        held(runner, 1_000)
+    holds = [held(runner, 1_000) for _ in range(2)]
     runner.ms += days * DAY_MS
     runner.renew()
 
     assert (caplog.messages, runner.book.live_holds()) == (said, 0 if said else 2)
+    assert not any(hold.ended for hold in holds)
 
 
 def test_an_event_is_kept_beside_a_hold_that_never_ends(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from daycap.publisher import Publisher, Transport
+from daycap.signal_safe import Signal
 from daycap.wire import FinalizeEvent
 from tests.spine import wait_for
 from tests.unit.conftest import DAY, made
@@ -106,15 +107,15 @@ def hang(broker: Broker, publisher: Publisher) -> None:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the publisher waits before it tries again. It takes no time here."""
     waited: list[float] = []
-    wait = threading.Event.wait
+    wait = Signal.wait
 
-    def noted(event: threading.Event, timeout: float | None = None) -> bool:
+    def noted(event: Signal, timeout: float | None = None) -> bool:
         if timeout is None or threading.current_thread().name != NAME:
             return wait(event, timeout)
         waited.append(timeout)
         return event.is_set()
 
-    monkeypatch.setattr(threading.Event, "wait", noted)
+    monkeypatch.setattr(Signal, "wait", noted)
     return waited
 
 
@@ -228,7 +229,7 @@ def test_a_broker_that_is_away_for_long_does_not_fill_the_log(
 
 
 def test_where_no_thread_can_be_had_the_event_is_kept_and_the_next_one_tries_again(
-    broker: Broker, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    broker: Broker, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -236,7 +237,8 @@ def test_where_no_thread_can_be_had_the_event_is_kept_and_the_next_one_tries_aga
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         publisher.put(made(1))
-    assert "cannot start the publisher" in caplog.text
+        with pytest.raises(RuntimeError):
+            publisher.start()
 
     publisher.put(made(2))
 

@@ -192,17 +192,21 @@ def test_a_wallet_that_is_closing_reserves_nothing_and_waits_for_what_is_not_set
     assert unsettled == [()]
 
 
-def test_closing_twice_does_nothing(deployment: Deployment) -> None:
+def test_closing_again_waits_for_what_was_left(deployment: Deployment) -> None:
     wallet = deployment.wallet()
     hold = wallet.reserve("agent-7", 10)
     deployment.ledger.refuses = True
     hold.finalize(10)
     assert wallet.close(timeout=0) == (hold.id,)
-    said = list(deployment.said)
+    assert deployment.said == [], "it is still being sent"
+    deployment.ledger.refuses = False
 
     assert wallet.close() == ()
 
-    assert deployment.said == said
+    ends = ["transport is closed", "counter is closed"]
+    wait_for(lambda: deployment.said == ends)
+    assert wallet.close() == ()
+    assert deployment.said == ends
 
 
 def test_a_hold_that_lives_at_the_close_is_charged_when_it_ends(

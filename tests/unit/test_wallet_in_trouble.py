@@ -46,7 +46,7 @@ def waiting_for_another(wallet: Wallet, agent: str = "agent-7") -> int:
     lock = locks_of(wallet)[agent]
     if isinstance(lock, asyncio.Lock):
         return len(lock._waiters or ())  # type: ignore[attr-defined]
-    return sum(frame.f_code.co_name == "_ask" for frame in sys._current_frames().values())
+    return sum(frame.f_code.co_name == "take" for frame in sys._current_frames().values())
 
 
 def test_who_waited_while_another_got_no_answer_does_not_wait_as_long_again(deployment: Deployment) -> None:
