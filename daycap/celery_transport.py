@@ -98,6 +98,7 @@ class CeleryTransport(Transport):
                     name,
                     kwargs=kwargs,
                     queue=queue,
+                    **self._way(queue),
                     producer=self._producer,
                     retry=False,
                     ignore_result=True,  # Else CELERY_RESULT_BACKEND, the host program's, is asked for.
@@ -110,6 +111,10 @@ class CeleryTransport(Transport):
                 # After a failure nobody knows what state the connection is in: the next send makes a new one.
                 self._disconnect()
                 raise
+
+    def _way(self, queue: str) -> dict[str, str]:
+        """On AMQP by the queue's exchange: by the default one, whoever may send anything may send to every queue."""
+        return {} if self._url.startswith("redis") else {"exchange": queue, "routing_key": queue}
 
     def _disconnect(self) -> None:
         producer, self._producer = self._producer, None

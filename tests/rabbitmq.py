@@ -1,4 +1,4 @@
-"""A real RabbitMQ on 127.0.0.1, where its program is on PATH: plain and with TLS, ended with the test."""
+"""A real RabbitMQ on 127.0.0.1, where its program is on PATH: plain and perhaps with TLS, ended with the test."""
 
 from __future__ import annotations
 
@@ -27,17 +27,23 @@ def rabbitmq_program() -> str | None:
 
 
 class RabbitMq:
-    """One broker of the test's own, with the ports `port` and, for TLS, `tls_port`."""
+    """One broker of the test's own, with the port `port` and, given authority, certificate and key, `tls_port`."""
 
-    def __init__(self, directory: Path, program: str, ca: Path, certificate: Path, key: Path) -> None:
+    def __init__(self, directory: Path, program: str, *files: Path) -> None:
         self.port, self.tls_port, self._epmd_port, dist_port = (free_port() for _ in range(4))
+        self._last_port = self.port
         config = directory / "rabbitmq.conf"
-        config.write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
-            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
-            f"ssl_options.cacertfile = {ca}\nssl_options.certfile = {certificate}\nssl_options.keyfile = {key}\n"
-            "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n"
-        )
+        lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port}"]
+        if files:
+            self._last_port = self.tls_port
+            names = ("cacertfile", "certfile", "keyfile")
+            lines += [
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+                *(f"ssl_options.{name} = {file}" for name, file in zip(names, files, strict=True)),
+                "ssl_options.verify = verify_none",
+                "ssl_options.fail_if_no_peer_cert = false",
+            ]
+        config.write_text("\n".join([*lines, ""]))
         enabled = directory / "enabled_plugins"
         enabled.write_text("[].\n")
         self._home = directory
@@ -69,7 +75,7 @@ class RabbitMq:
                 [self._program], env=self._environment, stdout=output, stderr=output, start_new_session=True
             )
         end = time.monotonic() + _READY_S
-        while not _listens(self.tls_port):
+        while not _listens(self._last_port):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise RuntimeError(f"RabbitMQ did not start:\n{self._log.read_text()[-3000:]}")

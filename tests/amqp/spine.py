@@ -41,9 +41,14 @@ class AmqpSpine:
     def ledger(self) -> Path:
         return Path(self.environment["DAYCAP_LEDGER_URL"].removeprefix("sqlite:///"))
 
-    def start_worker(self, *options: str) -> LocalWorker:
-        worker = LocalWorker(self._directory, self.environment, f"--hostname=amqp{len(self.workers)}@%h", *options)
+    def make_worker(self) -> LocalWorker:
+        """One that need not be ready."""
+        worker = LocalWorker(self._directory, self.environment, f"--hostname=amqp{len(self.workers)}@%h")
         self.workers.append(worker)
+        return worker
+
+    def start_worker(self) -> LocalWorker:
+        worker = self.make_worker()
         worker.ready()
         return worker
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from tests.chaos.brokers import BROKERS
 from tests.chaos.campaign import Campaign, Round
 from tests.chaos.report import picture, plot, summary
 
@@ -25,11 +26,11 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console()
-    console.print(f"seed {options.seed}")
+    console.print(f"seed {options.seed}, {options.broker}")
     directory = Path(tempfile.mkdtemp(prefix="daycap-chaos-"))
     rounds: list[Round] = []
     start_s = time.monotonic()
-    campaign = Campaign(directory, options.seed)
+    campaign = Campaign(directory, options.seed, options.broker)
     live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext()
     try:
         with live as shown:
@@ -73,6 +74,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.add_argument("--broker", choices=sorted(BROKERS), default="redis")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="Begin no round after so many.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write the figures there.")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="Draw recovery by fault there, as PNG.")

@@ -11,12 +11,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import redis
-
 from daycap import BudgetUnavailable, Settings, Wallet
 from daycap.clock import day_of
 from daycap.counter import DayReading
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from daycap.wire import CONTROL_QUEUE
 from tests.chaos.deployment import Deployment
 from tests.chaos.faults import Scene, deal, name_of, possible
 from worker.audit import Difference
@@ -48,11 +46,12 @@ class Round(NamedTuple):
 class Campaign:
     """One deployment, and rounds on it as `seed` deals them."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    def __init__(self, directory: Path, seed: int, broker: str = "redis") -> None:
         self.seed = seed
         self.dealt = Count[str]()
-        self.deployment = Deployment(directory)
-        os.environ.update(self.deployment.environment, DAYCAP_BROKER_URL=self.deployment.broker.url())
+        self.deployment = Deployment(directory, broker)
+        around = self.deployment.broker.url(self.deployment.broker.port)
+        os.environ.update(self.deployment.environment, DAYCAP_BROKER_URL=around)
         from worker.celery import app  # (its settings need the broker's URL)
 
         self._app = app
@@ -98,7 +97,7 @@ class Campaign:
         lends_again_s = time.monotonic() - healed_s
         pause()
         unsettled = self._rest()
-        settled = self._wait(self._queue_empty)
+        settled = self._wait(self.deployment.broker.nothing_waits)
         all_settled_s = time.monotonic() - healed_s
         violations = [_fault("P7", f"{hold} is not known to be settled") for hold in unsettled]
         violations += [_fault("", f"{name} ended by itself") for name in deployment.restart_dead()]
@@ -135,11 +134,6 @@ class Campaign:
                 return False
             time.sleep(look_s)
         return True
-
-    def _queue_empty(self) -> bool:
-        with redis.Redis.from_url(self.deployment.broker.url()) as client:
-            waiting = client.llen(FINALIZE_QUEUE)
-            return not waiting and FINALIZE_TASK.encode() not in b"".join(client.hvals("unacked"))
 
     def _readings(self, agents: list[str], day: str) -> list[DayReading | None]:
         counter = self.deployment.counter()

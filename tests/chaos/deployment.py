@@ -14,6 +14,7 @@ import redis
 
 from daycap.counter import DayReading
 from daycap.redis_counter import RedisCounter, counter_key
+from tests.chaos.brokers import BROKERS, Broker
 from tests.fake_clock import AVAILABLE, FakeClock
 from tests.faults.proxy import Proxy
 from tests.in_loop import FACES
@@ -90,10 +91,11 @@ class ChaosRunner:
 class Deployment:
     """Two servers behind proxies, workers, beat, runners and a ledger, in one directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, broker: str = "redis") -> None:
         self.directory = directory
         self.counter_server = LocalServer(directory=directory / "counter").start()
-        self.broker = LocalServer(directory=directory / "broker").start()
+        self.broker: Broker = BROKERS[broker](directory / "broker")
+        self.broker.start()
         self.counter_link = Proxy(self.counter_server.port)
         self.runners_link, self.workers_link = Proxy(self.broker.port), Proxy(self.broker.port)
         self.disk = directory / "ledger"
@@ -104,7 +106,7 @@ class Deployment:
         self.environment = {
             "DAYCAP_REDIS_URL": f"redis://127.0.0.1:{self.counter_link.port}/0",
             "DAYCAP_LEDGER_URL": f"sqlite:///{self.ledger}",
-            "DAYCAP_BROKER_URL": f"redis://127.0.0.1:{self.workers_link.port}/0",
+            "DAYCAP_BROKER_URL": self.broker.url(self.workers_link.port),
             **SHORT_TIMES,
         }
         self.clocks = [FakeClock(directory / f"clock-{n}") for n in range(WORKERS + RUNNERS)] if AVAILABLE else []
@@ -122,7 +124,7 @@ class Deployment:
         self.beat = LocalBeat(directory, self.environment)
         of_runners = {
             **self.environment,
-            "DAYCAP_BROKER_URL": f"redis://127.0.0.1:{self.runners_link.port}/0",
+            "DAYCAP_BROKER_URL": self.broker.url(self.runners_link.port),
             "DAYCAP_OUTBOX": str(directory / "outbox"),
         }
         self.runners = [

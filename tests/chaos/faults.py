@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import redis
 
-from daycap.wire import FINALIZE_QUEUE
 from tests.chaos.deployment import WORKERS, ChaosRunner, Deployment
 from tests.faults.ledger import LockedLedger
 from tests.spine import wait_for
@@ -178,14 +177,14 @@ def counter_cut(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def broker_stopped(scene: Scene) -> Iterator[None]:
-    process = scene.deployment.broker.process
-    process.send_signal(signal.SIGSTOP)
+    scene.deployment.broker.stand_still()
     yield
-    process.send_signal(signal.SIGCONT)
+    scene.deployment.broker.go_on()
 
 
 @contextmanager
-def broker_restarted_empty(scene: Scene) -> Iterator[None]:
+def broker_restarted(scene: Scene) -> Iterator[None]:
+    """Redis is empty then, RabbitMQ is not."""
     scene.deployment.broker.kill()
     yield
     scene.deployment.broker.start()
@@ -193,8 +192,7 @@ def broker_restarted_empty(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def broker_flushed(scene: Scene) -> Iterator[None]:
-    with _broker(scene) as client:
-        client.flushall()
+    scene.deployment.broker.flush()
     yield
 
 
@@ -214,29 +212,23 @@ def broker_hangs_for_runners(scene: Scene) -> Iterator[None]:
     link.heal()
 
 
-def _broker(scene: Scene) -> redis.Redis:
-    return redis.Redis.from_url(scene.deployment.broker.url(), socket_timeout=1)
-
-
 @contextmanager
 def messages_lost(scene: Scene) -> Iterator[None]:
     """Some of those that wait while the workers are stopped."""
     with _workers_stopped(scene):
         yield
-        with suppress(redis.RedisError), _broker(scene) as client:  # Where the broker is away, so are its messages.
-            for _ in range(scene.rng.randint(1, 5)):
-                client.rpop(FINALIZE_QUEUE)
+        broker = scene.deployment.broker
+        with suppress(*broker.errors):  # Where the broker is away, so are its messages.
+            broker.lose(scene.rng.randint(1, 5))
 
 
 @contextmanager
 def messages_doubled_and_shuffled(scene: Scene) -> Iterator[None]:
     with _workers_stopped(scene):
         yield
-        with suppress(redis.RedisError), _broker(scene) as client:
-            waiting = client.lrange(FINALIZE_QUEUE, 0, -1)
-            if waiting:
-                again = scene.rng.sample(waiting, len(waiting) // 2)
-                client.rpush(FINALIZE_QUEUE, *scene.rng.sample(waiting + again, len(waiting + again)))
+        broker = scene.deployment.broker
+        with suppress(*broker.errors):
+            broker.double_and_shuffle(scene.rng)
 
 
 @contextmanager
@@ -295,7 +287,7 @@ BY_TARGET: dict[str, Sequence[Fault]] = {
     ),
     "way to the counter": (replies_lost, counter_slow, counter_cut),
     "broker": (
-        *(broker_stopped, broker_restarted_empty, broker_flushed),
+        *(broker_stopped, broker_restarted, broker_flushed),
         *(broker_cut, broker_hangs_for_runners),
     ),
     "ledger": (ledger_locked, disk_full),
