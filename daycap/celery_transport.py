@@ -21,6 +21,7 @@ from daycap.wire import (
     OPEN_QUEUE,
     SENT_HEADER,
     FinalizeEvent,
+    shown_costs,
 )
 
 _TIMEOUT_S = 3
@@ -53,11 +54,12 @@ class CeleryTransport(Transport):
         self._producer: Any = None
 
     def send(self, events: Sequence[FinalizeEvent]) -> None:
+        wire = [event.to_wire() for event in events]
         self._send_task(
             FINALIZE_TASK,
             FINALIZE_QUEUE,
-            {"events": [event.to_wire() for event in events]},
-            f"{len(events)} events",
+            {"events": wire},
+            shown_costs(wire),
         )
 
     def open_day(self, agent: str, day: str) -> None:

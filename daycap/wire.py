@@ -7,11 +7,12 @@ import functools
 import hashlib
 import operator
 import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 from daycap.clock import day_start_ms
 from daycap.errors import InvalidAmount, InvalidInput, shown
-from daycap.money import MAX_MICROS, micros
+from daycap.money import MAX_MICROS, format_usd, micros
 
 FINALIZE_TASK = "daycap.finalize"
 OPEN_DAY_TASK = "daycap.open_day"
@@ -150,3 +151,23 @@ def _check_lease(lease: object, agent: object, day: Any) -> None:
 
 _FIELDS = ("reservation", "lease", "event", "agent", "day", "held", "actual", "at_ms")
 _in_order = operator.itemgetter(*_FIELDS)
+
+
+_MOST_SHOWN = 2
+
+
+def shown_costs(events: object) -> str:
+    """What `events`, as they travel, cost each agent: `agent-7 $0.012; agent-8 $0.003; +3`.
+
+    For people: those that cost most come first, and what is no event is left out.
+    """
+    costs: Counter[str] = Counter()
+    for payload in events if isinstance(events, list) else ():
+        if isinstance(payload, dict):
+            agent, actual = payload.get("agent"), payload.get("actual")
+            if isinstance(agent, str) and type(actual) is int and 0 <= actual <= MAX_MICROS:
+                costs[agent] += actual
+    words = [f"{agent:.40} {format_usd(cost)}" for agent, cost in costs.most_common(_MOST_SHOWN)]
+    if len(costs) > _MOST_SHOWN:
+        words.append(f"+{len(costs) - _MOST_SHOWN}")
+    return "; ".join(words)

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,27 @@ class LocalBeat(LocalProcess):
 
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         super().__init__([sys.executable, "-m", "celery", *procfile("beat")[1:]], directory, environment)
+
+
+class LocalFlower(LocalProcess):
+    """Flower as the Procfile starts it."""
+
+    ready_prompt = "Connected to"
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], *options: str) -> None:
+        port = free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        words = [*procfile("flower")[1:], *options]
+        environment = {**environment, "DAYCAP_FLOWER_PORT": str(port), "FLOWER_UNAUTHENTICATED_API": "true"}
+        super().__init__([sys.executable, "-m", "celery", *words], directory, environment)
+
+    def get(self, path: str) -> str:
+        """A page; empty as long as there is none."""
+        try:
+            with urllib.request.urlopen(f"{self._url}{path}", timeout=10) as answer:
+                return answer.read().decode()
+        except (urllib.error.URLError, TimeoutError):
+            return ""
 
 
 class SharedBroker(RedisTestBroker):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 from celery import Celery
@@ -27,7 +28,7 @@ app.config_from_object(celeryconfig)
 @celeryd_init.connect
 def check_before_work(options: dict[str, Any], **_: Any) -> None:
     """Stop with a clear message before anything is taken from the queue."""
-    if reason := check_pool(options.get("pool_cls"), options.get("autoscale")):
+    if reason := check_pool(options, sys.argv):
         raise SystemExit(f"daycap worker: {reason}")
     try:
         deployment().ledger.check_tables()

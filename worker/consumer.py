@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -167,10 +168,19 @@ class ThreadBox(pidbox.Pidbox):  # type: ignore[misc]
                 stop.wait(1)
 
 
-def check_pool(pool: Any, autoscale: Any) -> str | None:
-    """Why a worker must not start with these options; None if it may."""
-    if autoscale:
-        return "--autoscale is not possible: a worker settles one batch at a time; start more workers instead"
-    if pool is not None and not (pool == "solo" or (isinstance(pool, type) and issubclass(pool, solo.TaskPool))):
-        return "only --pool=solo is possible: a worker settles one batch at a time; start more workers instead"
-    return None
+_OTHER_POOL = re.compile(r"(?:^| )(?:--pool[= ]|-P ?)(?!solo(?: |$))\S+")
+
+
+def check_pool(options: dict[str, Any], arguments: Sequence[str]) -> str | None:
+    """Why a worker must not start with these options of its app and of its command; None if it may.
+
+    Celery ignores `--pool=prefork` where the settings name another, so that only the command tells of it.
+    """
+    pool = options.get("pool_cls") or "solo"
+    alone = pool == "solo" or (isinstance(pool, type) and issubclass(pool, solo.TaskPool))
+    if alone and not options.get("autoscale") and not _OTHER_POOL.search(" ".join(arguments)):
+        return None
+    return (
+        "only --pool=solo is possible, and no --autoscale: a worker settles one batch at a time; "
+        "start more workers instead"
+    )

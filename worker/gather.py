@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from daycap.wire import shown_costs
 from worker.broker import together
 
 logger = logging.getLogger("daycap.worker")
@@ -105,9 +106,11 @@ class Gathered:
             return
         self._requests, self._events, self._accepted = [], 0, 0
         self._acknowledge(requests)
-        said = repr({"messages": len(requests), **counts})  # Of all: which of them a count came from is not known.
+        # Of all messages: which of them a count came from is not known.
+        said = ", ".join(f"{name} {count}" for name, count in {"messages": len(requests), **counts}.items())
         for request in requests:
-            request.on_success((False, said, time.monotonic() - began_s))
+            costs = shown_costs(request.kwargs.get("events"))
+            request.on_success((False, f"{costs} ({said})", time.monotonic() - began_s))
 
     def _acknowledge(self, requests: list[Any]) -> None:
         """All in one exchange."""

@@ -32,6 +32,9 @@ class Broker(Protocol):
 
     def kill(self) -> None: ...
 
+    def close(self) -> None:
+        """End it for good."""
+
     def stand_still(self) -> None: ...
 
     def go_on(self) -> None: ...
@@ -66,6 +69,8 @@ class RedisBroker:
 
     def kill(self) -> None:
         self._server.kill()
+
+    close = kill
 
     def stand_still(self) -> None:
         self._server.process.send_signal(signal.SIGSTOP)
@@ -120,6 +125,9 @@ class RabbitBroker:
 
     def kill(self) -> None:
         self._rabbit.kill()
+
+    def close(self) -> None:
+        self._rabbit.stop()
 
     def stand_still(self) -> None:
         self._rabbit.signal(signal.SIGSTOP)

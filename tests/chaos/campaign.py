@@ -11,6 +11,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from click import ClickException
+from kombu import pools
+
 from daycap import BudgetUnavailable, Settings, Wallet
 from daycap.clock import day_of
 from daycap.counter import DayReading
@@ -182,7 +185,11 @@ class Campaign:
 
     def _ask(self, task: str, **kwargs: Any) -> Any:
         """The worker's answer."""
-        answer = answer_of(task, timeout_s=30, **kwargs)
+        try:
+            answer = answer_of(task, timeout_s=30, **kwargs)
+        except ClickException:
+            pools.reset()  # The command line makes its connections anew; these may be from before a fault.
+            answer = answer_of(task, timeout_s=30, **kwargs)
         assert "error" not in answer, answer
         return answer.get("result", answer)
 

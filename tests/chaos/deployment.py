@@ -175,6 +175,6 @@ class Deployment:
         for link in (self.counter_link, self.runners_link, self.workers_link):
             link.close()
         self.counter_server.kill()
-        self.broker.kill()
+        self.broker.close()
         if self.own_disk:
             subprocess.run(["umount", "-l", str(self.disk)], check=True)

@@ -152,3 +152,19 @@ def test_a_worker_does_not_start_on_a_damaged_ledger_and_says_so(spine: Spine, l
 
     assert wallet.flush(timeout=20) == ()
     assert spine.settled_once(agent) == (1, ACTUAL)
+
+
+def test_a_worker_answers_ping_while_its_ledger_is_locked(spine: Spine, locked_ledger: LockedLedger) -> None:
+    agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
+    with locked_ledger:
+        spend(wallet, agent, 1)
+        spine.wait_for(lambda: "daycap.finalize[" in spine.worker.container.logs())
+        for _ in range(3):
+            assert spine.app.control.inspect(timeout=1).ping()
+    assert wallet.flush(timeout=20) == ()
+
+
+def test_a_worker_is_ended_by_remote_control(spine: Spine, locked_ledger: LockedLedger) -> None:
+    with locked_ledger:
+        spine.app.control.shutdown()
+        assert spine.worker.container.process.wait(20) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import made
 from tests.faults.load import ACTUAL, spend
 from tests.processes import LocalWorker
@@ -55,3 +57,13 @@ def test_a_worker_stops_before_a_ledger_that_is_not_there_and_says_so(spine: Spi
         assert "daycap worker: the ledger" in said
         assert why in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "options", ["--pool=prefork", "-P prefork", "--pool threads", "--pool=processes", "--autoscale=4,1"]
+)
+def test_other_pools_are_refused(own_environment: dict[str, str], tmp_path: Path, options: str) -> None:
+    said = ended(LocalWorker(made(tmp_path / "worker"), own_environment, *options.split()))
+
+    assert "only --pool=solo is possible" in said
+    assert "Traceback" not in said
