@@ -70,6 +70,8 @@ class Settings:
     """How long before midnight the next day is opened for every active agent."""
     metrics_port: int = 0
     """Where a worker serves its Prometheus metrics; 0: nowhere."""
+    metrics_address: str = "127.0.0.1"
+    """The address that it serves them on."""
     flower_address: str = "127.0.0.1"
     """The address that Flower listens on."""
     flower_port: int = 5555

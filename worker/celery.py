@@ -11,7 +11,7 @@ from celery import Celery
 from celery.signals import celeryd_init, worker_ready
 
 import celeryconfig
-from daycap.errors import DaycapError
+from daycap.errors import DaycapError, InvalidSetting
 from worker import environment, metrics
 from worker.consumer import check_pool
 from worker.deployment import deployment
@@ -38,9 +38,12 @@ def check_before_work(options: dict[str, Any], **_: Any) -> None:
         if not passes(error):
             raise
         raise SystemExit(f"daycap worker: {unavailable(error)}") from error
-    port = deployment().settings.metrics_port
-    if port:
-        metrics.serve(port, deployment().ledger)
+    settings = deployment().settings
+    if settings.metrics_port:
+        try:
+            metrics.serve(settings.metrics_address, settings.metrics_port, deployment().ledger)
+        except InvalidSetting as error:
+            raise SystemExit(f"daycap worker: {error}") from error
 
 
 @worker_ready.connect

@@ -1,4 +1,4 @@
-"""What a worker counts, in Prometheus' form. Served on `DAYCAP_METRICS_PORT` where that is set."""
+"""What a worker counts, in Prometheus' form. Served on `DAYCAP_METRICS_ADDRESS` if `DAYCAP_METRICS_PORT` is set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from sqlalchemy.exc import SQLAlchemyError
 
+from daycap.errors import InvalidSetting
 from worker import dead_letters
 from worker.ledger import Ledger
 from worker.settle import Outcome
@@ -33,10 +34,15 @@ def count(outcome: Outcome) -> None:
     UNCOVERED.inc(outcome.uncovered_micros)
 
 
-def serve(port: int, ledger: Ledger) -> None:
-    """Serve the counts on every interface of this machine, on `port`."""
+def serve(address: str, port: int, ledger: Ledger) -> None:
+    """Serve the counts over HTTP. Raises `InvalidSetting` if nothing can listen there."""
     DEAD_LETTERS.set_function(lambda: _dead_letters(ledger))
-    start_http_server(port)
+    try:
+        start_http_server(port, address)
+    except OSError as error:
+        raise InvalidSetting(
+            f"cannot serve metrics at DAYCAP_METRICS_ADDRESS={address}, DAYCAP_METRICS_PORT={port}: {error}"
+        ) from error
 
 
 def _dead_letters(ledger: Ledger) -> float:
