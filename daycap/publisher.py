@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from daycap.errors import DaycapError
 from daycap.signal_safe import Busy, Signal, Turn
 from daycap.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
 
@@ -223,8 +224,19 @@ class Publisher:
         self.trouble = error
         self.failures += 1
         log = logger.warning if self.failures in (1, 10, 100) or self.failures % 1000 == 0 else logger.debug
-        log("the broker did not take %d events: %s", self.waiting, type(error).__name__)
+        log("%s", self._undone(error))
         self._note_refusal(self.transport.refusal(error))
+
+    def _undone(self, error: Exception) -> str:
+        """What failed, and what waits because of it. Without a broker it is the ledger that did not answer."""
+        if isinstance(error, DaycapError):
+            failed = str(error)
+        else:
+            failed = f"the broker did not {'take them' if self.waiting else 'answer'}: {type(error).__name__}"
+        waiting = [f"{self.waiting} events"] if self.waiting else []
+        if self._openings:
+            waiting.append(f"{len(self._openings)} requests to open a day")
+        return f"{' and '.join(waiting)} wait; {failed}" if waiting else failed
 
     def _note_refusal(self, refused: str | None) -> None:
         before, self.refused = self.refused, refused

@@ -8,11 +8,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
+from daycap.errors import BudgetUnavailable
 from daycap.publisher import Publisher, Transport
+from daycap.settings import Settings
 from daycap.signal_safe import Signal
+from daycap.wallet import Wallet
 from daycap.wire import FinalizeEvent
 from tests.spine import wait_for
 from tests.unit.conftest import DAY, made
@@ -400,3 +404,38 @@ def test_what_nobody_should_wait_for_is_done_by_its_thread_before_each_message()
     publisher.close(SOON_S)
 
     assert done_by == [(NAME, 0), (NAME, 1)]
+
+
+# --- what is said of a failure ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("events", "openings", "said"),
+    [
+        (1, 0, "1 events wait; the broker did not take them: ConnectionError"),
+        (0, 1, "1 requests to open a day wait; the broker did not answer: ConnectionError"),
+        (1, 2, "1 events and 2 requests to open a day wait; the broker did not take them: ConnectionError"),
+    ],
+)
+def test_a_failure_names_what_waits(
+    broker: Broker, publisher: Publisher, caplog: pytest.LogCaptureFixture, events: int, openings: int, said: str
+) -> None:
+    broker.hears.clear()
+    broker.refuses = 1
+    for number in range(openings):
+        publisher.open_day(f"agent-{number}", DAY)
+    for number in range(events):
+        publisher.put(made(number))
+    broker.hears.set()
+    soon(lambda: publisher.failures)
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [said]
+
+
+def test_without_a_broker_the_ledger_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "empty.sqlite3").touch()
+    settings = Settings(ledger_url=f"sqlite:///{tmp_path}/empty.sqlite3", open_timeout_seconds=0.1)
+    with Wallet.from_settings(settings) as wallet, pytest.raises(BudgetUnavailable):
+        wallet.reserve("agent-7", 1)
+    said = [message for message in caplog.messages if "requests to open a day" in message]
+    assert said == [message for message in said if "the ledger did not answer" in message] != []
+    assert not [message for message in caplog.messages if "the broker did not" in message]
