@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -94,8 +95,10 @@ class RedisCounter(Counter):
         self._url = url
         self._timeout_s = timeout_s
         self._pool = self._make_pool()
+        self._idle: list[Any] = []
 
     def _make_pool(self) -> redis.ConnectionPool:
+        """What makes the connections. It does not keep them: its lock and its figures take longer than all of ours."""
         pool = redis.ConnectionPool.from_url(
             self._url,
             retry=Retry(NoBackoff(), 0),
@@ -164,11 +167,16 @@ class RedisCounter(Counter):
         return _parse_info(info)
 
     def forget(self) -> None:
-        # Not `reset`: it waits for a lock that a thread of the parent may have held, and nobody here would let go of.
-        self._pool = self._make_pool()
+        self._idle = []
 
     def close(self) -> None:
-        self._pool.disconnect()
+        # A new list, so that one that is in use is closed by whoever uses it. Those that are closed connect anew.
+        idle, self._idle = self._idle, []
+        with suppress(IndexError):
+            while True:
+                connection = idle.pop()
+                connection.disconnect()
+                self._idle.append(connection)
 
     def _call(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run `script` once per call."""
@@ -183,22 +191,33 @@ class RedisCounter(Counter):
             return self._exchange(commands)
 
     def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        connection: Any = None
+        idle = self._idle
         try:
-            connection = self._pool.get_connection()
-            try:
-                return _exchange(connection, commands)
-            except redis.exceptions.NoScriptError:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._pool.make_connection()
+        try:
+            _connect(connection)
+            replies = _exchange(connection, commands)
+            if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
                 # Someone flushed the scripts in the middle of this connection's life; nothing of ours ran.
                 _load_scripts(connection)
-                return _exchange(connection, commands)
-        except (redis.RedisError, OSError) as error:
-            if isinstance(error, redis.ReadOnlyError):
+                replies = _exchange(connection, commands)
+            if any(isinstance(reply, redis.ReadOnlyError) for reply in replies):
                 connection.disconnect()
-            raise unavailable(error) from error
+        except BaseException as error:
+            connection.disconnect()  # After anything but complete replies it is not used again.
+            if isinstance(error, redis.RedisError | OSError):
+                raise unavailable(error) from error
+            raise
         finally:
-            if connection is not None:
-                self._pool.release(connection)
+            if idle is not self._idle:  # Closed meanwhile.
+                connection.disconnect()
+            idle.append(connection)
+        try:
+            return without_errors(replies)
+        except redis.RedisError as error:
+            raise unavailable(error) from error
 
 
 def exchange_s(timeout_s: float, commands: int) -> float:
@@ -243,15 +262,21 @@ def unavailable(error: BaseException) -> CounterUnavailable:
     return CounterUnavailable(f"the counter did not answer: {type(error).__name__}: {error}")
 
 
-def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-    """Send all, then read all. After anything but complete replies the connection is dropped."""
+def _connect(connection: Any) -> None:
+    """Connect, unless it is connected and nothing is under way."""
+    connection.connect()
     try:
-        connection.send_packed_command(packed(connection, commands))
-        replies = [_read(connection) for _ in commands]
-    except BaseException:
+        if connection.can_read():
+            raise redis.ConnectionError("the server said something that it was not asked")
+    except redis.ConnectionError:  # Or it was closed while it was idle.
         connection.disconnect()
-        raise
-    return without_errors(replies)
+        connection.connect()
+
+
+def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    """Send all, then read all."""
+    connection.send_packed_command(packed(connection, commands))
+    return [_read(connection) for _ in commands]
 
 
 def without_errors(replies: list[Any]) -> list[Any]:
@@ -294,7 +319,7 @@ def _load_scripts(connection: Any) -> None:
 
 def _plain(connection: Any, commands: list[tuple[str, ...]]) -> list[Any]:
     connection.send_packed_command(connection.pack_commands(commands))
-    return [connection.read_response() for _ in commands]
+    return without_errors([_read(connection) for _ in commands])
 
 
 def _parse_info(text: str) -> dict[str, str]:

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -313,18 +312,7 @@ def test_what_the_server_refuses_to_do_is_no_answer(server: Server, asked: Asked
 
 
 def test_a_forked_child_has_connections_of_its_own(server: Server, counter: RedisCounter) -> None:
-    """Also where, at the moment of the fork, another thread of the parent is at its connections."""
     today = open_day(counter)
-    is_there, leave = threading.Event(), threading.Event()
-
-    def be_there() -> None:
-        with counter._pool._lock:
-            is_there.set()
-            leave.wait()
-
-    thread = threading.Thread(target=be_there)
-    thread.start()
-    is_there.wait()
     if (child := os.fork()) == 0:
         signal.alarm(10)  # It ends, come what may.
         try:
@@ -332,8 +320,6 @@ def test_a_forked_child_has_connections_of_its_own(server: Server, counter: Redi
             os._exit(take(counter, today) is not Answer.OK)
         finally:
             os._exit(2)
-    leave.set()
-    thread.join()
 
     assert os.waitpid(child, 0)[1] == 0
     assert take(counter, today) is Answer.OK, "the parent's are still its own"
