@@ -13,7 +13,7 @@ from daycap.errors import CounterUnavailable
 from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
 from worker.command_line.client import ask, me
-from worker.command_line.output import Usd, bar, json_option, money, show, table
+from worker.command_line.output import Bar, Usd, json_option, money, show, table
 
 by_option = click.option("--by", default=me, show_default="you", help="Who makes the change, for the record.")
 
@@ -136,7 +136,7 @@ def show_accounts(accounts: list[dict[str, Any]], as_json: bool) -> None:
 
     def render() -> Table:
         named = any(account["identity_anchor"] for account in accounts)
-        columns = ("agent", "status", "daily cap>", "day", "cap>", "spent>", "uncovered>", "settled>")
+        columns = ("agent", "status|", "daily cap>", "day|", "cap>", "spent>", "uncovered>", "settled>")
         made = table(*columns, *(["anchor"] if named else []))
         for account in accounts:
             made.add_row(
@@ -156,12 +156,12 @@ def show_accounts(accounts: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _status_table(rows: list[dict[str, Any]]) -> Table:
-    made = table("agent", "status", "spent and leased of the cap", "cap>", "spent>", "leased>", "remaining>", "counter")
+    made = table("agent", "status|", "of the cap", "cap>", "spent>", "leased>", "remaining>", "counter|")
     for row in rows:
         made.add_row(
             row["agent"],
             row["status"],
-            bar(row["spent_micros"], row["leased_micros"] or 0, row["cap_micros"]),
+            Bar(row["spent_micros"], row["leased_micros"] or 0, row["cap_micros"]),
             money(row["cap_micros"]),
             money(row["spent_micros"]),
             money(row["leased_micros"]),

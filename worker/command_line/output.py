@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +18,8 @@ from daycap.errors import InvalidAmount
 from daycap.money import format_usd, usd
 
 console = Console()
+
+_SHORTEST_BAR = 6
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table.")
 
@@ -43,11 +47,17 @@ def show(data: Any, as_json: bool, render: Callable[[], Any]) -> None:
 
 
 def table(*columns: str) -> Table:
-    """A table whose columns of money and numbers (those that end in ">") are on the right."""
+    """A table. Columns of money and numbers (">" at the end) are on the right; these and those with "|" never wrap."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        right = column.endswith(">")
-        made.add_column(column.removesuffix(">"), justify="right" if right else "left", no_wrap=right)
+        whole = column.endswith((">", "|"))
+        made.add_column(
+            column.rstrip(">|"),
+            justify="right" if column.endswith(">") else "left",
+            no_wrap=whole,
+            # A number that is cut must look so. A name is not cut: its end may be all that tells it from another.
+            overflow="ellipsis" if whole else "fold",
+        )
     return made
 
 
@@ -61,11 +71,29 @@ def time(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def bar(spent: int, leased: int, cap: int, width: int = 24) -> Text:
-    """Spent (solid) and leased (light) against the cap."""
-    if cap <= 0:
-        return Text("-" * width, style="dim")
-    solid = min(width, round(width * spent / cap))
-    light = min(width - solid, -(-width * leased // cap) if leased else 0)
-    style = "red" if spent >= cap else "yellow" if spent * 10 >= cap * 8 else "green"
-    return Text.assemble(("█" * solid, style), ("▒" * light, style), ("░" * (width - solid - light), "dim"))
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Spent (solid) and leased (light) against the cap, as wide as there is room: never cut off, and full at the cap.
+
+    Amounts are micros.
+    """
+
+    spent: int
+    leased: int
+    cap: int
+    most: int = 24
+
+    def cells(self, width: int) -> Text:
+        """The bar, `width` characters long."""
+        if self.cap <= 0:
+            return Text("-" * width, style="dim")
+        solid = min(width, width * self.spent // self.cap)
+        light = min(width - solid, -(-width * self.leased // self.cap))
+        style = "red" if self.spent >= self.cap else "yellow" if self.spent * 10 >= self.cap * 8 else "green"
+        return Text.assemble(("█" * solid, style), ("▒" * light, style), ("░" * (width - solid - light), "dim"))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.cells(min(self.most, options.max_width))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(_SHORTEST_BAR, options.max_width), min(self.most, options.max_width))

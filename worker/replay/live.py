@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from worker.command_line.output import bar, table
+from worker.command_line.output import Bar, table
 from worker.replay.plan import PlannedAgent
 from worker.replay.watch import Tally, Watch
 
@@ -100,11 +100,11 @@ def _spent_and_leased(watch: Watch, planned: PlannedAgent) -> tuple[int, int]:
     return (reading.spent_micros, reading.leased_micros) if reading else (0, 0)
 
 
-def _row(spent: int, leased: int, cap: int, bar_width: int, tally: Tally) -> list[str | Text]:
+def _row(spent: int, leased: int, cap: int, bar_width: int, tally: Tally) -> list[str | Text | Bar]:
     return [
         _short(spent),
         _short(cap),
-        bar(spent, leased, cap, bar_width),
+        Bar(spent, leased, cap, bar_width),
         f"{tally.calls:,}",
         Text(f"{tally.refused:,}", style="yellow" if tally.refused else "dim"),
         Text(f"{tally.unavailable:,}", style="red" if tally.unavailable else "dim"),
