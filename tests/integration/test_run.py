@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.processes import ROOT
+from tests.processes import ROOT, run_daycap
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -122,3 +124,29 @@ def test_a_signal_ends_every_process(start: Start, tmp_path: Path, number: signa
     assert process.returncode == 130, said + noted
     assert "Traceback" not in said + noted
     assert left_over(tmp_path) == []
+
+
+@pytest.mark.usefixtures("heeded")
+def test_keep_leaves_everything_up(start: Start, tmp_path: Path) -> None:
+    # Given a run whose output is piped, and which is over
+    process = start("run", "--keep", "--seconds", "2", "--agents", "3", "--runners", "1", "--seed", "7")
+    assert process.stderr is not None
+    assert process.stdout is not None
+    noted = list(itertools.takewhile(lambda line: not line.startswith("Ctrl-C"), process.stderr))
+    exported = dict(line.strip().removeprefix("export ").split("=", 1) for line in noted if "export DAYCAP" in line)
+    (flower,) = [line.split()[1] for line in noted if line.startswith("Flower")]
+
+    # Then everything answers another shell
+    said = run_daycap("status", environment=exported)
+    assert said.count("replay-") == 3
+    with urllib.request.urlopen(flower, timeout=20) as page:
+        assert page.status == 200
+
+    # Until Ctrl-C, and the output has all that is needed to look again
+    process.send_signal(signal.SIGINT)
+    output = process.stdout.read()
+    assert process.wait(60) == 0
+    assert left_over(tmp_path) == []
+    assert "seed 7" in output.splitlines()[0]
+    assert output.splitlines()[1] == f"Flower {flower}"
+    assert output.splitlines()[-1] == "the same calls again: --seed 7"

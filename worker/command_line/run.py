@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,12 +91,33 @@ def _run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> int:
             note = f"Flower {flower}"
             status = _replay(as_json, note=note, victims=victims, directory=directory / "replay", **options)
             if keep:
-                notes.print(f"\nstill running: Flower at [link]{flower}[/link]; Ctrl-C stops everything")
-                signal.pause()
+                _keep(flower)
+            else:
+                _say(f"Flower {flower} ends now, with all else; --keep leaves everything up")
     except KeyboardInterrupt:
         notes.print("\nstopped everything")
         return 130
     return status
+
+
+def _keep(flower: str) -> None:
+    """Say how to look around from another shell, then wait for Ctrl-C."""
+    names = ("DAYCAP_REDIS_URL", "DAYCAP_BROKER_URL", "DAYCAP_LEDGER_URL", *_SHORT_TIMES)
+    _say("\neverything is still up; try it from another shell:\n")
+    for name in names:
+        if name in os.environ:
+            _say(f"  export {name}={shlex.quote(os.environ[name])}")
+    _say(f"  export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    for words in ("status", "agent add me --cap 5.00", "reserve me 0.05", "audit", "doctor"):
+        _say(f"  daycap {words}")
+    _say(f"\nFlower {flower}\nCtrl-C stops everything")
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+    _say("stopping everything")
+
+
+def _say(line: str) -> None:
+    notes.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _new_directory() -> Path:

@@ -12,12 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.command_line.output import Bar, table
-from worker.replay.plan import PlannedAgent
 from worker.replay.watch import Tally, Watch
 
 _LOOK_S = 0.25
 _LINE_S = 2.0
-_LINES_AROUND = 6
+_LEGEND = (
+    "spent: booked in ledger   cap: most per day   leased: held by runners",
+    "calls: made by runners   refused: over the cap   unavailable: no answer, retried",
+    "fenced: counter is refilling   not open: counter lost it",
+)
+_LINES_AROUND = 6 + len(_LEGEND)
 """Of the picture: everything but titles and the agents' rows, and the terminal's last line."""
 _COLUMNS_BESIDE_BAR = 70
 _LONGEST_BAR = 80
@@ -33,12 +37,19 @@ def show_live(console: Console, watch: Watch, titles: list[str], look: Callable[
             time.sleep(_LOOK_S)
 
 
+def show_last(console: Console, watch: Watch, titles: list[str]) -> None:
+    """Leave the picture of the end in the terminal."""
+    if console.is_terminal:
+        console.print(_picture(watch, titles, console.width, console.height))
+
+
 def _write_lines(console: Console, watch: Watch, look: Callable[[], bool]) -> None:
     next_s = 0.0
     while look():
         if watch.elapsed_s >= next_s:
             next_s = watch.elapsed_s + _LINE_S
-            console.print(f"{watch.elapsed_s:5.0f} s  {_sentence(watch)}", soft_wrap=True, highlight=False)
+            said = "; ".join(filter(None, (_sentence(watch), watch.remark)))
+            console.print(f"{watch.elapsed_s:5.0f} s  {said}", soft_wrap=True, highlight=False)
         time.sleep(_LOOK_S)
 
 
@@ -48,7 +59,6 @@ def _sentence(watch: Watch) -> str:
     return (
         f"{watch.total.calls:,} of {watch.plan.calls:,} calls ({calls_rate:,.0f}/s), "
         f"{watch.settled:,} settled ({settled_rate:,.0f}/s), {waiting} messages wait"
-        f"{watch.remark and '; '}{watch.remark}"
     )
 
 
@@ -60,10 +70,15 @@ def _picture(watch: Watch, titles: list[str], width: int, height: int) -> Render
     progress.add_row(ProgressBar(total=1, completed=share), f"{share:4.0%} {watch.elapsed_s:4.0f} s")
     unsettled = watch.total.finalized - watch.settled
     state = "" if share < 1 or not unsettled else f"; {unsettled:,} still to settle"
-    sentence = Text(_sentence(watch) + state, no_wrap=True, overflow="ellipsis")
-    heading = [Text(title, no_wrap=True, overflow="ellipsis") for title in titles]
-    rows = max(1, height - _LINES_AROUND - len(heading))
-    return Group(*heading, progress, sentence, Text(), _agents(watch, width, rows))
+    heading = [_line(title) for title in titles]
+    sentences = [_line(_sentence(watch) + state), *([_line(watch.remark)] if watch.remark else [])]
+    rows = max(1, height - _LINES_AROUND - len(heading) - len(sentences))
+    legend = [_line(line, style="dim") for line in _LEGEND]
+    return Group(*heading, progress, *sentences, Text(), _agents(watch, width, rows), Text(), *legend)
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _agents(watch: Watch, width: int, rows: int) -> Table:
@@ -80,31 +95,34 @@ def _agents(watch: Watch, width: int, rows: int) -> Table:
     )
     total_spent = total_leased = total_cap = 0
     for rank, planned in enumerate(watch.plan.agents):
-        spent, leased = _spent_and_leased(watch, planned)
-        total_spent, total_leased, total_cap = (
-            total_spent + spent,
-            total_leased + leased,
-            total_cap + planned.cap_micros,
-        )
+        spent, reading = watch.spent_micros.get(planned.agent, 0), watch.readings.get(planned.agent)
+        leased, cap = reading.leased_micros if reading else 0, planned.cap_micros
+        total_spent, total_leased, total_cap = total_spent + spent, total_leased + leased, total_cap + cap
         if rank < rows:
-            tally = watch.tally[planned.agent]
-            made.add_row(planned.agent, *_row(spent, leased, planned.cap_micros, bar_width, tally))
+            share = _trouble(watch, planned.agent) or Bar(spent, leased, cap, bar_width)
+            made.add_row(planned.agent, *_row(spent, cap, share, watch.tally[planned.agent]))
     count = len(watch.plan.agents)
     name = f"all {count}, {rows} shown" if count > rows else f"all {count}"
-    made.add_row(name, *_row(total_spent, total_leased, total_cap, bar_width, watch.total), style="bold")
+    share_of_all = Bar(total_spent, total_leased, total_cap, bar_width)
+    made.add_row(name, *_row(total_spent, total_cap, share_of_all, watch.total), style="bold")
     return made
 
 
-def _spent_and_leased(watch: Watch, planned: PlannedAgent) -> tuple[int, int]:
-    reading = watch.readings.get(planned.agent)
-    return (reading.spent_micros, reading.leased_micros) if reading else (0, 0)
+def _trouble(watch: Watch, agent: str) -> Text | None:
+    """What to say in place of the bar while the counter does not know what is leased."""
+    if agent not in watch.readings:
+        return None
+    reading = watch.readings[agent]
+    if reading is None:
+        return Text("not open", style="red")
+    return Text("fenced", style="yellow") if reading.fenced else None
 
 
-def _row(spent: int, leased: int, cap: int, bar_width: int, tally: Tally) -> list[str | Text | Bar]:
+def _row(spent: int, cap: int, share: Text | Bar, tally: Tally) -> list[str | Text | Bar]:
     return [
         _short(spent),
         _short(cap),
-        Bar(spent, leased, cap, bar_width),
+        share,
         f"{tally.calls:,}",
         Text(f"{tally.refused:,}", style="yellow" if tally.refused else "dim"),
         Text(f"{tally.unavailable:,}", style="red" if tally.unavailable else "dim"),

@@ -18,7 +18,7 @@ from worker.audit import Difference
 from worker.local_server import LocalProcess
 from worker.replay.chaos import Chaos
 from worker.replay.journal_audit import Check, compare, read_recorded
-from worker.replay.live import show_live
+from worker.replay.live import show_last, show_live
 from worker.replay.plan import Plan, make_plan
 from worker.replay.processes import Runners
 from worker.replay.report import ReplayResult, show_result
@@ -75,7 +75,9 @@ def replay(
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     source, plan = _plan(options, seed)
     title = f"replay of {source}, seed {seed}: {len(plan.agents)} agents, {len(plan.runners)} runners"
-    console.print(f"files in {directory}" if console.is_terminal else title, soft_wrap=True, highlight=False)
+    titles = [title, note] if note else [title]
+    for line in [f"files in {directory}"] if console.is_terminal else titles:
+        console.print(line, soft_wrap=True, highlight=False)
 
     add_agents({agent.agent: agent.cap_micros for agent in plan.agents})
     counter = RedisCounter(settings.redis_url, timeout_s=2)
@@ -85,21 +87,24 @@ def replay(
             kills = Chaos(chaos, options.seconds, seed) if chaos else None
             runners.go()
             look = _look(watch, runners, options.seconds, kills)
-            show_live(console, watch, [title, note] if note else [title], look)
+            show_live(console, watch, titles, look)
             took_s = watch.elapsed_s
             runners.stop()
             watch.look(runners.read_journals())
             of_runners = _check_runners(plan, watch, runners)
         reconcile()
         recorded = read_recorded(ledger, counter, [agent.agent for agent in plan.agents], watch.entries)
+        watch.look([])  # What the runners handed back, and the counter's state of now.
     finally:
         counter.close()
+    show_last(console, watch, titles)
     checks = [of_runners, *compare(watch.entries, recorded)]
     result = ReplayResult.of(source, seed, took_s, directory, watch, recorded, checks, kills)
     if as_json:
-        print(json.dumps(result.as_dict(), indent=2))
+        print(json.dumps(result.as_dict(), indent=2), flush=True)
     else:
         show_result(console, result)
+    console.print(f"the same calls again: --seed {seed}", soft_wrap=True, highlight=False)
     return result
 
 

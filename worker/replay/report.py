@@ -100,16 +100,20 @@ class ReplayResult:
 def show_result(console: Console, result: ReplayResult) -> None:
     """A short table of numbers, one of checks, each difference, and last the verdict."""
     calls = result.calls
-    numbers = table("replayed", "", "money", ">")
-    for row in (
-        ("calls", f"{calls.calls:,} in {result.seconds:,.0f} s", "spent", format_usd(result.spent_micros)),
-        ("finalized", f"{calls.finalized:,}", "uncovered", format_usd(result.uncovered_micros)),
-        ("released", f"{calls.released:,}", "cost above held", format_usd(result.excess_micros)),
-        ("refused", f"{calls.refused:,}, {result.agents_refused} of {result.agents} agents", "", ""),
-        ("unavailable", f"{calls.unavailable:,}", "given up", format_usd(result.given_up_micros)),
-        *((f"{name} killed", f"{times}", "", "") for name, times in sorted(result.kills.items())),
+    numbers = table("figure|", ">", "which is")
+    for name, figure, meaning in (
+        ("calls", f"{calls.calls:,} in {result.seconds:,.0f} s", "made by runners"),
+        ("finalized", f"{calls.finalized:,}", "charged actual cost"),
+        ("released", f"{calls.released:,}", "never sent, free"),
+        ("refused", f"{calls.refused:,}", f"over the cap ({result.agents_refused} of {result.agents} agents)"),
+        ("unavailable", f"{calls.unavailable:,}", "no answer, retried"),
+        ("spent", format_usd(result.spent_micros), "booked in ledger"),
+        ("uncovered", format_usd(result.uncovered_micros), "cost beyond cap"),
+        ("cost above held", format_usd(result.excess_micros), "estimates too low"),
+        ("given up", format_usd(result.given_up_micros), "leases written off"),
+        *((f"{name} killed", f"{times}", "by the chaos") for name, times in sorted(result.kills.items())),
     ):
-        numbers.add_row(*row)
+        numbers.add_row(name, figure, Text(meaning, style="dim"))
     console.print()
     console.print(numbers)
     console.print()

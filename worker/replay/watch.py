@@ -53,7 +53,10 @@ class Watch:
         self.entries: list[Entry] = []
         self.total = Tally()
         self.tally = {agent: Tally() for agent in self._agents}
-        self.readings: dict[str, DayReading] = {}
+        self.readings: dict[str, DayReading | None] = {}
+        """The counter's, each None while its day is not open there: when the counter has just lost everything."""
+        self.spent_micros: dict[str, int] = {}
+        """The ledger's, which loses nothing."""
         self.settled = 0
         self.waiting: int | None = None
         """Messages in the finalize queue; None while the broker does not say."""
@@ -81,7 +84,7 @@ class Watch:
         with suppress(CounterUnavailable):
             self._read_counter()
         with suppress(sa.exc.SQLAlchemyError):
-            self.settled = self._count_settled()
+            self._read_ledger()
         try:
             self.waiting = self._backlog()
         except Exception:
@@ -93,14 +96,17 @@ class Watch:
     def _read_counter(self) -> None:
         today = day_of(self._counter.now_ms())
         readings = self._counter.read([(agent, today) for agent in self._agents])
-        self.readings = {agent: r for agent, r in zip(self._agents, readings, strict=True) if r is not None}
+        self.readings = dict(zip(self._agents, readings, strict=True))
 
-    def _count_settled(self) -> int:
+    def _read_ledger(self) -> None:
         # The agents are the replay's own: all that was ever settled of theirs is.
-        count = 0
+        settled, latest = 0, dict[str, int]()
         with self._ledger.connect() as connection:
             for start in range(0, len(self._agents), _AT_ONCE):
                 some = self._agents[start : start + _AT_ONCE]
-                statement = sa.select(sa.func.sum(spending.c.settled_count))
-                count += connection.scalar(statement.where(spending.c.agent_account_id.in_(some))) or 0
-        return count
+                columns = (spending.c.agent_account_id, spending.c.settled_count, spending.c.spent_micros)
+                statement = sa.select(*columns).where(spending.c.agent_account_id.in_(some))
+                for agent, count, spent in connection.execute(statement.order_by(spending.c.spending_date)):
+                    settled += count
+                    latest[agent] = spent
+        self.settled, self.spent_micros = settled, latest
