@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from typing import Any
 
 from celery import Celery
 from celery.signals import celeryd_init, worker_ready
 
 import celeryconfig
-from daycap.errors import DaycapError, InvalidSetting
+from daycap.errors import DaycapError, InvalidSetting, LedgerUnavailable
 from worker import environment, metrics
 from worker.consumer import check_pool
 from worker.deployment import deployment
 from worker.ledger import passes, unavailable
 
 logger = logging.getLogger("daycap.worker")
+
+_RELEASE_S = 60.0
+"""How long the Procfile's release may take: honcho starts it beside the workers, and stops everything when one ends."""
+_LOOK_S = 0.25
 
 environment.refuse_options()
 environment.make_own(os.environ, celeryconfig.settings)
@@ -30,20 +35,33 @@ def check_before_work(options: dict[str, Any], **_: Any) -> None:
     """Stop with a clear message before anything is taken from the queue."""
     if reason := check_pool(options, sys.argv):
         raise SystemExit(f"daycap worker: {reason}")
-    try:
-        deployment().ledger.check_tables()
-    except DaycapError as error:
-        raise SystemExit(f"daycap worker: {error}") from error
-    except Exception as error:
-        if not passes(error):
-            raise
-        raise SystemExit(f"daycap worker: {unavailable(error)}") from error
+    wait_s = _RELEASE_S if "HONCHO_PROCESS_NAME" in os.environ else 0
+    while error := _ledger_error():
+        if wait_s <= 0 or not isinstance(error, LedgerUnavailable):
+            raise SystemExit(f"daycap worker: {error}") from error
+        if wait_s == _RELEASE_S:
+            logger.warning("waiting up to %d s for the Procfile's release: %s", wait_s, error)
+        time.sleep(_LOOK_S)
+        wait_s -= _LOOK_S
     settings = deployment().settings
     if settings.metrics_port:
         try:
             metrics.serve(settings.metrics_address, settings.metrics_port, deployment().ledger)
         except InvalidSetting as error:
             raise SystemExit(f"daycap worker: {error}") from error
+
+
+def _ledger_error() -> DaycapError | None:
+    """Why this worker cannot work with its ledger now."""
+    try:
+        deployment().ledger.check_tables()
+    except DaycapError as error:
+        return error
+    except Exception as error:
+        if not passes(error):
+            raise
+        return unavailable(error)
+    return None
 
 
 @worker_ready.connect

@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.conftest import made
 from tests.faults.load import ACTUAL, spend
+from tests.migrated import migrated_sqlite
 from tests.processes import LocalWorker
 from tests.spine import Spine
 
@@ -43,6 +44,20 @@ def test_a_worker_stops_before_a_ledger_that_is_not_migrated_and_says_what_to_ru
     assert "daycap worker: the ledger is empty" in said
     assert "alembic upgrade head" in said
     assert "Traceback" not in said
+
+
+def test_under_honcho_a_worker_waits_for_release(spine: Spine, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.sqlite3'}"
+    worker = LocalWorker(
+        made(tmp_path / "worker"),
+        {**spine.environment, "DAYCAP_LEDGER_URL": url, "HONCHO_PROCESS_NAME": "worker.1"},
+    )
+    spine.wait_for(lambda: "waiting up to 60 s for the Procfile's release: the ledger is empty" in worker.logs())
+
+    migrated_sqlite(tmp_path / "new.sqlite3")
+
+    worker.ready()
+    worker.teardown()
 
 
 def test_a_worker_stops_before_a_ledger_that_is_not_there_and_says_so(spine: Spine, tmp_path: Path) -> None:

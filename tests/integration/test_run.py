@@ -17,8 +17,11 @@ from typing import Any
 
 import psutil
 import pytest
+from honcho.environ import parse_procfile
 
-from tests.processes import ROOT, run_daycap
+from tests.processes import ROOT, LocalProcess, run_daycap
+from tests.spine import wait_for
+from worker.local_server import LocalServer, free_port
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -150,3 +153,35 @@ def test_keep_leaves_everything_up(start: Start, tmp_path: Path) -> None:
     assert "seed 7" in output.splitlines()[0]
     assert output.splitlines()[1] == f"Flower {flower}"
     assert output.splitlines()[-1] == "the same calls again: --seed 7"
+
+
+def test_honcho_needs_nothing_before_it(tmp_path: Path) -> None:
+    # Given the Procfile's processes, all started at once, and a ledger that does not exist yet
+    server = LocalServer().start()
+    environment = {
+        "DAYCAP_REDIS_URL": server.url(0),
+        "DAYCAP_BROKER_URL": server.url(1),
+        "DAYCAP_LEDGER_URL": f"sqlite:///{tmp_path / 'ledger.sqlite3'}",
+        "DAYCAP_FLOWER_PORT": str(free_port()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    honcho = LocalProcess([sys.executable, "-m", "honcho", "start"], tmp_path, environment)
+    try:
+        # Then the worker waits for the release, and answers
+        wait_for(lambda: "celery@" in honcho.logs() and " ready." in honcho.logs(), 60)
+        assert "$5.00" in run_daycap("agent", "add", "agent-7", "--cap", "5.00", environment=environment)
+        assert honcho.status == "running"
+    finally:
+        honcho.teardown()
+        server.stop()
+    assert left_over(tmp_path) == []
+
+
+def test_a_release_ends_outside_of_honcho(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HONCHO_PROCESS_NAME"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    release = parse_procfile((ROOT / "Procfile").read_text()).processes["release"]
+    for url, status in ((f"sqlite:///{tmp_path / 'ledger.sqlite3'}", 0), (f"sqlite:///{tmp_path / 'no' / 'file'}", 1)):
+        environment["DAYCAP_LEDGER_URL"] = url
+        done = subprocess.run(release, shell=True, cwd=ROOT, env=environment, capture_output=True, check=False)
+        assert done.returncode == status, done.stderr

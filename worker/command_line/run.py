@@ -153,7 +153,8 @@ def _everything(directory: Path, chaos: bool) -> Iterator[tuple[str, dict[str, L
             DAYCAP_FLOWER_PORT=str(flower_port),
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         )
-        with _started(_honcho(directory, "release")) as release:
+        migration = LocalProcess(["alembic", "upgrade", "head"], directory / "release.log", directory=_ROOT)
+        with _started(migration) as release:
             if release.wait(_START_S):
                 raise _failed("the ledger was not migrated", release)
         notes.print(f"[green]✓[/] ledger      sqlite:///{_near(directory / 'ledger.sqlite3')}")
