@@ -2,7 +2,7 @@
 
 Real: the lease book, the top-up's steps, the Lua scripts, settle, open, expire, reconcile, caps, the ledger (SQLite).
 Not real: the network, the queue and the clock. What can be lost, doubled, late or out of order is, and runners are
-killed and stopped; the counter is flushed, restarted empty, with old data, or as a replica that lagged behind.
+forked, ended, killed and stopped; the counter is flushed, restarted empty, with old data, or as a replica that lagged behind.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter as Count
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded, Hold, Settings
@@ -30,6 +31,7 @@ SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds
 TERMS = SETTINGS.terms
 _MS = 1_000_000
 _RESEND_MS = 15_000
+_MOST_RUNNERS = 6
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Runner:
     calls: list[Call] = field(default_factory=list)
     asking: set[str] = field(default_factory=set)
     stopped_until_ms: int = 0
+    ending: bool = False
 
 
 @dataclass(slots=True)
@@ -144,6 +147,8 @@ class World:
             (0.5, self._rollover),
             (0.3, self._change_cap),
             (0.3, self._change_status),
+            (0 if self.lone else 0.2, self._fork),
+            (0 if self.lone else 0.2, self._end),
             (often, self._arrive_late),
             (fault * 0.5, self._lose_message),
             (fault * 0.5, self._double_message),
@@ -189,7 +194,7 @@ class World:
 
     def _reserve(self) -> None:
         runner, agent = self._awake(), self.rng.choice(list(self.agents))
-        if runner is None or agent in runner.asking:
+        if runner is None or runner.ending or agent in runner.asking:
             return
         cap = self.agents[agent]
         estimate = self.rng.choice([0, 1, cap // 20, cap // 5, cap // 2, cap])
@@ -240,7 +245,7 @@ class World:
     def _meanwhile(self, runner: Runner) -> None:
         """While this runner waits, others go on."""
         until_ms, runner.stopped_until_ms = runner.stopped_until_ms, 2**62
-        others = [(weight, action) for weight, action in self._all_steps() if action not in (self._kill, self._stop)]
+        others = [(weight, action) for weight, action in self._all_steps() if action not in (self._kill, self._stop, self._end)]
         for _ in range(self.rng.randrange(3)):
             self._step(others)
         runner.stopped_until_ms = until_ms
@@ -252,7 +257,10 @@ class World:
         call = runner.calls.pop(self.rng.randrange(len(runner.calls)))
         if self.chance() < 0.15:
             call.hold.release()
-            return
+        else:
+            self._finalize(runner, call)
+
+    def _finalize(self, runner: Runner, call: Call) -> None:
         where = (call.hold.agent, call.hold.day)
         call.hold.finalize(call.actual)
         event = runner.outgoing[-1]
@@ -286,6 +294,29 @@ class World:
         runner = self._awake()
         if runner is not None:
             runner.outgoing.extend(runner.book.stalled(_RESEND_MS * _MS))
+
+    def _fork(self) -> None:
+        """Of its parent the child has nothing but the settings."""
+        if len(self.runners) < _MOST_RUNNERS:
+            self.runners.append(self._new_runner())
+
+    def _end(self) -> None:
+        """A clean end: as `close` does it, until nothing is unsettled."""
+        runner = self._awake()
+        if runner is None or runner.asking or len(self.runners) == 1:
+            return
+        runner.ending = True
+        while runner.calls:
+            self._finalize(runner, runner.calls.pop())
+        runner.book.close()
+        self.queue.append((self.now_ms, list(runner.outgoing)))
+        runner.outgoing.clear()
+        with suppress(CounterUnavailable):
+            pending = runner.book.begin_renewal(runner.book.leases(), hand_back=True)
+            for each, reply in zip(pending, self._exchange(runner, [one.request for one in pending]), strict=True):
+                runner.book.apply(each, reply)
+        if not runner.book.unsettled() and runner in self.runners:
+            self.runners.remove(runner)
 
     def _kill(self) -> None:
         """Its calls go on at the provider and cost what they cost, though nobody will ever tell."""
