@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, Unpack, cast, overload
@@ -61,7 +62,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         if call:
             priced = cast(Call, call)
             if self._prices is None:  # Reading them takes half a second.
-                await asyncio.to_thread(lambda: self.prices)
+                await _in_thread(lambda: self.prices)
             return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)
         return hold if hold is not None else await self._ask(agent, micros(estimate_micros))
@@ -96,23 +97,23 @@ class AsyncWallet(BaseWallet[AsyncHold]):
 
     async def remaining(self, agent: str) -> Reading:
         """See `Wallet.remaining`."""
-        return await asyncio.to_thread(self._readings.remaining, agent)
+        return await _in_thread(self._readings.remaining, agent)
 
     async def spent(self, agent: str) -> Reading:
         """See `Wallet.spent`."""
-        return await asyncio.to_thread(self._readings.spent, agent)
+        return await _in_thread(self._readings.spent, agent)
 
     async def verify_identity_binding(self, agent: str, anchor: str) -> bool:
         """See `Wallet.verify_identity_binding`."""
-        return await asyncio.to_thread(self._binding.verify, agent, anchor)
+        return await _in_thread(self._binding.verify, agent, anchor)
 
     async def flush(self, timeout: float = 5) -> tuple[str, ...]:
         """See `Wallet.flush`."""
-        return await asyncio.to_thread(self._flush, timeout)
+        return await _in_thread(self._flush, timeout)
 
     async def close(self, timeout: float = 5) -> tuple[str, ...]:
         """See `Wallet.close`."""
-        unsettled = await asyncio.to_thread(self._close, timeout)
+        unsettled = await _in_thread(self._close, timeout)
         if self._redis is not None:
             await self._redis.close()
         return unsettled
@@ -129,7 +130,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         """Drive a top-up: of one loop's tasks one at a time for each agent."""
         start_s = self._begin_to_ask(agent)
         if not self._publisher.tried.is_set():
-            await asyncio.to_thread(self._publisher.try_broker, self._settings.redis_timeout_seconds)
+            await _in_thread(self._publisher.try_broker, self._settings.redis_timeout_seconds)
         locks = self._topping_up.get()
         lock = locks.setdefault(agent, asyncio.Lock())
         try:
@@ -140,7 +141,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         try:
             with self._asking(agent, locks):
                 if self._binding.must_look(agent):
-                    await asyncio.to_thread(self._binding.check, agent)
+                    await _in_thread(self._binding.check, agent)
                 return await self._drive(self._steps(agent, estimate, start_s), start_s)
         finally:
             lock.release()
@@ -166,4 +167,11 @@ class AsyncWallet(BaseWallet[AsyncHold]):
                 return await self._redis.sync(step.request)
             if type(self._counter) is MemoryCounter:  # One that is more than it may take its time.
                 return self._counter.sync([step.request])[0]
-            return (await asyncio.to_thread(self._counter.sync, [step.request]))[0]
+            return (await _in_thread(self._counter.sync, [step.request]))[0]
+
+
+async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Where the loop does not wait for it; at the end of the process, when no thread can be had, at once."""
+    if threading.main_thread().is_alive():
+        return await asyncio.to_thread(call, *args, **kwargs)
+    return call(*args, **kwargs)

@@ -73,8 +73,9 @@ class BaseWallet(Generic[H]):
             self._outbox.prepare if self._outbox is not None else lambda: None,
             self._tell_refused,
         )
+        self._emit = _emitter(self._publisher, self._outbox)
         self._book: LeaseBook[H] = LeaseBook(
-            _emitter(self._publisher, self._outbox),
+            self._emit,
             self._outbox.settled if self._outbox is not None else lambda _: None,
             hold_type=self._hold_type,  # type: ignore[arg-type]
             reserve_more=self.reserve,
@@ -321,6 +322,18 @@ class BaseWallet(Generic[H]):
                 if self._outbox is not None
                 else f"the broker has not taken {self._publisher.waiting} of them, which are lost",
             )
+        self._book.emit = partial(self._emit_last, time.monotonic() + process.END_S)
+
+    def _emit_last(self, until_s: float, event: FinalizeEvent) -> None:
+        """What is finalized yet, by functions of `atexit` that run after this, has to be sent before they return."""
+        self._emit(event)
+        while self._publisher.waiting:
+            if time.monotonic() >= until_s:
+                logger.error(
+                    "event %s was finalized as the process ended; the broker did not take it", event.reservation
+                )
+                return
+            time.sleep(0.002)
 
 
 def _of_this_process(kind: type[BaseWallet[Any]], settings: Settings) -> BaseWallet[Any]:

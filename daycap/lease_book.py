@@ -103,7 +103,7 @@ class LeaseBook(Generic[H]):
         now_ns: Callable[[], int] = boot_ns,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        self._emit = emit
+        self.emit = emit
         self._settled = settled
         self._make_hold = maker(hold_type, traced=trace_holds)
         self.reserve_more: Any = reserve_more
@@ -215,7 +215,7 @@ class LeaseBook(Generic[H]):
                     hold.held_micros = held
                     hold._ended = True
                     # Emitted under the lock, so that events travel in the order of their numbers.
-                    self._emit(event)
+                    self.emit(event)
                 except BaseException as error:
                     self._move = (hold, lease, out, lease.last_hold, lease.released, event, None, 0)
                     self._complete()
@@ -641,7 +641,7 @@ class LeaseBook(Generic[H]):
             lease.events = event.event
             # Emitted under the lock, so that events travel in the order of their numbers.
             try:
-                self._emit(event)
+                self.emit(event)
             except Exception as error:
                 self.trouble = error  # It is kept, and sent again with what stalls.
         if ended is not None:

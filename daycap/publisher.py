@@ -247,8 +247,10 @@ class Publisher:
 
     def _send_some(self) -> None:
         events = self._events
-        some = [events.popleft() for _ in range(min(len(events), MAX_EVENTS_PER_MESSAGE))]
-        self._sending = len(some)
+        self._sending = count = min(
+            len(events), MAX_EVENTS_PER_MESSAGE
+        )  # Before they leave: `waiting` is never too few.
+        some = [events.popleft() for _ in range(count)]
         try:
             self.transport.send(some)
         except BaseException:

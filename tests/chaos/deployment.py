@@ -74,7 +74,22 @@ class ChaosRunner:
         return json.loads(line) if line else ["the runner ended by itself"]
 
     def kill(self) -> None:
-        self.process.kill()
+        """And its children, as a container is killed."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self._gone()
+
+    def end(self) -> None:
+        """Tell it to end, which takes as long as the last of its calls and children, and 5 s for its wallet."""
+        self.process.terminate()
+        try:
+            status = self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            status = None
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._gone()
+        assert status == 143, f"told to end, a runner ended with status {status}"
+
+    def _gone(self) -> None:
         self.process.wait(10)
         self.process.stdin.close()
         self.process.stdout.close()

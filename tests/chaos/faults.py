@@ -66,6 +66,14 @@ def runner_killed(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
+def runner_told_to_end(scene: Scene) -> Iterator[None]:
+    runner = scene.rng.choice(scene.deployment.runners)
+    runner.end()
+    yield
+    _revive(scene, runner)
+
+
+@contextmanager
 def runner_stopped(scene: Scene) -> Iterator[None]:
     """Past the deadline of its leases."""
     runner = scene.rng.choice(scene.deployment.runners)
@@ -280,7 +288,7 @@ BY_TARGET: dict[str, Sequence[Fault]] = {
         *(worker_killed, every_worker_killed, worker_stopped),
         *(messages_lost, messages_doubled_and_shuffled),
     ),
-    "runners": (runner_killed, runner_stopped),
+    "runners": (runner_killed, runner_told_to_end, runner_stopped),
     "counter": (
         *(counter_stopped, counter_flushed, counter_restarted_empty),
         *(counter_restarted_with_old_data, counter_failed_over),

@@ -106,8 +106,8 @@ class Deployment:
         wallet._publisher.tried.set()
         wallet._publisher.backlog = lambda _timeout_s: transport.backlog()
         runner = Runner(wallet, counter, transport)
-        emit = wallet._book._emit
-        wallet._book._emit = lambda event: (runner.emitted.append(event), emit(event))
+        emit = wallet._book.emit
+        wallet._book.emit = lambda event: (runner.emitted.append(event), emit(event))
         self.runners.append(runner)
         return runner
 

@@ -1,8 +1,8 @@
 """The world: runners, a counter, a queue, workers and a ledger. Every step is one choice of a seeded random generator.
 
 Real: the lease book, the top-up's steps, the Lua scripts, settle, open, expire, reconcile, caps, the ledger (SQLite).
-Not real: the network, the queue and the clock. What can be lost, doubled, late or out of order is, and runners are
-forked, ended, killed and stopped; the counter is flushed, restarted empty, with old data, or as a replica that lagged behind.
+Not real: the network, the queue and the clock. What can be lost, doubled, late or out of order is; runners are forked,
+ended, killed and stopped; the counter is flushed, restarted empty, with old data, or as a replica that lagged behind.
 """
 
 from __future__ import annotations
@@ -245,7 +245,11 @@ class World:
     def _meanwhile(self, runner: Runner) -> None:
         """While this runner waits, others go on."""
         until_ms, runner.stopped_until_ms = runner.stopped_until_ms, 2**62
-        others = [(weight, action) for weight, action in self._all_steps() if action not in (self._kill, self._stop, self._end)]
+        others = [
+            (weight, action)
+            for weight, action in self._all_steps()
+            if action not in (self._kill, self._stop, self._end)
+        ]
         for _ in range(self.rng.randrange(3)):
             self._step(others)
         runner.stopped_until_ms = until_ms

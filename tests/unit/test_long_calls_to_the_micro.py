@@ -70,15 +70,15 @@ def test_a_hold_that_ended_or_is_the_parents_has_no_parts(runner: Runner, hold: 
 
 def test_a_part_cut_off_is_charged_once(runner: Runner, hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by the exception of a signal's handler, while its event is handed on."""
-    emit = runner.book._emit
+    emit = runner.book.emit
 
     def cut_off(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.book, "_emit", cut_off)
+    monkeypatch.setattr(runner.book, "emit", cut_off)
     with pytest.raises(KeyboardInterrupt):
         hold.settle_part(300)
-    monkeypatch.setattr(runner.book, "_emit", emit)
+    monkeypatch.setattr(runner.book, "emit", emit)
 
     assert (runner.book.live_holds(), hold.held_micros) == (1, HELD - 300)
     assert [event.actual_micros for event in runner.book.unsettled()] == [300]

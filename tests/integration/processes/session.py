@@ -19,7 +19,7 @@ def run(program: str, *words: str, environment: Mapping[str, str], timeout_s: fl
     process = subprocess.Popen(
         [sys.executable, "-m", f"{PROGRAMS}.{program}", *words],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},  # From 3.12 on os.fork warns of threads.
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes.programs.ends import CLEAN, SUDDEN
+from tests.integration.processes.programs.ends import (
+    CLEAN,
+    SUDDEN,
+    finalizes_at_the_very_end,
+    interrupted,
+    pool_is_terminated_with_a_handler,
+)
 from tests.integration.processes.session import run
 from tests.spine import Spine
 
@@ -37,9 +44,13 @@ def test_clean_end_books_all(spine: Spine, way: Callable[..., None], status: int
 
     ended, said = end(spine.environment, way.__name__, face)
 
+    if way is finalizes_at_the_very_end:  # There the broker has it, at least.
+        spine.wait_for(lambda: spine.settled_once(agent) == ALL)
     assert spine.settled_once(agent) == ALL, said
-    assert ended == status, said
-    assert (said == "") == (status != 1), said  # An exception says itself.
+    assert ended == status or (way is interrupted and ended == -signal.SIGINT), said
+    if way is not pool_is_terminated_with_a_handler:  # A handler's exception may be raised where Python only shows it.
+        assert ("Traceback" in said) == (status == 1), said
+        assert "not known to be settled" not in said
 
 
 @pytest.mark.parametrize(("way", "status"), SUDDEN.items(), ids=name)

@@ -218,6 +218,7 @@ CLEAN: dict[Callable[[Any], None], int] = {
     threads_outlive_main: 0,
     daemon_thread_goes_on: 0,
     spends_at_exit: 0,
+    finalizes_at_the_very_end: 0,
     forked_child_exits: 0,
     forked_child_flushes: 0,
     forks_in_a_fork_of_a_thread: 0,
