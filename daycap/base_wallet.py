@@ -258,7 +258,11 @@ class BaseWallet(Generic[H]):
 
     def _interrupted(self) -> bool:
         """Whether this thread is inside the wallet, and now runs a signal's handler or a finalizer."""
-        return self._book.inside() or self._keeper.inside
+        return self._book.inside() or self._keeper.inside or self._publisher.inside or self._asks_here()
+
+    def _asks_here(self) -> bool:
+        """Whether this thread was interrupted while it asked the counter. An event loop's tasks do not wait there."""
+        return False
 
     def _unsettled(self) -> tuple[str, ...]:
         return tuple(event.reservation for event in self._keeper.unsettled())

@@ -17,7 +17,7 @@ from daycap.lease_book import LeaseBook
 from daycap.outbox import AbandonedOutbox, Outbox
 from daycap.publisher import Publisher
 from daycap.settings import Settings
-from daycap.signal_safe import Busy, Signal, Turn
+from daycap.signal_safe import Busy, Signal, Turn, join
 from daycap.wire import FinalizeEvent
 
 logger = logging.getLogger("daycap")
@@ -28,7 +28,7 @@ _OPEN_AGAIN_S = 1.0
 _AT_ONCE = 500
 """How many leases are renewed in one exchange: an answer to more might be too old by the time that it is applied."""
 
-_LONGEST_RENEWAL_S = 60.0
+_LONGEST_RENEWAL_S = 5.0
 """How long to wait for another thread that renews: each of its exchanges is bounded, and there may be many."""
 
 _FINISH_S = 0.1
@@ -92,8 +92,8 @@ class Keeper:
 
     @property
     def inside(self) -> bool:
-        """Whether the thread that asks was interrupted while it renewed leases."""
-        return self._renewing.mine()
+        """Whether the thread that asks was interrupted in here."""
+        return self._renewing.mine() or self._starting.mine()
 
     def finish(self, then: Callable[[], None]) -> None:
         """Once nothing is live and nothing unsettled, call `then`, which ends all, and end the thread."""
@@ -103,7 +103,7 @@ class Keeper:
         """End the thread. What is adopted and not settled is left to the next process."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout_s)
+            join(self._thread, timeout_s)
         self.let_go()
 
     def let_go(self) -> None:

@@ -149,13 +149,15 @@ class Taken:
         """Whether it has no money (any more)."""
         return getattr(self, "_ended", True)
 
-    def __del__(self) -> None:
-        try:
-            if self._ended or self._lease.foreign:
-                return
-        except AttributeError:  # It never had any.
+
+def _forgotten(taken: Taken) -> None:
+    """The finalizer of what still has money."""
+    try:
+        if taken._ended or taken._lease.foreign:
             return
-        self._book.dropped(self)
+    except AttributeError:  # It never had any.
+        return
+    taken._book.dropped(taken)
 
 
 class Pending(Taken):
@@ -165,6 +167,8 @@ class Pending(Taken):
     """
 
     __slots__ = ("handed_back", "request", "sent_ns")
+
+    __del__ = _forgotten
 
     handed_back: int | None
     """What the agent's retired leases of the day had handed back by then; None where they may have more."""
@@ -315,25 +319,24 @@ class AsyncHold(BaseHold):
         self._book.join(self, await self._book.reserve_more(self.agent, more_micros))
 
 
-def maker(hold_type: type[H], *, traced: bool) -> Callable[[], H]:
-    """What makes holds that have nothing yet: the book fills them in, for a constructor in Python is slower.
+def kinds(hold_type: type[H], *, traced: bool) -> tuple[type[H], Callable[[], H]]:
+    """The class of holds that have ended, and what makes live ones: the book fills them in, for a constructor in Python
+    is slower.
 
-    Those that are `traced` remember in `where` what line reserved them, as `file:line`.
+    Only the class of live ones has a finalizer: of the exceptions that a signal's handler raises in one, Python loses
+    each. Those that are `traced` remember in `where` what line reserved them, as `file:line`.
     """
+    ended: Any = type(hold_type.__name__, (hold_type,), {"__slots__": ("where",)}) if traced else hold_type
+    live: Any = type(hold_type.__name__, (ended,), {"__slots__": (), "__del__": _forgotten})
     if not traced:
-        return partial(object.__new__, hold_type)
-
-    class Traced(hold_type):  # type: ignore[valid-type, misc]
-        __slots__ = ("where",)
-
-    Traced.__name__ = Traced.__qualname__ = hold_type.__name__
+        return ended, partial(object.__new__, live)
 
     def make() -> Any:
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
             frame = frame.f_back
-        hold = object.__new__(Traced)
+        hold = object.__new__(live)
         hold.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         return hold
 
-    return make
+    return ended, make

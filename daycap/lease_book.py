@@ -28,7 +28,7 @@ from typing import Any, Generic, NamedTuple
 from daycap.clock import DAY_MS, boot_ns, day_of, day_start_ms, wall_ms
 from daycap.counter import KEPT_DAYS, Answer, SyncReply, SyncRequest, settled_up_to
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, HoldEnded, UnknownAgent
-from daycap.lease import BaseHold, H, Hold, Lease, Pending, Taken, maker
+from daycap.lease import BaseHold, H, Hold, Lease, Pending, Taken, kinds
 from daycap.money import MAX_MICROS
 from daycap.wire import FinalizeEvent, new_lease_id
 
@@ -105,7 +105,7 @@ class LeaseBook(Generic[H]):
     ) -> None:
         self.emit = emit
         self._settled = settled
-        self._make_hold = maker(hold_type, traced=trace_holds)
+        self._ended_type, self._make_hold = kinds(hold_type, traced=trace_holds)
         self.reserve_more: Any = reserve_more
         self._guard_ns = guard_ms * _MS
         self._slice_seconds = slice_seconds
@@ -214,6 +214,7 @@ class LeaseBook(Generic[H]):
                     lease.events = number
                     hold.held_micros = held
                     hold._ended = True
+                    hold.__class__ = self._ended_type
                     # Emitted under the lock, so that events travel in the order of their numbers.
                     self.emit(event)
                 except BaseException as error:
@@ -608,7 +609,8 @@ class LeaseBook(Generic[H]):
         else:
             if how is _How.DROPPED:
                 actual = held if taken._actual is None else taken._actual
-                age_s = (self._now_ns() - getattr(taken, "_since_ns", self._now_ns())) / 1e9
+                now_ns = self._now_ns()
+                age_s = (now_ns - getattr(taken, "_since_ns", now_ns)) / 1e9
                 self._dropped.append(Dropped(lease.agent, actual, age_s, getattr(taken, "where", "")))
             event, out = self._charge(taken, taken._number, held, actual, at_ms)
             self._move = (taken, lease, out, lease.last_hold, lease.released, event, None, 0)
@@ -648,6 +650,8 @@ class LeaseBook(Generic[H]):
             if other is None and event is not None:
                 ended.held_micros = event.held_micros
             ended._ended = True
+            if isinstance(ended, BaseHold):
+                ended.__class__ = self._ended_type
         self._move = None
 
     def _put_back(self, pending: Taken) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from daycap.clock import DAY_MS, day_start_ms, wall_ms
 from daycap.counter import (
@@ -22,6 +23,7 @@ from daycap.counter import (
     SyncReply,
     SyncRequest,
 )
+from daycap.errors import CounterUnavailable
 from daycap.money import MAX_MICROS
 
 _UNKNOWN_MS = 10_000
@@ -77,12 +79,12 @@ class MemoryCounter(Counter):
 
     def __init__(self, now_ms: Callable[[], int] = wall_ms) -> None:
         self._now_ms = now_ms
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._days: dict[tuple[str, str], _Day] = {}
         self._swept = ""
 
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
-        with self._lock:
+        with self._once():
             return [self._sync(request) for request in requests]
 
     def publish(
@@ -93,11 +95,11 @@ class MemoryCounter(Counter):
         expire_before_ms: int = 0,
         first_until_ms: int = 0,
     ) -> list[PublishReply | None]:
-        with self._lock:
+        with self._once():
             return [self._publish(snapshot, terms, expire_before_ms, first_until_ms) for snapshot in snapshots]
 
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
-        with self._lock:
+        with self._once():
             now_ms = self._now_ms()
             days = (self._day(agent, day, now_ms) for agent, day in agent_days)
             return [
@@ -118,7 +120,7 @@ class MemoryCounter(Counter):
             ]
 
     def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
-        with self._lock:
+        with self._once():
             now_ms = self._now_ms()
             return [self._read_lease(lease, now_ms) for lease in leases]
 
@@ -127,7 +129,7 @@ class MemoryCounter(Counter):
 
     def forget(self) -> None:
         """A forked child shares nothing with its parent, so it begins with days that are not open."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._days = {}
 
     def close(self) -> None:
@@ -135,8 +137,14 @@ class MemoryCounter(Counter):
 
     def flush(self) -> None:
         """Lose everything, as a flushed Redis does. The next publish of each day raises a fence."""
-        with self._lock:
+        with self._once():
             self._days.clear()
+
+    def _once(self) -> Any:
+        """The lock. Raises `CounterUnavailable` for a handler or a finalizer that interrupted a thread which has it."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise CounterUnavailable("a signal handler or a finalizer interrupted the counter itself")
+        return self._lock
 
     def _day(self, agent: str, day: str, now_ms: int) -> _Day | None:
         found = self._days.get((agent, day))

@@ -22,15 +22,17 @@ import os
 import secrets
 import shutil
 import stat
-import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import IO
 
 from daycap.counter import LeaseKey
 from daycap.errors import DaycapError, InvalidSetting
 from daycap.lease_book import resend_wait_ns
+from daycap.signal_safe import Busy, Turn
 from daycap.wire import FinalizeEvent
 
 logger = logging.getLogger("daycap")
@@ -40,6 +42,8 @@ SEGMENT_BYTES = 256 * 1024
 
 _LARGEST_BYTES = 16 * SEGMENT_BYTES
 """A larger file than this is none of ours."""
+
+_RETRY_WAITS_S = 5.0
 
 _NEW = "new-"
 _LOCK = "lock"
@@ -106,12 +110,16 @@ class Outbox:
             )
 
     def _begin(self) -> None:
-        self._mutex = threading.Lock()
+        self._turn = Turn()
+        self._left: deque[tuple[Callable[[FinalizeEvent], None], FinalizeEvent]] = deque()
+        """What is to be done, for whoever has the turn: `append` and `settled` are called under the lease book's lock,
+        and by code that interrupted a thread in here, so that they must not wait."""
+        self._trouble: OSError | None = None
         self._own: Path | None = None
         self._lock: IO[bytes] | None = None
         self._segments: list[_Segment] = []
         self._spare: _Segment | None = None
-        self._made = 0
+        self._numbers = count()
         self._segment_of: dict[str, _Segment] = {}
         self._unwritten: dict[str, FinalizeEvent] = {}
         self.full = False
@@ -120,41 +128,68 @@ class Outbox:
 
     def append(self, event: FinalizeEvent) -> None:
         """Keep `event` on disk. When this returns, kill -9 does not lose it, unless `full` says otherwise."""
-        with self._mutex:
-            if self._unwritten or not self._write(event):
-                self._unwritten[event.reservation] = event
-                self.failures += 1
-                self.full = True
+        self._left.append((self._append, event))
+        self._work_off()
 
     def prepare(self) -> None:
         """Make the next file before it is needed, so that `append` has not to wait for the disk."""
-        with self._mutex:
-            if self._spare is not None or not self._segments or not self._segments[-1].half_full:
-                return
-            path = self._next_path()
+        segments = self._segments
+        if self._spare is not None or not segments or not segments[-1].half_full:
+            return
         with suppress(OSError):  # `append` tries again, and says why it cannot.
-            self._spare = _Segment(path)
+            self._spare = _Segment(self._next_path())
 
     def settled(self, event: FinalizeEvent) -> None:
         """The ledger has `event`: it need not be kept any longer."""
-        with self._mutex:
-            self._unwritten.pop(event.reservation, None)
-            segment = self._segment_of.pop(event.reservation, None)
-            if segment is None:
-                return
-            segment.unsettled -= 1
-            if segment.unsettled == 0 and segment is not self._segments[-1]:
-                segment.remove()
-                self._segments.remove(segment)
+        self._left.append((self._settled, event))
+        self._work_off()
 
     def retry(self) -> None:
         """Write what could not be written before; `full` says whether it is over."""
-        with self._mutex:
-            for reservation, event in list(self._unwritten.items()):
-                if not self._write(event):
-                    return
-                del self._unwritten[reservation]
-            self.full = self._used_bytes >= self._limit_bytes
+        with suppress(Busy):  # Then it is tried again.
+            self._turn.take(self._retry, _RETRY_WAITS_S)
+        self._work_off()
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            logger.error("the outbox cannot be written, events are kept in memory only: %s", trouble)
+
+    def _work_off(self) -> None:
+        while self._left and not self._turn.mine():
+            try:
+                self._turn.take(self._do_what_is_left)
+            except Busy:
+                return  # Whoever has the turn looks again when it is over.
+
+    def _do_what_is_left(self) -> None:
+        while self._left:
+            do, event = self._left[0]
+            do(event)  # It may be interrupted, and is done once more.
+            self._left.popleft()
+
+    def _append(self, event: FinalizeEvent) -> None:
+        if event.reservation in self._segment_of or event.reservation in self._unwritten:
+            return
+        if self._unwritten or not self._write(event):
+            self._unwritten[event.reservation] = event
+            self.failures += 1
+            self.full = True
+
+    def _settled(self, event: FinalizeEvent) -> None:
+        self._unwritten.pop(event.reservation, None)
+        segment = self._segment_of.pop(event.reservation, None)
+        if segment is None:
+            return
+        segment.unsettled -= 1
+        if segment.unsettled == 0 and segment is not self._segments[-1]:
+            segment.remove()
+            self._segments.remove(segment)
+
+    def _retry(self) -> None:
+        for reservation, event in list(self._unwritten.items()):
+            if not self._write(event):
+                return
+            self._unwritten.pop(reservation, None)
+        self.full = self._used_bytes >= self._limit_bytes
 
     def adopt(self) -> list[AbandonedOutbox]:
         """What processes left behind that are gone, each locked by this one now. What cannot be read is left out."""
@@ -220,7 +255,7 @@ class Outbox:
                 segment = self._add_segment()
             except OSError as error:
                 if not self.full:
-                    logger.error("the outbox cannot be written, events are kept in memory only: %s", error)
+                    self._trouble = error  # Logged by `retry`: nothing is logged under the lease book's lock.
                 return False
             segment.write(line)
         self._segment_of[event.reservation] = self._segments[-1]
@@ -240,9 +275,7 @@ class Outbox:
     def _next_path(self) -> Path:
         if self._own is None:
             self._own = self._make_own()
-        path = self._own / f"{self._made:08d}.events"
-        self._made += 1
-        return path
+        return self._own / f"{next(self._numbers):08d}.events"
 
     def _make_own(self) -> Path:
         # Under a name that nobody adopts until the lock is held.

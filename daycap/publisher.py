@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from daycap.errors import DaycapError
-from daycap.signal_safe import Busy, Signal, Turn
+from daycap.signal_safe import Busy, Signal, Turn, join
 from daycap.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
 
 logger = logging.getLogger("daycap")
@@ -119,6 +119,11 @@ class Publisher:
                 self._thread = None
                 raise
 
+    @property
+    def inside(self) -> bool:
+        """Whether the thread that asks was interrupted in here."""
+        return self._starting.mine()
+
     def put(self, event: FinalizeEvent) -> None:
         """Queue one event. Takes no lock of the thread's and never waits."""
         self._events.append(event)
@@ -162,7 +167,7 @@ class Publisher:
         self._stop.set()
         self._wake.set()
         if (thread := self._thread) is not None:
-            thread.join(timeout_s)
+            join(thread, timeout_s)
         self.transport.close()
 
     def _rouse(self) -> None:

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def join(thread: threading.Thread, timeout_s: float) -> None:
+    """Wait for the thread's end; not at all where this call interrupted the one that is just starting it."""
+    with suppress(RuntimeError):
+        thread.join(timeout_s)
 
 
 class Signal:

@@ -130,6 +130,9 @@ class Wallet(BaseWallet[Hold]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _asks_here(self) -> bool:
+        return any(turn.mine() for turn in list(self._topping_up.values()))
+
     # --- inside -------------------------------------------------------------------------------------------
 
     def _ask(self, agent: str, estimate: int) -> Hold:

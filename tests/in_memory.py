@@ -102,6 +102,9 @@ class Deployment:
         self.ledger = Ledger(self.counter, self.said)
         self._wallets: list[Wallet] = []
 
+    def parts(self) -> Parts:
+        return Parts(self.counter, self.ledger, None, None)
+
     def wallet(self, outbox: Outbox | None = None, reader: Reader | None = None, **settings: Any) -> Wallet:
         wallet: Wallet = self._face(Parts(self.counter, self.ledger, reader, outbox), Settings(**settings))
         self._wallets.append(wallet)

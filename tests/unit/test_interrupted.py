@@ -18,13 +18,13 @@ import pytest
 from daycap import BudgetUnavailable
 from daycap import lease as lease_module
 from daycap import lease_book as book_module
-from daycap.lease import AsyncHold, Hold, maker
+from daycap.lease import AsyncHold, Hold, kinds
 from tests.runner_without_io import CAP, Runner, held
 
 TRACED = (lease_module.__file__, book_module.__file__)
 
 
-FINALIZER = ("__del__", "dropped", "_leave")
+FINALIZER = ("_forgotten", "dropped", "_leave")
 
 
 class Interrupted(BaseException):
@@ -94,7 +94,7 @@ class Money(Runner):
 
     def __init__(self, hold_type: type[Any]) -> None:
         super().__init__()
-        self.book._make_hold = maker(hold_type, traced=False)
+        self.book._ended_type, self.book._make_hold = kinds(hold_type, traced=False)
         self.book._slice_seconds = 0
         self.bystander: Any = held(self, 5_000)
         held(self, 20_000).release()

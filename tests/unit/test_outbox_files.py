@@ -158,8 +158,9 @@ def test_a_full_disk_leaves_no_half_file_and_is_tried_again(
     outbox = opened()
     with full_disk():
         outbox.append(made(1))
-        assert "cannot be written" in caplog.text
         outbox.append(made(2))
+        outbox.retry()
+        assert "cannot be written" in caplog.text
         outbox.retry()
     assert (outbox.full, outbox.failures, files(directory)) == (True, 2, [])
     assert caplog.text.count("cannot be written") == 1, "it is said once, not for every event"
