@@ -155,10 +155,10 @@ def test_it_says_whether_waiting_helps(refused: CapExceeded, retry_after_s: floa
 def test_each_part_is_what_it_is_called(deployment: Deployment) -> None:
     """Two processes: what one holds, has not settled, and has free; what the other holds."""
     one, other = deployment.wallet(slice_seconds=0), deployment.wallet(slice_seconds=0)
-    other.reserve("agent-7", 300_000)
+    theirs = other.reserve("agent-7", 300_000)
     one.reserve("agent-7", 50_000).finalize(40_000)
     assert one.flush() == ()
-    one.reserve("agent-7", 200_000)
+    held = one.reserve("agent-7", 200_000)
     waiting = one.reserve("agent-7", 100_000)
     deployment.ledger.refuses = True
     waiting.finalize(70_000)
@@ -170,6 +170,7 @@ def test_each_part_is_what_it_is_called(deployment: Deployment) -> None:
     assert (said.spent_micros, said.held_micros, said.waiting_micros) == (40_000, 200_000, 70_000)
     assert (said.leased_micros, said.remaining_micros) == (300_000, CAP - 610_000)
     assert adds_up(said)
+    assert not (theirs.ended or held.ended)
 
 
 def test_it_adds_up_while_others_spend(deployment: Deployment) -> None:
