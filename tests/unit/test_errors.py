@@ -170,7 +170,7 @@ def test_each_part_is_what_it_is_called(deployment: Deployment) -> None:
     assert (said.spent_micros, said.held_micros, said.waiting_micros) == (40_000, 200_000, 70_000)
     assert (said.leased_micros, said.remaining_micros) == (300_000, CAP - 610_000)
     assert adds_up(said)
-    assert not (theirs.ended or held.ended)
+    assert [hold.ended for hold in (theirs, held)] == [False, False]
 
 
 def test_it_adds_up_while_others_spend(deployment: Deployment) -> None:
