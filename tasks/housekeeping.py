@@ -23,6 +23,9 @@ from worker.slices import Place, Slice, slice_of
 
 logger = logging.getLogger("daycap.worker")
 
+_started_s = time.monotonic()
+_beat_s: dict[str, float] = {}
+"""When this process last got each task from beat, on the same clock."""
 _ended_s: dict[str, float] = {}
 """When this process last ended a slice of each task, on a clock that no one sets."""
 
@@ -64,6 +67,23 @@ def reconcile(self: Task, place: Place | None = None, every_s: float = 0) -> dic
     return _slice(self, lambda at: housekeeping.reconcile(parts.ledger, parts.publisher, at), place, every_s).counts
 
 
+@app.task(name="daycap.last_beat", ignore_result=False)
+def last_beat() -> dict[str, Any]:
+    """How long ago this worker last got each of beat's tasks; with several workers, others may have got later ones."""
+    now_s = time.monotonic()
+    return {
+        "result": [
+            {
+                "task": each["task"],
+                "every_s": each["kwargs"]["every_s"],
+                "came": each["task"] in _beat_s,
+                "ago_s": now_s - _beat_s.get(each["task"], _started_s),
+            }
+            for each in app.conf.beat_schedule.values()
+        ]
+    }
+
+
 def _slice(task: Task, step: Callable[[Place], Slice], place: Place | None, every_s: float = 0) -> Slice:
     """Do one slice and send the task on with the rest.
 
@@ -71,6 +91,8 @@ def _slice(task: Task, step: Callable[[Place], Slice], place: Place | None, ever
     and a long one is not begun anew while it is under way: one that comes early is dropped. No clock of a host is
     asked, as Celery's `expires` would.
     """
+    if every_s and not place:
+        _beat_s[task.name] = time.monotonic()
     if not place and time.monotonic() - _ended_s.get(task.name, float("-inf")) < every_s / 2:
         return Slice({}, [])
     try:

@@ -114,6 +114,7 @@ def test_events_wait_until_the_ledger_takes_them(spine: Spine, ledger_directory:
     assert wallet.flush(timeout=20) == ()
     assert spine.settled_once(agent) == (20, 20 * ACTUAL)
     assert wallet.stats().resent == 0
+    spine.beat()
     run_daycap("doctor", environment=spine.environment)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from daycap.identity import REGISTRY, salt_of
 from tests.events import event
 from tests.processes import run_daycap as run
 from tests.spine import Spine
+from worker.command_line.main import cli
+from worker.local_server import LocalServer
 
 Daycap = Callable[..., Any]
 
@@ -121,6 +125,7 @@ def test_wrong_settings_are_named(spine: Spine) -> None:
 
 
 def test_doctor_finds_all_well(spine: Spine, daycap: Daycap) -> None:
+    spine.beat()
     findings = daycap("doctor")
 
     assert {finding["part"] for finding in findings} == {
@@ -131,9 +136,48 @@ def test_doctor_finds_all_well(spine: Spine, daycap: Daycap) -> None:
         "broker",
         "worker",
         "ledger",
+        "beat",
         "dead letters",
     }
     assert {finding["state"] for finding in findings} == {"ok"}
+
+
+def test_doctor_sees_a_stopped_beat(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def findings() -> list[Any]:
+        """In this process, where three intervals and more pass at once."""
+        with pytest.raises(SystemExit):
+            cli(["doctor", "--json"], standalone_mode=False)
+        return [each for each in json.loads(capsys.readouterr().out) if each["part"] == "beat"]
+
+    for name, value in spine.environment.items():
+        monkeypatch.setenv(name, value)
+    spine.beat()
+    (heard,) = findings()
+    assert (heard["state"], heard["found"]) == ("ok", "its tasks come: 3 of 3 have, and none is late")
+
+    monkeypatch.setattr("worker.command_line.doctor._BEAT_LATE_S", -30.0)  # What expire, every 10 s, may be late by.
+    (stopped,) = findings()
+    assert stopped["state"] == "fail"
+    assert re.search(r"no worker got daycap.expire for \d+ s", stopped["found"])
+    assert stopped["advice"] == "celery -A worker beat"
+
+
+@pytest.mark.parametrize("has_slots", [False, True])
+def test_doctor_refuses_a_redis_cluster(tmp_path: Path, has_slots: bool) -> None:
+    server = LocalServer("--cluster-enabled", "yes", directory=tmp_path).start()
+    with redis.Redis(port=server.port) as client:
+        if has_slots:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    environment = {"DAYCAP_REDIS_URL": server.url(), "DAYCAP_BROKER_URL": server.url()}
+    findings = json.loads(run("doctor", "--json", environment=environment, status=1))
+    server.stop()
+    found = {each["part"]: each for each in findings}
+    for part, variable in (("counter", "DAYCAP_REDIS_URL"), ("broker", "DAYCAP_BROKER_URL")):
+        assert found[part]["state"] == "fail"
+        assert found[part]["found"] == "it is a node of a Redis Cluster"
+        assert variable in found[part]["advice"]
 
 
 def test_doctor_says_what_to_do(spine: Spine, tmp_path: Path) -> None:
@@ -166,6 +210,7 @@ def test_a_dead_letters_life(spine: Spine, daycap: Daycap) -> None:
     assert late["id"][:12] in run("dead-letters", "list", environment=spine.environment)
     assert json.loads(daycap("dead-letters", "show", lost["id"][:8])["payload"]) == mistyped
     assert '"actual": 31200' in run("dead-letters", "show", lost["id"][:8], environment=spine.environment)
+    spine.beat()
     assert {"part": "dead letters", "state": "warn"}.items() <= daycap("doctor")[-1].items()
 
     # When one of the agents is added, its event is charged; the others stay and say why

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import click
+import redis
+from kombu.connection import Connection
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +27,9 @@ _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 _MOST_CLOCK_OFFSET_MS = 5_000
 _ANSWER_S = 20
 """A worker whose ledger is busy tries for seconds, one message after the other, before it comes to answer."""
+
+_ASKS = 5
+_BEAT_LATE_S = 120.0
 
 
 class Finding(NamedTuple):
@@ -58,6 +63,9 @@ def _check_counter(settings: Settings) -> Iterator[Finding]:
     counter = RedisCounter(settings.redis_url, timeout_s=2)
     try:
         info, now_ms = counter.info(), counter.now_ms()
+        if _is_cluster(info):
+            yield _cluster("counter", "DAYCAP_REDIS_URL")
+            return
         counter.read([("daycap-doctor", day_of(now_ms))])
     except DaycapError as error:
         yield Finding("counter", FAIL, str(error), "start Redis, or set DAYCAP_REDIS_URL to where it is")
@@ -68,6 +76,14 @@ def _check_counter(settings: Settings) -> Iterator[Finding]:
     yield Finding("scripts", OK, "sync, publish and read are loaded")
     yield _eviction(info.get("maxmemory_policy", "unknown"))
     yield _clock(now_ms - wall_ms())
+
+
+def _is_cluster(info: dict[str, str]) -> bool:
+    return "cluster" in (info.get("redis_mode"), info.get("server_mode"))
+
+
+def _cluster(part: str, variable: str) -> Finding:
+    return Finding(part, FAIL, "it is a node of a Redis Cluster", f"set {variable} to one server, or a failover pair")
 
 
 def _version(info: dict[str, str]) -> Finding:
@@ -101,14 +117,17 @@ def _check_broker(settings: Settings) -> Iterator[Finding]:
         return
     from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
 
-    def look() -> int:
+    try:
         with app.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, timeout=3)
-        return waiting_messages(app)
-
-    try:
-        yield Finding("broker", OK, f"{look():,} messages wait")
+            if _is_cluster(_info_of_broker(connection)):
+                yield _cluster("broker", "DAYCAP_BROKER_URL")
+                return
+        yield Finding("broker", OK, f"{waiting_messages(app):,} messages wait")
     except Exception as error:
+        if "cluster mode" in str(error):  # It has one database, and refuses SELECT for any other.
+            yield _cluster("broker", "DAYCAP_BROKER_URL")
+            return
         yield Finding(
             "broker", FAIL, f"{type(error).__name__}: {error}", "start it, or set DAYCAP_BROKER_URL to where it is"
         )
@@ -117,6 +136,17 @@ def _check_broker(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "broker", WARN, "it is the counter's database", "give it one of its own: the counter may be flushed"
         )
+
+
+def _info_of_broker(connection: Connection) -> dict[str, str]:
+    """What a Redis broker says of itself; nothing where it is no Redis, or does not tell this user."""
+    client = getattr(connection.default_channel, "client", None)
+    if client is None:
+        return {}
+    try:
+        return dict(client.info("server"))
+    except redis.exceptions.NoPermissionError:
+        return {}
 
 
 def _check_ledger(settings: Settings) -> Iterator[Finding]:
@@ -154,7 +184,25 @@ def _check_worker(settings: Settings) -> Iterator[Finding]:
     yield Finding("worker", OK, "answers")
     if not settings.ledger_url:
         yield Finding("ledger", OK, "writable, and migrated for it, says the worker")
+    yield _check_beat()
     yield _dead_letters(ask("daycap.count_dead_letters"))
+
+
+def _check_beat() -> Finding:
+    """Of several workers each gets some of beat's tasks: who asks again is answered by another."""
+    late: dict[str, float] = {}
+    for number in range(_ASKS):
+        try:
+            answer = ask("daycap.last_beat")
+        except click.ClickException as error:
+            return Finding("beat", WARN, f"not known: {error.message}", "upgrade the workers")
+        ago_s = {each["task"]: each["ago_s"] for each in answer if each["ago_s"] > 3 * each["every_s"] + _BEAT_LATE_S}
+        late = ago_s if number == 0 else {task: min(ago_s[task], s) for task, s in late.items() if task in ago_s}
+        if not late:
+            came = sum(each["came"] for each in answer)
+            return Finding("beat", OK, f"its tasks come: {came} of {len(answer)} have, and none is late")
+    said = ", ".join(f"{task} for {seconds:,.0f} s" for task, seconds in sorted(late.items()))
+    return Finding("beat", FAIL, f"no worker got {said}", "celery -A worker beat")
 
 
 def _dead_letters(count: int) -> Finding:
