@@ -103,7 +103,7 @@ class LedgerReader:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._engine = _read_only_engine(url)
+        self._engine = read_only_engine(url)
 
     def snapshots(self, agent_days: Sequence[tuple[str, str]]) -> list[DaySnapshot]:
         """See `read_snapshots`; one transaction."""
@@ -135,14 +135,15 @@ class LedgerReader:
     def forget(self) -> None:
         """In a forked child: let go of the parent's connections without closing them."""
         self._engine.dispose(close=False)
-        self._engine = _read_only_engine(self._url)  # A thread of the parent may have held a lock of the other's.
+        self._engine = read_only_engine(self._url)  # A thread of the parent may have held a lock of the other's.
 
     def close(self) -> None:
         """Let go of connections."""
         self._engine.dispose()
 
 
-def _read_only_engine(url: str) -> Engine:
+def read_only_engine(url: str) -> Engine:
+    """An engine for the ledger at `url` that cannot change it, or make one. Raises `InvalidSetting`."""
     try:
         import sqlalchemy as sa  # noqa: PLC0415
     except ImportError as error:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
 from daycap.errors import InvalidSetting, LedgerUnavailable
+from daycap.ledger_reader import read_only_engine
 from daycap.postgresql import SCHEMES, postgresql_engine, reason
 from worker.revisions import check_revision
 from worker.schema import APPEND_ONLY, dead_letters, metadata
@@ -82,6 +83,13 @@ class Ledger:
     def close(self) -> None:
         """Let go of connections."""
         self.engine.dispose()
+
+
+class ReadOnlyLedger(Ledger):
+    """A ledger to look at: a mistyped path makes no file, and nothing can be written."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = read_only_engine(url)
 
 
 def alembic_config() -> Config:

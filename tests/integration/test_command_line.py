@@ -246,3 +246,41 @@ def test_dead_letters_that_are_not_there_end_with_a_message(spine: Spine) -> Non
         said = run("dead-letters", *words, environment=spine.environment, status=status)
         assert message in said
         assert "Traceback" not in said
+
+
+def test_without_a_worker_counter_and_ledger_are_read(spine: Spine) -> None:
+    # Given an agent that spent something, and a broker that is away: nobody can be asked
+    agent = spine.add("agent-7", 5_000_000)
+    with spine.wallet() as wallet:
+        wallet.reserve(agent, 50_000).finalize(31_200)
+    alone = {**spine.environment, "DAYCAP_BROKER_URL": "redis://127.0.0.1:1/1"}
+
+    # Then what is shown is the same, and it is said where it comes from
+    for words, figures in (
+        (("status",), ("agent-7", "$0.0312", "$4.9688", "open")),
+        (("agent", "show", "agent-7"), ("agent-7", "$5.00", "$0.0312")),
+    ):
+        said = run(*words, environment=alone)
+        assert "read from DAYCAP_LEDGER_URL itself" in said
+        assert all(figure in said for figure in figures), said
+    assert "there is no such agent" in run("agent", "show", "nobody", environment=alone, status=1)
+
+    # But nothing is changed, and without the ledger there is nothing to read
+    assert "did not answer" in run("pause", "agent-7", environment=alone, status=1)
+    without = {name: value for name, value in alone.items() if name != "DAYCAP_LEDGER_URL"}
+    assert "did not answer" in run("status", environment=without, status=1)
+
+
+def test_reading_a_ledger_makes_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "mistyped.sqlite3"
+    said = run("status", environment={"DAYCAP_LEDGER_URL": f"sqlite:///{path}"}, status=1)
+    assert "the ledger did not do it: unable to open database file" in said
+    assert "Traceback" not in said
+    assert not path.exists()
+
+
+def test_status_says_when_the_counter_is_silent(spine: Spine, daycap: Daycap) -> None:
+    spine.add("agent-7", 5_000_000)
+    environment = {name: value for name, value in spine.environment.items() if name != "DAYCAP_REDIS_URL"}
+    assert "not set" in run("status", environment=environment)
+    assert "no answer" in run("status", environment={**environment, "DAYCAP_REDIS_URL": "redis://127.0.0.1:1/0"})

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from daycap.counter import ACTIVE, PAUSED, DayReading
 from daycap.errors import CounterUnavailable
 from daycap.redis_counter import RedisCounter
 from daycap.settings import Settings
-from worker.command_line.client import ask, me
+from worker import accounts
+from worker.command_line.client import ANSWER_TIMEOUT_S, NoWorker, ask, me
 from worker.command_line.output import Bar, Usd, json_option, money, show, table
+from worker.ledger import ReadOnlyLedger, unavailable
+from worker.publish import CounterPublisher
+
+_COUNTER_S = 2
 
 by_option = click.option("--by", default=me, show_default="you", help="Who makes the change, for the record.")
 
@@ -41,14 +49,14 @@ def add(name: str, cap_micros: int, anchor: str | None, by: str, as_json: bool) 
 @json_option
 def show_one(name: str, as_json: bool) -> None:
     """Show agent NAME: cap, status, today's books."""
-    show_accounts(ask("daycap.find_agents", agents=[name]), as_json)
+    show_accounts(find_accounts(name), as_json)
 
 
 @agent.command("list")
 @json_option
 def list_all(as_json: bool) -> None:
     """Show every agent."""
-    show_accounts(all_accounts(), as_json)
+    show_accounts(find_accounts(), as_json)
 
 
 @click.group()
@@ -89,17 +97,17 @@ def resume(name: str, by: str, as_json: bool) -> None:
 @json_option
 def status(name: str | None, as_json: bool) -> None:
     """Show what agents (or agent NAME) have spent and leased today, from ledger and counter."""
-    accounts = ask("daycap.find_agents", agents=[name]) if name else all_accounts()
-    readings = read_counter([(account["agent"], account["day"]) for account in accounts])
+    found = find_accounts(name)
+    readings, unread = read_counter([(account["agent"], account["day"]) for account in found])
     rows = [
         {
             **account,
             "leased_micros": reading.leased_micros if reading else None,
             "remaining_micros": reading.remaining_micros if reading else None,
             "given_up_micros": reading.given_up_micros if reading else None,
-            "counter": "not open" if reading is None else "fenced" if reading.fenced else "open",
+            "counter": unread if reading is None else "fenced" if reading.fenced else "open",
         }
-        for account, reading in zip(accounts, readings, strict=True)
+        for account, reading in zip(found, readings, strict=True)
     ]
     show(rows, as_json, lambda: _status_table(rows))
     if not as_json and any(row["counter"] == "fenced" for row in rows):
@@ -108,37 +116,70 @@ def status(name: str | None, as_json: bool) -> None:
         )
 
 
-def all_accounts() -> list[dict[str, Any]]:
-    """Every account, a thousand a question."""
-    accounts: list[dict[str, Any]] = []
-    while some := ask("daycap.find_agents", after=accounts[-1]["agent"] if accounts else ""):
-        accounts += some
-    return accounts
+def find_accounts(name: str | None = None) -> list[dict[str, Any]]:
+    """Every account, or that of agent `name`, as a worker tells it; where none answers, as the ledger itself does."""
+    ledger_url = Settings.from_env().ledger_url
+    timeout_s = ANSWER_TIMEOUT_S / 3 if ledger_url else ANSWER_TIMEOUT_S
+    try:
+        return _accounts(lambda **which: ask("daycap.find_agents", timeout_s, **which), name)
+    except NoWorker as error:
+        if not ledger_url:
+            raise
+        click.echo(f"{error.message}\nread from DAYCAP_LEDGER_URL itself: what waits in the queue is missing", err=True)
+    with reading_itself() as find:
+        return _accounts(find, name)
 
 
-def read_counter(agent_days: list[tuple[str, str]]) -> list[DayReading | None]:
-    """What the counter says of each; nothing where it does not answer, or where there is none."""
+def _accounts(find: Callable[..., list[dict[str, Any]]], name: str | None) -> list[dict[str, Any]]:
+    """A thousand a question."""
+    if name is not None:
+        return find(agents=[name])
+    found: list[dict[str, Any]] = []
+    while some := find(after=found[-1]["agent"] if found else ""):
+        found += some
+    return found
+
+
+@contextmanager
+def reading_itself() -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """What a worker does for `daycap.find_agents`, done here. Nothing can be written."""
+    settings = Settings.from_env()
+    ledger = ReadOnlyLedger(settings.ledger_url)
+    counter = RedisCounter(settings.redis_url, _COUNTER_S) if settings.redis_url else None
+    publisher = CounterPublisher(counter, settings.terms)
+    try:
+        yield lambda **which: [account._asdict() for account in accounts.find(ledger, publisher, **which)]
+    except SQLAlchemyError as error:
+        raise unavailable(error) from error
+    finally:
+        ledger.close()
+        if counter is not None:
+            counter.close()
+
+
+def read_counter(agent_days: list[tuple[str, str]]) -> tuple[list[DayReading | None], str]:
+    """What the counter says of each, and what it means where it says nothing."""
     settings = Settings.from_env()
     if not settings.redis_url:
-        return [None] * len(agent_days)
-    counter = RedisCounter(settings.redis_url, timeout_s=2)
+        return [None] * len(agent_days), "not set"
+    counter = RedisCounter(settings.redis_url, _COUNTER_S)
     try:
-        return counter.read(agent_days)
+        return counter.read(agent_days), "not open"
     except CounterUnavailable as error:
         click.echo(f"{error}; run daycap doctor", err=True)
-        return [None] * len(agent_days)
+        return [None] * len(agent_days), "no answer"
     finally:
         counter.close()
 
 
-def show_accounts(accounts: list[dict[str, Any]], as_json: bool) -> None:
+def show_accounts(found: list[dict[str, Any]], as_json: bool) -> None:
     """Show accounts as the ledger has them."""
 
     def render() -> Table:
-        named = any(account["identity_anchor"] for account in accounts)
+        named = any(account["identity_anchor"] for account in found)
         columns = ("agent", "status|", "daily cap>", "day|", "cap>", "spent>", "uncovered>", "settled>")
         made = table(*columns, *(["anchor"] if named else []))
-        for account in accounts:
+        for account in found:
             made.add_row(
                 account["agent"],
                 account["status"],
@@ -152,7 +193,7 @@ def show_accounts(accounts: list[dict[str, Any]], as_json: bool) -> None:
             )
         return made
 
-    show(accounts, as_json, render)
+    show(found, as_json, render)
 
 
 def _status_table(rows: list[dict[str, Any]]) -> Table:

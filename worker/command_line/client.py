@@ -18,6 +18,10 @@ from daycap.settings import Settings
 ANSWER_TIMEOUT_S = 15.0
 
 
+class NoWorker(click.ClickException):
+    """No worker can be asked: none answered, the broker is away, or no broker is set."""
+
+
 def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
     """The task's result. A refusal, a broker that is away and a worker that does not answer end the command."""
     answer = answer_of(task, timeout_s, **kwargs)
@@ -29,7 +33,7 @@ def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
 def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> dict[str, Any]:
     """All that the task says, a refusal too."""
     if not Settings.from_env().broker_url:
-        raise click.ClickException("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+        raise NoWorker("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
     from worker.celery import app  # noqa: PLC0415  (its settings need the broker's URL)
 
     try:
@@ -39,12 +43,12 @@ def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> 
         sent = app.send_task(task, kwargs=kwargs, expires=timeout_s, retry=False, ignore_result=False)
         answer: dict[str, Any] = _wait(sent, timeout_s)
     except NoAnswer:
-        raise click.ClickException(
+        raise NoWorker(
             f"no worker answered within {timeout_s:g} s; is one running (celery -A worker worker), "
             "and has its host the same time as this one?"
         ) from None
     except (OperationalError, ConnectionError, OSError) as error:
-        raise click.ClickException(f"the broker of DAYCAP_BROKER_URL did not answer: {error}") from error
+        raise NoWorker(f"the broker of DAYCAP_BROKER_URL did not answer: {error}") from error
     except DaycapError:
         raise
     except Exception as error:
