@@ -8,12 +8,16 @@ import sys
 import click
 
 from daycap.clock import wall_ms
+from daycap.lease import Hold
 from daycap.money import format_usd
 from daycap.settings import Settings
 from daycap.wallet import Wallet
 from daycap.wire import FINALIZE_TASK, FinalizeEvent
 from worker.command_line.client import answer_of
 from worker.command_line.output import Usd, json_option, show
+
+_left_held: list[Hold] = []
+"""A hold that is forgotten is charged in full; this one outlives the command, and its lease expires."""
 
 
 @click.command()
@@ -28,6 +32,7 @@ def reserve(agent: str, estimate_micros: int, as_json: bool) -> None:
     # Nothing is leased beyond the hold: this process ends now and could not hand it back.
     wallet = Wallet.from_settings(dataclasses.replace(Settings.from_env(), slice_seconds=0))
     hold = wallet.reserve(agent, estimate_micros)
+    _left_held.append(hold)
     facts = {"reservation": hold.id, "agent": hold.agent, "day": hold.day, "held_micros": hold.held_micros}
     held = format_usd(hold.held_micros)
     show(
