@@ -29,7 +29,7 @@ def rabbitmq_program() -> str | None:
 class RabbitMq:
     """One broker of the test's own, with the port `port` and, given authority, certificate and key, `tls_port`."""
 
-    def __init__(self, directory: Path, program: str, *files: Path) -> None:
+    def __init__(self, directory: Path, program: str, *files: Path, management: bool = False) -> None:
         self.port, self.tls_port, self._epmd_port, dist_port = (free_port() for _ in range(4))
         self._last_port = self.port
         config = directory / "rabbitmq.conf"
@@ -43,9 +43,12 @@ class RabbitMq:
                 "ssl_options.verify = verify_none",
                 "ssl_options.fail_if_no_peer_cert = false",
             ]
+        if management:
+            self.management_port = free_port()
+            lines += [f"management.tcp.port = {self.management_port}", "management.tcp.ip = 127.0.0.1"]
         config.write_text("\n".join([*lines, ""]))
         enabled = directory / "enabled_plugins"
-        enabled.write_text("[].\n")
+        enabled.write_text("[rabbitmq_management].\n" if management else "[].\n")
         self._home = directory
         self._log = directory / "output.log"
         self._program = program

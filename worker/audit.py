@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from worker.schema import cap_changes, lease_totals, settlements
 from worker.schema import daily_agent_spending as spending
 
 _AT_ONCE = 500
+_LOOKS = 5
+_BETWEEN_LOOKS_S = 0.1
 
 
 class Difference(NamedTuple):
@@ -68,9 +71,7 @@ def audit(ledger: Ledger, publisher: CounterPublisher, settings: Settings, day: 
                 spent, uncovered = spent + row.spent_micros, uncovered + row.uncovered_micros
             if "leases" not in pruned:
                 differences += _check_leases(connection, day, names)
-            readings = publisher.read([(name, day) for name in names])
-            for row, reading in zip(rows, readings, strict=False):
-                differences += _check_counter(row, reading)
+            differences += _check_counter(ledger, publisher, day, names)
     return Audit(day, agents, count, spent, uncovered, pruned, [difference._asdict() for difference in differences])
 
 
@@ -167,7 +168,35 @@ def _check_leases(connection: sa.Connection, day: str, agents: list[str]) -> Ite
             )
 
 
-def _check_counter(row: Any, reading: DayReading | None) -> Iterator[Difference]:
+def _check_counter(ledger: Ledger, publisher: CounterPublisher, day: str, agents: list[str]) -> list[Difference]:
+    """What the counter says otherwise than the ledger, looked at more than once: days move on while they are read.
+
+    A counter is right that has reached what the ledger said before it was asked.
+    """
+    reached: dict[str, int] = {}
+    found: list[Difference] = []
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_BETWEEN_LOOKS_S)
+        readings = dict(zip(agents, publisher.read([(agent, day) for agent in agents]), strict=False))
+        with ledger.reading() as connection:
+            rows = connection.execute(
+                sa.select(spending).where(spending.c.spending_date == day, spending.c.agent_account_id.in_(agents))
+            ).all()
+        found = []
+        for row in rows:
+            reading = readings.get(row.agent_account_id)
+            moving = reading is not None and reached.get(row.agent_account_id, row.seq) <= reading.seq < row.seq
+            if not moving:
+                found += _differences(row, reading)
+            reached.setdefault(row.agent_account_id, row.seq)
+        agents = sorted({difference.agent for difference in found})
+        if not agents:
+            break
+    return found
+
+
+def _differences(row: Any, reading: DayReading | None) -> Iterator[Difference]:
     if reading is None:
         return  # Not open: nothing is lent of it, and whoever opens it takes the ledger's word.
     for name in ("seq", "cap_micros", "spent_micros"):

@@ -18,6 +18,8 @@ logger = logging.getLogger("daycap.worker")
 _MOST_LOOKED_AT = 200
 """Messages that are opened to find the oldest. With more of them waiting, the queue has not caught up."""
 
+_UNSETTLED = "daycap.unsettled"
+
 _GAP_S = 0.05
 """A message that a worker has popped and not yet noted as unacknowledged is seen on a second look."""
 
@@ -36,7 +38,7 @@ def settled_before_ms(app: Celery, now_ms: int) -> int:
         channel = connection.default_channel
         if not hasattr(channel, "unacked_key"):
             waiting = channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count
-            waiting += _unsettled(app)(channel).queue_declare().message_count
+            waiting += _unsettled()(channel).queue_declare().message_count
             return 0 if waiting else now_ms - 1000 * _unseen_s(app)
         first = _oldest_sent_ms(channel)
         time.sleep(_GAP_S)
@@ -56,8 +58,8 @@ def note_unsettled(app: Celery) -> None:
         return
     try:
         with app.producer_or_acquire() as producer:
-            queue = _unsettled(app)
-            producer.publish({}, routing_key=queue.name, declare=[queue], retry=True)
+            queue = _unsettled()
+            producer.publish({}, routing_key=queue.name, declare=[queue], expiration=_unseen_s(app), retry=True)
     except Exception as error:
         logger.warning("the other workers do not hear that events are not settled: %r", error)
 
@@ -67,12 +69,10 @@ def _unseen_s(app: Celery) -> int:
     return int(2 * app.conf.broker_heartbeat)
 
 
-def _unsettled(app: Celery) -> Any:
+def _unsettled() -> Any:
+    """The queue of that one message. Its properties never change: they would be refused where it is there."""
     made: Any = Queue
-    seconds = _unseen_s(app)
-    return made(
-        "daycap.unsettled", routing_key="daycap.unsettled", max_length=1, message_ttl=seconds, expires=10 * seconds
-    )
+    return made(_UNSETTLED, routing_key=_UNSETTLED, max_length=1, expires=3600)
 
 
 def _oldest_sent_ms(channel: Any) -> int | None:
