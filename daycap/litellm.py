@@ -260,18 +260,17 @@ class _Abandoned:
 
     def __init__(self) -> None:
         self._holds: SimpleQueue[Abandoned | None] = SimpleQueue()
-        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         weakref.finalize(self, self._holds.put, None)
 
     def watch(self) -> None:
         """Start the thread, unless it runs; in a forked child it does not."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=_end_abandoned, args=(self._holds,), name="daycap-streams", daemon=True
-                )
-                self._thread.start()
+        # No lock, which might be held over a fork: two of these threads do no harm.
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(
+                target=_end_abandoned, args=(self._holds,), name="daycap-streams", daemon=True
+            )
+            self._thread.start()
 
     def put(self, abandoned: Abandoned) -> None:
         """To be called by a destructor."""

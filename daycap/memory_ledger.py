@@ -38,7 +38,7 @@ class MemoryLedger(Transport):
         self._terms = terms
         self._source = source
         self._onward = onward
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._days: dict[tuple[str, str], _Day] = {}
 
     def send(self, events: Sequence[FinalizeEvent]) -> None:
@@ -73,7 +73,7 @@ class MemoryLedger(Transport):
             self._onward.use_clock(counter_ms)
 
     def forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._onward is not None:
             self._onward.forget()
 

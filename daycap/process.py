@@ -118,7 +118,7 @@ lock, or keep for the whole process."""
 
 _wallets: weakref.WeakSet[Wallet] = weakref.WeakSet()
 _finalizers: dict[str, Any] = {}
-_beginning = threading.Lock()
+_beginning = threading.RLock()
 
 
 def watch(wallet: Wallet) -> None:
@@ -240,7 +240,7 @@ def _others() -> list[threading.Thread]:
 
 def _after_fork() -> None:
     global _beginning  # noqa: PLW0603  (a thread of the parent may have held it)
-    _beginning = threading.Lock()
+    _beginning = threading.RLock()
     begin()
 
 
