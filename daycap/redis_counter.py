@@ -95,7 +95,8 @@ class RedisCounter(Counter):
         self._url = url
         self._timeout_s = timeout_s
         self._pool = self._make_pool()
-        self._idle: list[Any] = []
+        # What redis-py imports to make a connection it imports now: a child that is forked meanwhile could never do so.
+        self._idle: list[Any] = [self._pool.make_connection()]
 
     def _make_pool(self) -> redis.ConnectionPool:
         """What makes the connections. It does not keep them: its lock and its figures take longer than all of ours."""

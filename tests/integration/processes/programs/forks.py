@@ -7,6 +7,7 @@ moment of its first quarter of a second. Prints how many parents failed.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -61,6 +62,7 @@ def forked(work: Callable[[], None]) -> int:
         return pid
     status = 1
     try:
+        faulthandler.register(signal.SIGALRM, chain=True)  # It says where it hangs.
         signal.alarm(MOST_S)
         work()
         status = 0
