@@ -23,8 +23,8 @@ from worker.local_server import LocalServer
 
 TIMEOUT_S = 0.5
 TRICKLE_S = 0.1
-LATER_S = 0.4
-"""How much more a busy machine may take to notice."""
+LATER_S = 1.0
+"""How much more a busy machine may take to notice. Byte by byte an answer takes four seconds."""
 
 
 @pytest.fixture(scope="module")
