@@ -229,8 +229,7 @@ def run_daycap(*words: str, environment: Mapping[str, str], status: int = 0) -> 
     done = subprocess.run(
         [sys.executable, "-m", "daycap", *words],
         cwd=ROOT,
-        # A process that has just started may be slow to connect where many tests run side by side.
-        env={**clean, "COLUMNS": "160", "DAYCAP_REDIS_TIMEOUT_SECONDS": "2", **environment},
+        env={**clean, "COLUMNS": "160", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -75,7 +75,12 @@ class RabbitMq:
     def start(self) -> RabbitMq:
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
-                [self._program], env=self._environment, stdout=output, stderr=output, start_new_session=True
+                [self._program],
+                cwd=self._home,  # Where it leaves a dump if it ends badly.
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         end = time.monotonic() + _READY_S
         while not _listens(self._last_port):
