@@ -11,10 +11,10 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 # Many tests wait for servers and deadlines: more of them than there are cores.
-JOBS   ?= 6
+JOBS   ?= 4
 PYTEST  = $(UV) run --no-sync pytest -n $(JOBS)
 
-.PHONY: help setup run test check lint soak chaos mutants bench clean
+.PHONY: help setup run test failed check lint soak chaos mutants bench clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,9 @@ lint: setup      ## style and types
 
 test: lint       ## style, types and every test, several at a time: make test JOBS=4
 	@$(PYTEST) $(ARGS)
+
+failed: setup    ## what failed the last time, one test after the other
+	@$(UV) run --no-sync pytest --last-failed --last-failed-no-failures=none $(ARGS)
 
 check: JOBS = 3
 check: lint      ## style, types and the quick tests, without PostgreSQL
