@@ -12,6 +12,8 @@ from contextlib import suppress
 from tests.processes import ROOT
 
 PROGRAMS = "tests.integration.processes.programs"
+PATIENT = {"DAYCAP_REDIS_TIMEOUT_SECONDS": "2", "PYTHONWARNINGS": "ignore"}
+"""Many processes start at once here, and from Python 3.12 on os.fork warns of threads."""
 
 
 def run(program: str, *words: str, environment: Mapping[str, str], timeout_s: float = 60) -> tuple[int, str, str]:
@@ -19,7 +21,7 @@ def run(program: str, *words: str, environment: Mapping[str, str], timeout_s: fl
     process = subprocess.Popen(
         [sys.executable, "-m", f"{PROGRAMS}.{program}", *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},  # From 3.12 on os.fork warns of threads.
+        env={**os.environ, **PATIENT, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -16,7 +16,7 @@ import pytest
 from celery import Celery
 
 from daycap import BudgetUnavailable, Wallet
-from tests.integration.processes.session import PROGRAMS, end_session
+from tests.integration.processes.session import PATIENT, PROGRAMS, end_session
 from tests.processes import ROOT
 from tests.spine import Spine, wait_for
 from worker.local_server import free_port
@@ -61,7 +61,7 @@ def running(command: list[str], environment: Mapping[str, str], log: Path) -> It
         process = subprocess.Popen(
             [str(BIN / command[0]), *command[1:]],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            env={**os.environ, **PATIENT, "PYTHONPATH": str(ROOT), **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
