@@ -76,12 +76,12 @@ class Keeper:
 
     def start(self) -> None:
         """Start the thread, if it does not run. Raises `RuntimeError` where none can be had."""
-        if self._thread is None and not self._starting.mine():
+        if (self._thread is None or not self._thread.is_alive()) and not self._starting.mine():
             with suppress(Busy):  # Then another thread starts it.
                 self._starting.take(self._start)
 
     def _start(self) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             thread = self._thread = threading.Thread(target=self._run, name="daycap-keeper", daemon=True)
             try:
                 thread.start()

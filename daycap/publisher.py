@@ -115,8 +115,9 @@ class Publisher:
             thread = self._thread = threading.Thread(target=self._run, name="daycap-publisher", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:
-                self._thread = None
+            except BaseException:
+                if not thread.is_alive():
+                    self._thread = None
                 raise
 
     @property
