@@ -44,7 +44,7 @@ failed: setup    ## what failed the last time, one test after the other
 
 check: JOBS = 3
 check: lint      ## style, types and the quick tests, without PostgreSQL
-	@$(PYTEST) tests/unit tests/contract -k "not postgresql" $(ARGS)
+	@$(PYTEST) tests/unit tests/contract -k "not postgresql and not pgbouncer and not lock_order" $(ARGS)
 
 soak: setup      ## simulate seeds for as long as you like: make soak ARGS="--seeds 100000"
 	@$(UV) run --no-sync python -m tests.simulation $(ARGS)
