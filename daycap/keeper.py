@@ -58,6 +58,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._stop = Signal()
         self._finish: Callable[[], None] | None = None
+        self._finish_s = _FINISH_S
         self._asked_to_open: dict[tuple[str, str], float] = {}
         self._refused: set[str] = set()
         self._adopted = []
@@ -186,8 +187,8 @@ class Keeper:
         while not self._stop.is_set():
             ttl_s = self._book.ttl_ms / 1000
             left_s = begun_s + ttl_s / part - time.monotonic() if ttl_s else _LOOK_S
-            look_s = _LOOK_S if self._finish is None else _FINISH_S
-            if self._stop.wait(max(0.0, min(left_s, look_s))):
+            wait_s = max(0.0, min(left_s, _LOOK_S)) if self._finish is None else self._finish_s
+            if self._stop.wait(wait_s):
                 return
             try:
                 self._note()
@@ -225,7 +226,8 @@ class Keeper:
         """After a close that had to leave something: whether nothing is left."""
         self._book.close()
         if unsettled := self._book.unsettled_leases():
-            self.renew(unsettled, hand_back=True)
+            renewed = self.renew(unsettled, hand_back=True)
+            self._finish_s = _FINISH_S if renewed else self._book.ttl_ms / 1000 / 12  # As often as before the close.
             self._resend_what_stalled()
             if self._outbox is not None:
                 self._outbox.retry()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from daycap.keeper import Keeper
 from tests.ci import fail_instead_of_skip
 from tests.in_loop import FACES
 from tests.migrated import migrated_sqlite
@@ -16,6 +19,11 @@ from tests.postgresql import LocalPostgreSQL
 from tests.side_by_side import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401  (hooks)
 from tests.spine import Spine
 from worker.local_server import LocalServer
+
+
+def pytest_configure() -> None:
+    """What daycap logs outside of a test is not written between the reports."""
+    logging.getLogger("daycap").addHandler(logging.NullHandler())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,6 +35,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and isinstance(spine, Spine):
         report.sections.append(("worker", spine.worker.container.logs()[-10_000:]))
     return report
+
+
+@pytest.fixture(autouse=True)
+def closed_wallets_end() -> Iterator[None]:
+    """End what follows a closed wallet's unsettled events: it would go on, and restore leases, in other tests."""
+    yield
+    for thread in threading.enumerate():
+        keeper = getattr(getattr(thread, "_target", None), "__self__", None)
+        if isinstance(keeper, Keeper) and keeper._finish is not None:
+            keeper.stop(5)
 
 
 @pytest.fixture(scope="session")

@@ -215,6 +215,17 @@ class TestItsThread:
         assert not hold.ended
         assert [at_ms - began_ms for at_ms in counter.asked_at_ms] == [0, 10_000, 12_500, 15_000, 17_500]
 
+    def test_asks_a_lost_counter_no_more_often_after_a_close(
+        self, runner: Runner, counter: Counter, keeper: Keeper
+    ) -> None:
+        held(runner, 10).finalize(10)
+        keeper.finish(lambda: None)
+        assert set(run(keeper, runner, 20_000).waits_s) == {0.1}
+        counter.away = True
+        assert run(keeper, runner, 20_000).waits_s == [0.1, *[2.5] * 8]
+        counter.away = False
+        assert run(keeper, runner, 3_000).waits_s[1] == 0.1
+
     def test_looks_twice_a_second_for_leases_whose_ttl_is_shorter(self, runner: Runner, keeper: Keeper) -> None:
         assert run(keeper, runner, 2_000).waits_s == [0.5, 0.5, 0.5, 0.5]
         hold = held(runner, 10)
