@@ -173,6 +173,10 @@ class BaseWallet(Generic[H]):
                 self._prices = make_prices(self._settings)
         return self._prices
 
+    @prices.setter
+    def prices(self, prices: Prices) -> None:
+        self._prices = prices
+
     # --- what may wait, for each face to call in its own way ------------------------------------------------
 
     def reserve(self, agent: str, estimate_micros: int) -> Any:

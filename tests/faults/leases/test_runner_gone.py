@@ -131,7 +131,7 @@ def test_a_runner_that_stood_still_makes_no_new_hold_from_its_old_lease(spine: L
 
 @pytest.mark.parametrize(
     ("estimate", "stop"),
-    [(60, ("reserve", "leaves", 1)), (120, ("finish_top_up", "takes", 2))],
+    [(60, ("reserve", "leaves", 1)), (120, ("reserve", "leaves", 3))],
     ids=["from memory", "with an answer of the counter"],
 )
 def test_a_runner_that_stood_still_in_the_middle_of_reserve_makes_no_hold_either(
