@@ -89,7 +89,8 @@ def test_tasks_dropped_in_a_cycle_are_charged() -> None:
     asyncio.run(main())
 
 
-SWALLOWED = "ignore:Exception ignored in.*_forgotten:pytest.PytestUnraisableExceptionWarning"
+SWALLOWED = "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+"""What a handler raises in a finalizer, anybody's, Python swallows."""
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def test_a_handler_may_raise_in_a_busy_wallet(of_threads: Deployment) -> None:
         try:
             end_s = time.monotonic() + 0.05
             with alarm(ring, 0.001):
-                while time.monotonic() < end_s:  # What a handler raises in a finalizer, Python swallows.
+                while time.monotonic() < end_s:
                     with wallet.reserve("agent-7", 2) as hold:
                         hold.actual = 1
                     done += 1
