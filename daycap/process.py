@@ -159,6 +159,23 @@ def check() -> None:
         finalizer = _finalizers.get(name)
         if finalizer is None or not finalizer.still_active():  # It forgets those from before the child was set up.
             _finalizers[name] = util.Finalize(None, end, exitpriority=_BEFORE_QUEUES)
+        if util.is_exiting():
+            _heed_the_end_of_threads()
+
+
+def _heed_the_end_of_threads() -> None:
+    """The child's function has returned, and a thread of it lives on: no finalizer may be called any more."""
+    if threading.current_thread() is threading.main_thread() or _awaited(daemon=False):
+        return
+    try:
+        threading.Thread(target=_wait_and_end, name=_END, daemon=False).start()
+    except RuntimeError as error:
+        raise BudgetUnavailable(f"the process ends, so nothing would be sent: {error}") from error
+
+
+def _awaited(*, daemon: bool) -> bool:
+    """Whether a thread of ours waits for the end of this process."""
+    return any(thread.name == _END and thread.daemon is daemon for thread in threading.enumerate())
 
 
 def without_threads() -> str | None:
@@ -215,7 +232,7 @@ def _heed_the_end_of_a_thread() -> None:
     main = threading.main_thread()
     if isinstance(main, threading._MainThread):  # type: ignore[attr-defined]
         return
-    if _END in {thread.name for thread in threading.enumerate()}:
+    if _awaited(daemon=True):
         return
 
     def work() -> None:

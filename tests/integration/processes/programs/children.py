@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
@@ -24,6 +25,7 @@ FACES: dict[str, Any] = {"threads": Wallet, "loop": AsyncWallet}
 AGENTS = [
     "parent",
     *(f"{way}-{whose}" for way in ("process", "pool", "executor") for whose in ("own", "inherited", "given")),
+    "process-thread",
 ]
 
 of_parent: Any = None
@@ -54,11 +56,21 @@ def own(agent: str, *how: str) -> int:
     return spend(make(*how), agent)
 
 
+def in_thread(agent: str, *how: str) -> None:
+    """It begins to spend when the child's own function has returned."""
+
+    def work() -> None:
+        threading.main_thread().join(0.2)
+        own(agent, *how)
+
+    threading.Thread(target=work).start()
+
+
 def inherited(agent: str) -> int:
     return spend(of_parent, agent)
 
 
-def in_processes(context: BaseContext, target: Callable[..., int], agent: str, *args: Any) -> list[int]:
+def in_processes(context: BaseContext, target: Callable[..., object], agent: str, *args: Any) -> list[int]:
     children = [context.Process(target=target, args=(agent, *args)) for _ in range(CHILDREN)]
     for child in children:
         child.start()
@@ -86,9 +98,9 @@ def given(agent: str, wallet: Any) -> int:
 
 
 START = {"process": in_processes, "pool": in_pool, "executor": in_executor}
-TARGET = {"own": own, "inherited": inherited, "given": given}
+TARGET: dict[str, Any] = {"own": own, "thread": in_thread, "inherited": inherited, "given": given}
 KINDS = {
-    "fork": [f"{way}-{whose}" for way in START for whose in ("own", "inherited")] + ["pool-given"],
+    "fork": [f"{way}-{whose}" for way in START for whose in ("own", "inherited")] + ["pool-given", "process-thread"],
     "forkserver": ["process-own", "pool-given", "executor-own"],
     "spawn": ["process-given", "executor-own"],  # Each of these children takes a second to import all.
 }
@@ -106,7 +118,7 @@ def main(method: str, face: str, setup: str) -> None:
         way, whose = kind.split("-")
         if whose == "given" and setup != "redis":
             continue  # Refused; see test_pickled.
-        args = {"own": (face, setup), "inherited": (), "given": (of_parent,)}[whose]
+        args = {"own": (face, setup), "thread": (face, setup), "inherited": (), "given": (of_parent,)}[whose]
         ended[kind] = START[way](context, TARGET[whose], kind, *args)
     print(json.dumps(ended))
 
