@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from daycap.errors import InvalidInput, shown
@@ -73,10 +73,11 @@ def calls_of(path: str, content: bytes, bounds: Bounds) -> tuple[Call, ...]:
     body = _json_object(content)
     refuse_unknown(body, {*api.fields, *api.limits}, bounds.allow)
     searches = most_searches(body, bounds.max_web_searches, bounds.allow)
-    most_in = _most_in(body, len(content)) if bounds.count_tokens is None else bounds.count_tokens(body)
+    models = tuple(_models(path, body, bounds.models))
+    most_in = _most_in(body, models, len(content)) if bounds.count_tokens is None else bounds.count_tokens(body)
     most_out = 0 if api is EMBEDDINGS else _most_out(body, api, bounds.max_output_tokens)
     calls = []
-    for model in _models(path, body, bounds.models):
+    for model in models:
         call = Call(model=model, input_tokens=most_in, max_output_tokens=most_out)
         if searches:
             call["max_web_searches"] = searches
@@ -141,9 +142,9 @@ _TOOLS_TOKENS = 1024
 _WITH_A_PROMPT = ("tools", "functions", "response_format", "output_format", "output_config")
 
 
-def _most_in(body: Mapping[str, object], size: int) -> int:
+def _most_in(body: Mapping[str, object], models: Iterable[str], size: int) -> int:
     """No token is of less than a byte; but there must be nothing that stands for more than its bytes."""
-    if unbounded := next(_unbounded(body), None):
+    if unbounded := next(_unbounded(body, models), None):
         raise InvalidInput(
             f"{unbounded} may be more tokens than bytes, or cost more than tokens: give the transport count_tokens, "
             "which says the most that can go in"
@@ -151,6 +152,6 @@ def _most_in(body: Mapping[str, object], size: int) -> int:
     return size + (_TOOLS_TOKENS if any(body.get(name) for name in _WITH_A_PROMPT) else _TEMPLATE_TOKENS)
 
 
-def _unbounded(body: Mapping[str, object]) -> Iterator[str]:
-    yield from added_by_provider(body)
+def _unbounded(body: Mapping[str, object], models: Iterable[str]) -> Iterator[str]:
+    yield from added_by_provider(body, models)
     yield from not_text([body.get(name) for name in ("messages", "input", "system", "instructions")])

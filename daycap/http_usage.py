@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from daycap.answer_cost import Answer
@@ -29,13 +29,13 @@ class UsageReader:
         self._searches: int | None = None
         self._models: set[str] = set()
         self._service_tier: str | None = None
-        self._complete = False
+        self._complete = self._more_came = False
         self.over = False
 
     @property
     def answer(self) -> Answer:
-        """What all events together said; without a usage if none said anything."""
-        usage = self._usage
+        """What all events together said; without a usage if none said anything, or more came out after the last did."""
+        usage = {} if self._more_came else self._usage
         if usage and self._searches is not None:
             usage = {"server_tool_use": {"web_search_requests": self._searches}, **usage}
         return Answer(usage or None, frozenset(self._models), self._service_tier)
@@ -80,20 +80,23 @@ class UsageReader:
             kind = event.get("type")
             self.over = self.over or (isinstance(kind, str) and kind in _LAST_EVENTS)
             self._complete = _completes(event)
+            self._hear_more(event)
         elif data and not data.startswith(b'{"type":"ping"') and not data.startswith(b'{"type": "ping"'):
             self._complete = False
+            if self._usage and not self._more_came:
+                self._hear_more(_object(data))
+
+    def _hear_more(self, event: Mapping[str, Any]) -> None:
+        """Some tell the usage of what went in with their first event, and perhaps nothing more."""
+        if any(isinstance(usage := each.get("usage"), dict) and usage for each in _within(event)):
+            self._more_came = False
+        elif self._usage and _comes_out(event):
+            self._more_came = True
 
     def _said(self, data: bytes | bytearray) -> dict[str, Any]:
-        try:
-            said = json.loads(data)
-        except (ValueError, RecursionError):
-            return {}
-        if not isinstance(said, dict):
-            return {}
-        # Chat completions have it outside, Responses and Anthropic's first event within; later ones say more.
-        for each in (said, said.get("response"), said.get("message")):
-            if isinstance(each, dict):
-                self._says(each)
+        said = _object(data)
+        for each in _within(said):
+            self._says(each)
         return said
 
     def _says(self, said: Mapping[str, Any]) -> None:
@@ -106,6 +109,28 @@ class UsageReader:
             self._models.add(model)
         if isinstance(output, list):
             self._searches = max(self._searches or 0, sum(map(_is_search, output)))
+
+
+def _object(data: bytes | bytearray) -> dict[str, Any]:
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _within(said: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Chat completions have it outside, Responses and Anthropic's first event within; later ones say more."""
+    return (each for each in (said, said.get("response"), said.get("message")) if isinstance(each, dict))
+
+
+def _comes_out(event: Mapping[str, Any]) -> bool:
+    """Whether an event brings a piece of what comes out."""
+    if str(event.get("type")).endswith(("_delta", ".delta")):
+        return event.get("type") != "message_delta"
+    choices = event.get("choices")
+    deltas = [each.get("delta") for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    return any(value for delta in deltas if isinstance(delta, dict) for name, value in delta.items() if name != "role")
 
 
 def _is_search(item: object) -> bool:

@@ -101,12 +101,12 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
     for headers in (call.get("extra_headers"), call.get("headers")):
         refuse_rerouting(headers or {}, bounds.allow)
     messages = [_plain(each) for each in messages]
+    model = litellm.model_alias_map.get(model, model)
     by_litellm = bounds.count_input is count_input
-    if by_litellm and (added := next(_unbounded(body, messages), None)):
+    if by_litellm and (added := next(_unbounded(body, model, messages), None)):
         raise InvalidInput(
             f"{added}: LiteLLM does not count what that adds to the input; give a count_input, which returns the most"
         )
-    model = litellm.model_alias_map.get(model, model)
     model_info = call.get("model_info")
     base = call.get("base_model") or (model_info.get("base_model") if isinstance(model_info, Mapping) else None)
     provider = call.get("custom_llm_provider")
@@ -141,8 +141,8 @@ def _refuse_more_calls(call: Mapping[str, Any]) -> None:
         raise InvalidInput(f"{', '.join(more)}: would make calls that nothing is held for; use a metered router")
 
 
-def _unbounded(body: Mapping[str, Any], messages: list[Any]) -> Iterator[str]:
-    yield from added_by_provider(body)
+def _unbounded(body: Mapping[str, Any], model: str, messages: list[Any]) -> Iterator[str]:
+    yield from added_by_provider(body, [model])
     yield from not_text(messages)
 
 

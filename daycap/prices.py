@@ -214,6 +214,7 @@ def _reached(price: Decimal | TieredPrices, size: int) -> Iterator[Decimal]:
 
 def _besides(found: ModelRates, rates: Rates, searches: int) -> Decimal:
     """What a call costs besides its tokens, in micros: itself, and its web searches."""
+    searches = found.searches_of(rates, searches)
     if searches and "web_searches_kcount" not in rates:
         raise found.unknown("none for web searches")
     # These have no price by the size of the context.

@@ -26,6 +26,7 @@ from genai_prices.types import (
 from genai_prices.units import UnitRegistry
 
 from daycap.errors import UnknownModel
+from daycap.request_fields import searches_by_itself
 
 Rates: TypeAlias = Mapping[str, Decimal | TieredPrices]
 """Prices in US dollars by genai-prices' price keys: `input_mtok` is for a million tokens that are read."""
@@ -81,6 +82,14 @@ class ModelRates(NamedTuple):
     def unknown(self, what: str) -> UnknownModel:
         """The error for a price that is missing."""
         return UnknownModel(self.model, self.provider, what)
+
+    def searches_of(self, rates: Rates, told: int) -> int:
+        """How many searches on the web a call is billed for, of which it tells `told`. Some models search each time.
+
+        Not where each call has a price of its own, nor against prices that the operator gave.
+        """
+        itself = searches_by_itself(self.model) and "requests_kcount" not in rates
+        return max(told, int(itself and not (self.own and "web_searches_kcount" not in rates)))
 
     def refuse_larger(self, context: int) -> None:
         """Raises `UnknownModel` for a context of more tokens than there are prices for."""

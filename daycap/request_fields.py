@@ -204,8 +204,20 @@ def not_text(content: object) -> Iterator[str]:
             yield from not_text(content.get(name))
 
 
-def added_by_provider(body: Mapping[str, object]) -> Iterator[str]:
-    """What of a request lets its provider add to what goes in: what it keeps, and tools that it runs itself."""
+_SEARCHING = re.compile(r"\b(?:search-(?:preview|api)|sonar)\b", re.IGNORECASE)
+
+
+def searches_by_itself(model: str) -> bool:
+    """Whether a model searches on the web at each call, for a price, though nothing in the request asks for it."""
+    return _SEARCHING.search(model) is not None
+
+
+def added_by_provider(body: Mapping[str, object], models: Iterable[str]) -> Iterator[str]:
+    """What of a request lets its provider add to what goes in: what it keeps, and tools that it runs itself.
+
+    `models` may answer; some of them search the web whatever the request is.
+    """
+    yield from (f"what {shown(model, 60)} finds on the web" for model in models if searches_by_itself(model))
     yield from (name for name in KEPT_BY_PROVIDER if body.get(name) is not None)
     if _compacts(body.get("context_management")):
         yield "context_management"
@@ -228,7 +240,7 @@ _FETCH = re.compile(r"web_fetch(_.*)?")
 
 def _tools(body: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
     tools = body.get("tools")
-    for tool in tools if isinstance(tools, list) else ():
+    for tool in () if tools is None else tools if isinstance(tools, list) else [tools]:
         yield tool if isinstance(tool, Mapping) else {}
 
 

@@ -39,6 +39,8 @@ def check_url(variable: str, url: str) -> str:
             raise InvalidSetting("name one broker: several in one URL are not supported (in a password ; is %3B)")
         if not parts.scheme or "://" not in url:
             raise InvalidSetting("it is not a URL: it has no ://")
+        if not url.startswith(parts.scheme):
+            raise InvalidSetting(f"write {parts.scheme:.20}:// in lower case")  # Or client libraries do not know it.
         if variable in _SCHEMES:
             _check_server(parts, _SCHEMES[variable])
             if port == 0:

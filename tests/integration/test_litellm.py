@@ -132,6 +132,7 @@ class TestACall:
             ({"max_retries": 1}, InvalidInput),
             ({"fallbacks": [OTHER_MODEL]}, InvalidInput),
             ({"web_search_options": {}}, InvalidInput),
+            ({"model": "openai/gpt-4o-search-preview"}, InvalidInput),
             ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, InvalidInput),
             ({"extra_body": {"models": [OTHER_MODEL]}}, InvalidInput),
             ({"model": "anthropic/claude-opus-5", "inference_geo": "us"}, UnknownModel),

@@ -64,6 +64,33 @@ def test_a_streams_last_event_takes_no_input_back(last: str) -> None:
     assert reader.answer.usage == {**start, "output_tokens": 35}
 
 
+OF_CHAT = {"prompt_tokens": 9, "completion_tokens": 1}
+MORE_OF_CHAT = {"choices": [{"delta": {"role": "assistant", "content": "more"}}]}
+OF_MESSAGE = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
+MORE_OF_MESSAGE = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "more"}}
+
+
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [
+        ([{**MORE_OF_CHAT, "usage": OF_CHAT}, MORE_OF_CHAT], False),
+        ([{**MORE_OF_CHAT, "usage": OF_CHAT}, {**MORE_OF_CHAT, "usage": None}], False),
+        ([{**MORE_OF_CHAT, "usage": OF_CHAT}, {**MORE_OF_CHAT, "usage": {}}], False),
+        ([{**MORE_OF_CHAT, "usage": OF_CHAT}, {"choices": [{"delta": {"role": "assistant", "content": ""}}]}], True),
+        ([MORE_OF_CHAT, {**MORE_OF_CHAT, "usage": OF_CHAT}, MORE_OF_CHAT, {"choices": [], "usage": OF_CHAT}], True),
+        ([OF_MESSAGE, MORE_OF_MESSAGE, {"type": "message_stop"}], False),
+        ([OF_MESSAGE, MORE_OF_MESSAGE, {"type": "message_delta", "usage": {"output_tokens": 7}}], True),
+    ],
+)
+def test_usage_before_more_came_out_is_no_usage(events: list[dict[str, Any]], told: bool) -> None:
+    reader = UsageReader(200, "text/event-stream")
+
+    for event in [*map(json.dumps, events), "[DONE]"]:
+        reader.feed(f"data: {event}\n\n".encode())
+
+    assert (reader.over, reader.answer.usage is not None) == (True, told)
+
+
 @pytest.mark.parametrize("said", [b"", b"[]", b"null", b"{", b'{"usage": 7}', b"[" * 100_000, b"\xff"])
 def test_what_says_no_usage_is_none(said: bytes) -> None:
     reader = UsageReader(200, "application/json")
@@ -119,6 +146,8 @@ def test_what_goes_in_is_bounded_by_the_bytes_and_what_providers_add() -> None:
         (RESPONSES, {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}),
         (RESPONSES, {"input": [{"type": ["message"]}]}),
         (RESPONSES, {"context_management": [{"type": "compaction", "compact_threshold": 1000}]}),
+        (CHAT, {"model": "gpt-4o-search-preview-2025-03-11"}),
+        (CHAT, {"model": "openrouter/perplexity/sonar-pro"}),
         (
             MESSAGES,
             {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}, {"type": "compact_20260112"}]}},
@@ -137,6 +166,8 @@ def test_a_tool_of_no_known_type_is_refused() -> None:
     for tool in ({"type": ["function"]}, {}, "tool", {"google_search": {}}):
         with pytest.raises(InvalidInput, match="a tool of type"):
             call_of(CHAT, body(tools=[tool]), Bounds(lambda _: 7))
+    with pytest.raises(InvalidInput, match="a tool of type 'live'"):
+        call_of(CHAT, body(tools={"type": "live"}), Bounds(lambda _: 7))  # Some servers take one without a list.
 
 
 def test_texts_and_the_calls_of_own_tools_are_not_more_than_their_bytes() -> None:

@@ -109,6 +109,13 @@ def test_what_is_not_given_costs_what_the_next_wider_kind_does_and_a_search_is_r
         prices.actual_micros("gpt-4o", {**usage, "server_tool_use": {"web_search_requests": 1}})
 
 
+@pytest.mark.parametrize(("search", "micros"), [("", 1100), ("web_search = 0.01", 1100 + 10_000)])
+def test_own_price_says_if_each_call_searches(file: Path, search: str, micros: int) -> None:
+    file.write_text(f'["gpt-4o-search-preview"]\ninput = 1\noutput = 1\n{search}\n', encoding="utf-8")
+
+    assert worst(Prices.from_file(file), "gpt-4o-search-preview") == micros
+
+
 def test_own_prices_hold_for_each_service_tier_and_each_time_in_a_cache(file: Path) -> None:
     file.write_text(GOOD, encoding="utf-8")
     prices = Prices.from_file(file)

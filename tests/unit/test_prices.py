@@ -120,6 +120,9 @@ MODELS = [
         PriceVariant({"search_type": "flex"}, flat(requests_kcount="3")),
     ),
     model("searches", flat(input_mtok="1", output_mtok="1", web_searches_kcount="10", requests_kcount="5")),
+    model("a-search-preview", flat(input_mtok="1", output_mtok="1", web_searches_kcount="10")),
+    model("a-search-api", flat(input_mtok="1", output_mtok="1")),
+    model("sonar", flat(input_mtok="1", output_mtok="1", requests_kcount="5")),
     model("embedding", flat(input_mtok="0.02")),
     model("whisper", flat(input_mtok="1", output_mtok="1", audio_hours="0.36")),
     ModelInfo("many", ClauseStartsWith("many-"), prices=flat(input_mtok="1")),
@@ -319,6 +322,18 @@ def test_requests_and_searches_are_paid_for_each() -> None:
         Prices.default().actual_micros("plain", usage)
     with pytest.raises(UnknownModel, match="web searches"):
         worst("plain", max_web_searches=1)
+
+
+def test_model_that_always_searches_is_charged_for_it() -> None:
+    told = {"prompt_tokens": 1, "completion_tokens": 1, "server_tool_use": {"web_search_requests": 2}}
+    assert worst("a-search-preview", 1, 1) == actual("a-search-preview", 1, 1) == 2 + 10_000
+    assert worst("a-search-preview", 1, 1, max_web_searches=2) == 2 + 20_000
+    assert Prices.default().actual_micros("a-search-preview", told) == 2 + 20_000
+    assert worst("sonar", 1, 1) == actual("sonar", 1, 1) == 2 + 5000
+    with pytest.raises(UnknownModel, match="web searches"):
+        worst("a-search-api", 1, 1)
+    with pytest.raises(UnknownModel, match="web searches"):
+        actual("a-search-api", 1, 1)
 
 
 @pytest.mark.parametrize(("tier", "micros", "most"), [("", 5000, 5000), ("web", 7000, 7000), ("flex", 3000, 5000)])

@@ -58,6 +58,7 @@ def test_amqp_takes_no_options_but_for_tls(option: str) -> None:
         ("memory://", "memory:// is not supported"),
         ("sentinel://127.0.0.1:26379", "sentinel:// is not supported"),
         ("127.0.0.1:6379", "no ://"),
+        ("REDIS://127.0.0.1:6379/0", "write redis:// in lower case"),
         ("redis://a/0;redis://b/0", "name one broker|database of Redis"),
         ("redis://a,b/0", "name one server"),
         ("redis://a:6379,b:6379/0", "can be read"),
