@@ -14,7 +14,7 @@ endif
 JOBS   ?= 4
 PYTEST  = $(UV) run --no-sync pytest -n $(JOBS)
 
-.PHONY: help setup run test failed check lint soak chaos mutants bench clean
+.PHONY: help setup run test failed check lint soak chaos mutants bench docs clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -57,6 +57,10 @@ chaos: setup     ## a fault campaign over real processes: make chaos ARGS="--rou
 
 bench: setup     ## measure against floors in the same run: make bench ARGS="--only settle --plot bench.png"
 	@$(UV) run --locked --quiet --group plot python -m tests.benchmarks $(ARGS)
+
+docs: setup      ## build the documentation into .run/site, strictly and without a network; open index.html there
+	@NO_MKDOCS_2_WARNING=1 $(UV) run --locked --quiet --group docs mkdocs build --strict --quiet $(ARGS)
+	@echo "built .run/site/index.html"
 
 clean:           ## remove what was made here
 	@rm -rf .venv .run dist

@@ -1,7 +1,8 @@
 """The process that wallets live in: how it begins with a fork, and how it ends.
 
 `atexit` does not run in every child: those of multiprocessing and of Celery's prefork pool leave by `os._exit`. Each
-has its own way to announce its end, and is listened to here. docs/processes.md has a table of what each end guarantees.
+has its own way to announce its end, and is listened to here. docs/how-to/processes.md has a table of what each end
+guarantees.
 """
 
 from __future__ import annotations

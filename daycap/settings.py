@@ -31,47 +31,59 @@ class Settings:
     """What can be set; each field `x` is read from `DAYCAP_X`. Times are seconds. URLs may carry a password,
     so that none is in a repr."""
 
+    # --- Runners and workers
+
     redis_url: str = field(default="", repr=False)
-    """The counter: redis://, rediss:// or unix://. Empty: the counter is in this process's memory."""
+    """The counter: `redis://`, `rediss://` or `unix://`. Empty: the counter is in this process's memory."""
     broker_url: str = field(default="", repr=False)
-    """Celery's broker. Empty: events are settled in this process's memory and recorded nowhere else."""
+    """Celery's broker: `redis://`, `rediss://`, `amqp://` or `amqps://`. Empty: events are settled in this process."""
     ledger_url: str = field(default="", repr=False)
-    """The ledger, as SQLAlchemy writes it. The worker owns it; a runner only reads it, and need not."""
+    """The ledger: `sqlite:///path` or `postgresql://...`. The worker owns it; a runner need not read it."""
+    redis_timeout_seconds: float = 0.25
+    """How long one exchange with Redis may take before `reserve` raises `BudgetUnavailable`; the same everywhere."""
+
+    # --- Runners
+
     identity_anchor: str = ""
-    """Whose wallet this is: no other agent than that of this anchor is served. Needs the ledger. Empty: any."""
+    """Serve only the agent with this identity anchor. Needs `DAYCAP_LEDGER_URL`. Empty: serve any agent."""
     outbox: str = ""
-    """A directory that keeps events until they are settled, over the runner's death. Empty: none."""
+    """A directory that keeps events until they are settled, so that they survive a killed runner. The runners of one
+    user on a host may share it. It is created with mode 0700; with 1777 each user's runners read their own events only.
+    """
     outbox_megabytes: int = 64
-    """How much each process may keep there before reserve raises OutboxFull."""
+    """How much each process may keep in the outbox before `reserve` raises `OutboxFull`."""
     prices_file: str = ""
-    """A file of own prices, before those that genai-prices carries. Empty: none."""
+    """A file with your own prices, TOML or JSON. They take precedence over those of genai-prices."""
     slice_seconds: float = 2.0
     """How many seconds of an agent's use to lease ahead; 0 leases exactly what each reserve needs."""
+    open_timeout_seconds: float = 2.0
+    """How long a reserve waits for a worker to open the day."""
+    resend_seconds: float = 15.0
+    """How long events may go without progress before they are sent again; doubled after each try without effect."""
+    trace_holds: bool = False
+    """1: when a hold is dropped without being ended, log the line that reserved it."""
+
+    # --- Workers
+
     lease_ttl_seconds: float = 30.0
-    """How long the counter keeps a lease that nobody renews; runners renew after a third of it."""
+    """How long a lease lives without a renewal; runners renew after a third of it."""
     grace_seconds: float = 10.0
     """How long after a lease's deadline its money is given up, once the queue has caught up."""
-    redis_timeout_seconds: float = 0.25
-    """How long one exchange with Redis may take before reserve raises BudgetUnavailable."""
-    open_timeout_seconds: float = 2.0
-    """How long a reserve waits for a worker to open the day, where nobody has yet."""
-    resend_seconds: float = 15.0
-    """After how long without progress an event that is not settled is sent again."""
-    trace_holds: bool = False
-    """Remember the line that reserved each hold, for the log line of one that is dropped without being ended."""
-
     close_after_days: int = 7
-    """How many days after its end a day's books are closed: later events become dead letters."""
+    """How many days after its end a day can still be charged; later events become dead letters."""
     retention_days: int = 400
-    """How many days after its day the ledger keeps a settlement, and after it was last seen a dead letter."""
+    """How many days the ledger keeps a settlement after its day, and a dead letter after it was last seen."""
     books_days: int = 3650
-    """How many days after it the ledger keeps what each agent spent on a day."""
+    """How many days the ledger keeps what each agent spent on a day. Accounts and their changes stay for good."""
     open_ahead_hours: float = 2
-    """How long before midnight the next day is opened for every active agent."""
+    """How many hours before midnight the next day is opened for every active agent."""
     metrics_port: int = 0
-    """Where a worker serves its Prometheus metrics; 0: nowhere."""
+    """The port for a worker's Prometheus metrics; 0: none."""
     metrics_address: str = "127.0.0.1"
-    """The address that it serves them on."""
+    """The address for a worker's Prometheus metrics."""
+
+    # --- Flower
+
     flower_address: str = "127.0.0.1"
     """The address that Flower listens on."""
     flower_port: int = 5555

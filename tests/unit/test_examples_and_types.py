@@ -1,15 +1,11 @@
-"""What a user reads first works as it stands: examples, README, types."""
+"""What a user reads first works as it stands: examples and types."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -47,31 +43,3 @@ def test_examples_run_without_any_server(name: str) -> None:
 def test_mypy_and_pyright_agree_with_every_use() -> None:
     run("-m", "mypy", "--strict", USES)
     run("-m", "basedpyright", "--level", "error", USES)
-
-
-def snippets() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
-
-
-@pytest.mark.filterwarnings("ignore:Item:UserWarning")  # Pydantic, of a type of LiteLLM's with fields to read only.
-def test_the_readmes_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one after the other, as someone would who reads on; with a client that answers without a network."""
-    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-    answer = SimpleNamespace(cost=Decimal("0.0312"), usage=usage)
-    completions = SimpleNamespace(create=lambda **_: answer)
-    client = SimpleNamespace(complete=lambda _: answer, chat=SimpleNamespace(completions=completions))
-    names: dict[str, Any] = {"client": client}
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-
-    for each in snippets():
-        exec(each.replace("from_env()", 'from_env(caps={"agent-7": usd(1)}, environ={})'), names)
-
-    with names["wallet"] as wallet:
-        assert names["call"]("?") is answer
-        assert names["chat"]([], 100) is answer
-        asked = names["ask"]([{"role": "user", "content": "?"}], mock_response="hi")
-        assert asked.choices[0].message.content == "hi"
-        assert names["complete"]("?") is answer
-        names["inside_its_cap"].close()
-        assert wallet.flush() == ()
-        assert wallet.spent("agent-7").micros > 31_200

@@ -1,4 +1,4 @@
-"""Each way in which a process ends: what it spent is booked, or in the outbox; docs/processes.md has the table."""
+"""Each way to end a process: what it spent is booked or in the outbox; docs/how-to/processes.md has the table."""
 
 from __future__ import annotations
 
