@@ -94,7 +94,7 @@ class Outbox:
     """
 
     def __init__(self, directory: Path, limit_bytes: int) -> None:
-        self._directory = directory
+        self._directory = directory = directory.absolute()  # The process may go elsewhere, as a daemon does.
         self._limit_bytes = limit_bytes
         self._logged: set[Path] = set()
         self._incomplete: set[Path] = set()
@@ -273,6 +273,10 @@ class Outbox:
         return segment
 
     def _next_path(self) -> Path:
+        if self._own is not None and not self._own.exists():  # Somebody cleaned up, and took it for old.
+            if self._lock is not None:
+                self._lock.close()
+            self._own = None
         if self._own is None:
             self._own = self._make_own()
         return self._own / f"{next(self._numbers):08d}.events"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,39 @@ def test_a_disk_that_refuses_keeps_events_in_memory_until_there_is_room(
     (adopted,) = opened().adopt()
     assert [event.event for event in adopted.events] == [1, 2]
     adopted.close()
+
+
+def test_directory_that_was_removed_is_made_again(directory: Path, opened: Opened) -> None:
+    outbox = opened()
+    outbox.append(made(1))
+    shutil.rmtree(directory)
+    events = [made(number) for number in range(2, 2_000)]
+    for event in events:
+        outbox.append(event)
+    assert outbox.full
+
+    directory.mkdir()
+    outbox.retry()
+
+    assert not outbox.full
+    outbox.close()
+    (adopted,) = opened().adopt()
+    assert adopted.events[-1] == events[-1]
+    adopted.close()
+
+
+def test_relative_directory_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    outbox = Outbox(Path("outbox"), ROOM)
+    monkeypatch.chdir("elsewhere")
+
+    outbox.append(made(1))
+
+    assert not outbox.full
+    assert list(tmp_path.glob("outbox/*/*.events"))
+    outbox.settled(made(1))
+    outbox.close()
 
 
 def test_a_forked_child_leaves_its_parents_outbox_alone(directory: Path, opened: Opened) -> None:
