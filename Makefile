@@ -35,6 +35,7 @@ lint: setup      ## style and types
 	@$(UV) run --no-sync ruff check .
 	@$(UV) run --no-sync ruff format --check .
 	@$(UV) run --no-sync mypy
+	@$(UV) run --no-sync lint-imports --no-logo
 
 test: lint       ## style, types and every test, several at a time: make test JOBS=4
 	@$(PYTEST) $(ARGS)
@@ -49,7 +50,7 @@ check: lint      ## style, types and the quick tests, without PostgreSQL
 soak: setup      ## simulate seeds for as long as you like: make soak ARGS="--seeds 100000"
 	@$(UV) run --no-sync python -m tests.simulation $(ARGS)
 
-mutants: setup   ## break the code in small ways, see what tests notice: make mutants ARGS="--file daycap/lease_book.py"
+mutants: setup   ## break the code in small ways, see what tests notice: make mutants ARGS="--file daycap/wallet/lease_book.py"
 	@$(UV) run --no-sync python -m tests.mutation $(ARGS)
 
 chaos: setup     ## a fault campaign over real processes: make chaos ARGS="--rounds 200 --plot chaos.png"

@@ -6,11 +6,11 @@ from datetime import timedelta
 
 from celery.schedules import crontab
 
+from daycap.delivery.queues import own_queue
 from daycap.errors import InvalidSetting
-from daycap.queues import own_queue
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
 from daycap.settings import Settings
 from daycap.urls import celery_broker
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
 from worker.queue import held_back_s
 
 try:
@@ -87,7 +87,7 @@ worker_consumer = "worker.consumer:Consumer"  # Stock workers end at what a brok
 worker_pool = "solo"  # Settling is one transaction at a time; a second process would only wait for the lock.
 task_acks_late = True  # An event leaves the queue after its commit, never before.
 task_reject_on_worker_lost = True  # And goes back into it when the process that held it is gone.
-worker_prefetch_multiplier = 200  # Of a pool of one: as many messages as one transaction settles (worker/gather.py).
+worker_prefetch_multiplier = 200  # Of a pool of one: as many messages as one transaction settles (worker/batching.py).
 worker_enable_prefetch_count_reduction = False  # What was gathered before a connection was lost runs nowhere.
 worker_cancel_long_running_tasks_on_connection_loss = False  # A commit under way is finished; P2 bears the repeat.
 worker_send_task_events = True  # Flower shows what happens.

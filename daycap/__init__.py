@@ -1,7 +1,5 @@
 """daycap keeps AI agents inside their daily budget."""
 
-from daycap.async_wallet import AsyncWallet
-from daycap.base_wallet import WalletStats
 from daycap.errors import (
     AgentPaused,
     BudgetUnavailable,
@@ -20,11 +18,13 @@ from daycap.errors import (
     UnknownAgent,
     UnknownModel,
 )
-from daycap.lease import AsyncHold, Hold
 from daycap.money import MAX_MICROS, format_usd, usd
-from daycap.readings import Reading
 from daycap.settings import Settings
-from daycap.wallet import Wallet
+from daycap.wallet.aio import AsyncWallet
+from daycap.wallet.base import WalletStats
+from daycap.wallet.hold import AsyncHold, Hold
+from daycap.wallet.readings import Reading
+from daycap.wallet.sync import Wallet
 
 __all__ = [
     "MAX_MICROS",

@@ -1,26 +1,16 @@
-"""The command `daycap`. Its parts live beside the worker, in a checkout, not in the wheel."""
+"""The command `daycap`."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 
 def main() -> None:
-    """Run the command line of the checkout that this library lies in."""
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / "worker" / "command_line").is_dir():
-        sys.exit(
-            "daycap: only the library is installed here (import daycap). The command needs daycap's checkout, "
-            "as a worker does: in it, uv sync --no-dev --extra cli, then uv run --no-sync daycap"
-        )
-    if str(checkout) not in sys.path:
-        sys.path.insert(0, str(checkout))
+    """Run the command line. It needs the extra `cli`."""
     try:
-        from worker.command_line.main import cli  # noqa: PLC0415  (it is not there where only the wheel is)
+        from daycap.cli.main import cli  # noqa: PLC0415  (an extra)
     except ModuleNotFoundError as error:
-        sys.exit(f"daycap: the command needs {error.name}, which is not installed: uv sync --no-dev --extra cli")
-
+        sys.exit(f'daycap: the command needs {error.name}, which is not installed: pip install "daycap[cli]"')
     cli()
 
 

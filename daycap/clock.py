@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 
-from daycap.errors import InvalidInput, shown
+from daycap.errors import InvalidInput
+from daycap.formats import shown
 
 DAY_MS = 86_400_000
 

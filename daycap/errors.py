@@ -5,14 +5,7 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
-
-def shown(value: object, length: int) -> str:
-    """`value` for a message: its repr, at most `length` characters, whatever it is."""
-    try:
-        return f"{value!r:.{length}}"
-    except (ValueError, RecursionError):
-        # An int of thousands of digits has no repr, nor has what is nested too deep.
-        return f"a {type(value).__name__} too large to show"
+from daycap.formats import format_usd, shown
 
 
 class DaycapError(Exception):
@@ -121,8 +114,6 @@ class CapExceeded(AgentRefused):
         self.remaining_micros = remaining_micros
         self.day = day
         self.day_ends_in_s = day_ends_in_s
-        from daycap.money import format_usd  # noqa: PLC0415  (it raises errors of this module)
-
         if estimate_micros > cap_micros:
             self.retry_after_s = None
             waiting_helps = "it is more than the whole day's cap, so waiting does not help"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from daycap.errors import InvalidInput, InvalidSetting, shown
+from daycap.errors import InvalidInput, InvalidSetting
+from daycap.formats import shown
 
 REGISTRY = "0x000000006551c19487814612e58FE06813775758"
 """The registry of ERC-6551, at the same address on every chain."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from decimal import ROUND_CEILING, Decimal, localcontext
 
-from daycap.errors import InvalidAmount, shown
+from daycap.errors import InvalidAmount
+from daycap.formats import MICROS_PER_USD, format_usd, shown
 
-MICROS_PER_USD = 1_000_000
+__all__ = ["MAX_MICROS", "MICROS_PER_USD", "decimal_of", "format_usd", "micros", "usd"]
 
 MAX_MICROS = 2**53 - 1
 """The largest amount. Redis' Lua and JavaScript count exactly up to here (IEEE 754 binary64)."""
@@ -59,10 +60,3 @@ def decimal_of(text: str) -> Decimal | None:
     """Return the amount that a text is, exactly; None if it is not written as one, or too long."""
     text = text.strip()
     return Decimal(text) if len(text) <= _LONGEST_DECIMAL and _PLAIN_DECIMAL.fullmatch(text) else None
-
-
-def format_usd(amount_micros: int) -> str:
-    """Micros for people, exact: `format_usd(31_200) == "$0.0312"`; at least two decimals."""
-    whole, rest = divmod(abs(amount_micros), MICROS_PER_USD)
-    decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
-    return f"{'-' if amount_micros < 0 else ''}${whole:,}.{decimals}"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from daycap.counter import LeaseTerms
 from daycap.errors import InvalidInput, InvalidSetting
 from daycap.identity import identity_anchor
+from daycap.protocol.counter import LeaseTerms
 from daycap.urls import check_url
 
 logger = logging.getLogger("daycap")

@@ -108,7 +108,7 @@ def _cell(text: object) -> str:
 
 def command_page() -> str:
     """Return every command with its arguments and options, as its own `--help` gives them."""
-    from worker.command_line.main import cli  # noqa: PLC0415
+    from daycap.cli.main import cli  # noqa: PLC0415
 
     introduction = (ROOT / "docs" / "includes" / "cli.md").read_text()
     return introduction + "".join(_command(command, path) for path, command in _commands(cli, ("daycap",)))

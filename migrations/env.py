@@ -6,9 +6,9 @@ from alembic import context
 from alembic.util import CommandError
 
 from daycap.errors import InvalidSetting
+from daycap.ledger.engine import Ledger
+from daycap.ledger.tables import metadata
 from daycap.settings import Settings
-from worker.ledger import Ledger
-from worker.schema import metadata
 
 
 def run() -> None:

@@ -8,7 +8,8 @@ import types
 from collections.abc import Callable
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from daycap.errors import InvalidInput, shown
+from daycap.errors import InvalidInput
+from daycap.formats import shown
 
 
 def checked(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

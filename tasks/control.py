@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from daycap.errors import DaycapError, Unavailable
-from daycap.wire import OPEN_DAY_TASK
+from daycap.ledger import accounts, anchors, audit, dead_letters, opening
+from daycap.ledger.engine import is_transient, unavailable
+from daycap.protocol.wire import OPEN_DAY_TASK
 from tasks.arguments import checked
 from tasks.aside import aside
-from worker import accounts, anchors, audit, dead_letter_replay, dead_letters, opening
+from worker import dead_letter_replay
 from worker.celery import app
 from worker.deployment import deployment
-from worker.ledger import passes, unavailable
 
 JSON = dict[str, Any]
 
@@ -25,7 +26,7 @@ def answer(work: Callable[[], Any]) -> JSON:
     except DaycapError as error:
         return _refusal(error)
     except Exception as error:
-        if not passes(error):
+        if not is_transient(error):
             raise
         return _refusal(unavailable(error))
 

@@ -11,15 +11,16 @@ from celery import Celery
 from celery.exceptions import Reject
 from celery.worker.strategy import default
 
-from daycap.wire import FINALIZE_TASK
-from worker import metrics, retention
+from daycap.ledger import retention
+from daycap.ledger.dead_letters import DeadLetter, Kind
+from daycap.ledger.settle import Outcome, keep, settle
+from daycap.protocol.wire import FINALIZE_TASK
+from worker import metrics
+from worker.batching import MOST_EVENTS, Arguments, Gathered, NotSettled
 from worker.celery import app
-from worker.dead_letters import DeadLetter, Kind
 from worker.deployment import deployment
-from worker.gather import MOST_EVENTS, Arguments, Gathered, NotSettled
-from worker.message import REASON, UNREADABLE
 from worker.queue import note_unsettled
-from worker.settle import Outcome, keep, settle
+from worker.sanitize import REASON, UNREADABLE
 
 logger = logging.getLogger("daycap.worker")
 

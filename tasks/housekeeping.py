@@ -14,12 +14,13 @@ from typing import Any
 from celery import Task
 
 from daycap.errors import CounterUnavailable
-from worker import housekeeping, opening, retention
+from daycap.ledger import opening, retention
+from daycap.ledger.engine import is_transient
+from daycap.ledger.slices import Place, Slice, slice_of
+from worker import housekeeping
 from worker.celery import app
 from worker.deployment import deployment
-from worker.ledger import passes
 from worker.queue import settled_before_ms
-from worker.slices import Place, Slice, slice_of
 
 logger = logging.getLogger("daycap.worker")
 
@@ -98,7 +99,7 @@ def _slice(task: Task, step: Callable[[Place], Slice], place: Place | None, ever
     try:
         done = slice_of(step, place or [])
     except Exception as error:
-        if not (isinstance(error, CounterUnavailable) or passes(error)):
+        if not (isinstance(error, CounterUnavailable) or is_transient(error)):
             raise
         # Beat sends it again soon: what is away now is a line in the log, not a failed task.
         logger.warning("put off: %s: %.300s", type(error).__name__, error)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from daycap.keeper import Keeper
+from daycap.wallet.renewer import Renewer
+from demo.local_server import LocalServer
 from tests.ci import fail_instead_of_skip
 from tests.in_loop import FACES
 from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
 from tests.side_by_side import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401  (hooks)
 from tests.spine import Spine
-from worker.local_server import LocalServer
 
 
 def pytest_configure() -> None:
@@ -42,9 +42,10 @@ def closed_wallets_end() -> Iterator[None]:
     """End what follows a closed wallet's unsettled events: it would go on, and restore leases, in other tests."""
     yield
     for thread in threading.enumerate():
-        keeper = getattr(getattr(thread, "_target", None), "__self__", None)
-        if isinstance(keeper, Keeper) and keeper._finish is not None:
-            keeper.stop(5)
+        renewer = getattr(getattr(thread, "_target", None), "__self__", None)
+        if isinstance(renewer, Renewer) and (end_parts := renewer._finish) is not None:
+            renewer.stop(5)
+            end_parts()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from daycap import AsyncHold, AsyncWallet, Reading, Settings, Wallet
-from daycap.per_loop import PerLoop
+from daycap.counters.per_loop import PerLoop
 
 T = TypeVar("T")
 

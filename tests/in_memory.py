@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from daycap import Settings, Wallet
-from daycap.counter import SyncReply, SyncRequest
+from daycap.counters.memory import MemoryCounter
+from daycap.delivery.memory import MemoryLedger, caps_in_code
+from daycap.delivery.outbox import Outbox
 from daycap.errors import CounterUnavailable
-from daycap.ledger_reader import LedgerReader
-from daycap.memory_counter import MemoryCounter
-from daycap.memory_ledger import MemoryLedger, caps_in_code
-from daycap.outbox import Outbox
-from daycap.setups import Parts
-from daycap.wire import FinalizeEvent
+from daycap.ledger.reader import LedgerReader
+from daycap.protocol.counter import SyncReply, SyncRequest
+from daycap.protocol.wire import FinalizeEvent
+from daycap.wallet.wiring import Parts
 from tests.spine import wait_for
 
 CAP = 1_000_000
@@ -23,6 +23,8 @@ CAP = 1_000_000
 
 class Counter(MemoryCounter):
     """It can be told to hang before it answers, or not to answer."""
+
+    immediate = False
 
     def __init__(self, said: list[str]) -> None:
         super().__init__()
@@ -117,11 +119,11 @@ class Deployment:
         self.counter.answers.set()
         self.counter.away = self.ledger.refuses = self.ledger.loses = False
         for wallet in self._wallets:
-            wallet._publisher.resend(wallet._book.unsettled())  # Some were lost.
+            wallet._sender.resend(wallet._book.unsettled())  # Some were lost.
             wallet.close(5)
         gc.collect()  # Holds that a test left live, in the traceback of what it expected.
         wait_for(lambda: not any(wallet._open_parts for wallet in self._wallets))
 
 
 def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("daycap-")}
+    return {thread.name for thread in threading.enumerate() if thread.name in ("daycap-renewer", "daycap-sender")}

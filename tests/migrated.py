@@ -10,7 +10,7 @@ from pathlib import Path
 
 import alembic.command
 
-from worker.ledger import Ledger, alembic_config
+from daycap.ledger.engine import Ledger, alembic_config
 
 
 def migrate(ledger: Ledger, revision: str = "head") -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 import sqlalchemy as sa
 
-from worker.local_server import free_port
+from demo.local_server import free_port
 
 _START_S = 20
 

@@ -21,8 +21,8 @@ from typing import Any
 import docker
 from pytest_celery import CeleryTestWorker, CeleryWorkerContainer, RedisContainer, RedisTestBroker
 
+from demo.local_server import free_port, server_binary
 from tests.fake_clock import FakeClock
-from worker.local_server import free_port, server_binary
 
 ROOT = Path(__file__).resolve().parent.parent
 _READY_S = 30

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from worker.local_server import free_port
+from demo.local_server import free_port
 
 _READY_S = 60
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from daycap.clock import day_start_ms
-from daycap.counter import ACTIVE, DaySnapshot, LeaseTerms, LeaseTotals
+from daycap.counters.memory import MemoryCounter
 from daycap.errors import CapExceeded
-from daycap.lease import Hold, Pending
-from daycap.lease_book import LeaseBook
-from daycap.memory_counter import MemoryCounter
-from daycap.wire import FinalizeEvent
+from daycap.protocol.counter import ACTIVE, DaySnapshot, LeaseTerms, LeaseTotals
+from daycap.protocol.wire import FinalizeEvent
+from daycap.wallet.hold import Hold, Pending
+from daycap.wallet.lease_book import LeaseBook
 
 DAY, NEXT = "2026-11-24", "2026-11-25"
 MIDNIGHT_MS = day_start_ms(NEXT)

@@ -16,11 +16,11 @@ from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBroker
 
 from daycap import Settings, Wallet
 from daycap.clock import day_of
-from daycap.counter import DaySnapshot
-from daycap.ledger_reader import LedgerReader
-from daycap.redis_counter import RedisCounter
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
-from worker.schema import metadata
+from daycap.counters.redis import RedisCounter
+from daycap.ledger.reader import LedgerReader
+from daycap.ledger.tables import metadata
+from daycap.protocol.counter import DaySnapshot
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 
 T = TypeVar("T")
 

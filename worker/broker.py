@@ -1,6 +1,6 @@
 """Celery's transports, hardened: nothing that arrives in a queue stops a worker, and nothing is dropped.
 
-Each message is made anew (`worker.message`) before Celery sees it. And nothing that a worker says holds it up while its
+Each message is sanitized (`worker.sanitize`) before Celery sees it. A worker's own events never block it while its
 broker is down.
 """
 
@@ -21,8 +21,8 @@ from kombu import connection as kombu_connection
 from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as kombu_redis
 
-from daycap.wire import FINALIZE_QUEUE, MAX_MESSAGE_BYTES
-from worker.message import OUR_QUEUES, Message, made_anew, too_large, unreadable
+from daycap.protocol.wire import FINALIZE_QUEUE, MAX_MESSAGE_BYTES
+from worker.sanitize import OUR_QUEUES, Message, sanitized, too_large, unreadable
 
 logger = logging.getLogger("daycap.worker")
 
@@ -219,7 +219,7 @@ def well_formed(queue: bytes | str, item: bytes | str) -> bytes | str:
         return _envelope(name, unreadable(text))
     if reason is not None:
         return _envelope(name, unreadable(text, reason))
-    message = made_anew(name, headers, encoded, reply_to, body, lambda: text)
+    message = sanitized(name, headers, encoded, reply_to, body, lambda: text)
     return _envelope(name, message, isinstance(delivery, dict) and delivery.get("redelivered") is True)
 
 
@@ -261,7 +261,7 @@ def _make_well_formed(raw: Any) -> None:
 
     if reason is None:
         queue = raw.delivery_info["routing_key"]
-        message = made_anew(queue, headers, encoded, properties.get("reply_to"), body, whole)
+        message = sanitized(queue, headers, encoded, properties.get("reply_to"), body, whole)
     else:
         message = unreadable(whole(), reason)
     raw.body = message.body

@@ -13,10 +13,10 @@ from celery.signals import celeryd_init, worker_ready
 
 import celeryconfig
 from daycap.errors import DaycapError, InvalidSetting, LedgerUnavailable
+from daycap.ledger.engine import is_transient, unavailable
 from worker import environment, metrics
 from worker.consumer import check_pool
 from worker.deployment import deployment
-from worker.ledger import passes, unavailable
 
 logger = logging.getLogger("daycap.worker")
 
@@ -58,7 +58,7 @@ def _ledger_error() -> DaycapError | None:
     except DaycapError as error:
         return error
     except Exception as error:
-        if not passes(error):
+        if not is_transient(error):
             raise
         return unavailable(error)
     return None

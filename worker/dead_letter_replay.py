@@ -11,15 +11,16 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from daycap.errors import DaycapError, Refused
-from daycap.wire import FinalizeEvent
-from worker import dead_letters, metrics
-from worker.dead_letters import LONGEST_PAYLOAD, Kind, Letter
+from daycap.ledger import dead_letters
+from daycap.ledger.dead_letters import LONGEST_PAYLOAD, Kind, Letter
+from daycap.ledger.engine import Ledger
+from daycap.ledger.retention import kept_days, open_days
+from daycap.ledger.settle import settle
+from daycap.ledger.slices import SLICE_S
+from daycap.ledger.tables import daily_agent_spending, settlements
+from daycap.protocol.wire import FinalizeEvent
+from worker import metrics
 from worker.deployment import Deployment
-from worker.ledger import Ledger
-from worker.retention import kept_days, open_days
-from worker.schema import daily_agent_spending, settlements
-from worker.settle import settle
-from worker.slices import SLICE_S
 
 logger = logging.getLogger("daycap.worker")
 

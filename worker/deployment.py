@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from daycap.counters.redis import RedisCounter
 from daycap.errors import InvalidSetting
-from daycap.redis_counter import RedisCounter
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
 from daycap.settings import Settings
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
+from worker.metrics import CountedPublisher
 
 _PUBLISH_TIMEOUT_S = 5
 """A worker can wait longer for the counter than a runner: a slow publish is better than a missed one."""
@@ -29,7 +30,7 @@ class Deployment:
         if not settings.ledger_url:
             raise InvalidSetting("a worker needs DAYCAP_LEDGER_URL, for example sqlite:///daycap.sqlite3")
         counter = RedisCounter(settings.redis_url, _PUBLISH_TIMEOUT_S) if settings.redis_url else None
-        return cls(settings, Ledger(settings.ledger_url), CounterPublisher(counter, settings.terms))
+        return cls(settings, Ledger(settings.ledger_url), CountedPublisher(counter, settings.terms))
 
 
 @lru_cache(maxsize=1)

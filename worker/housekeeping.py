@@ -9,13 +9,14 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
-from daycap.counter import DayReading, DaySnapshot
-from daycap.ledger_reader import read_snapshots
-from worker import days, metrics
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.schema import daily_agent_spending as spending
-from worker.slices import Place, Slice
+from daycap.ledger import days
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import read_snapshots
+from daycap.ledger.slices import Place, Slice
+from daycap.ledger.tables import daily_agent_spending as spending
+from daycap.protocol.counter import DayReading, DaySnapshot
+from worker import metrics
 
 logger = logging.getLogger("daycap.worker")
 

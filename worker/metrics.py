@@ -7,10 +7,12 @@ import math
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from sqlalchemy.exc import SQLAlchemyError
 
-from daycap.errors import InvalidSetting
-from worker import dead_letters
-from worker.ledger import Ledger
-from worker.settle import Outcome
+from daycap.errors import CounterUnavailable, InvalidSetting
+from daycap.ledger import dead_letters
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.settle import Outcome
+from daycap.protocol.counter import DaySnapshot, PublishReply
 
 EVENTS = Counter("daycap_events", "Finalize events by what became of them", ["outcome"])
 CHARGED = Counter("daycap_charged_micros", "Micros booked as spent")
@@ -32,6 +34,20 @@ def count(outcome: Outcome) -> None:
         EVENTS.labels(letter.kind.value).inc()
     CHARGED.inc(outcome.charged_micros)
     UNCOVERED.inc(outcome.uncovered_micros)
+
+
+class CountedPublisher(CounterPublisher):
+    """A `CounterPublisher` that counts what it logs."""
+
+    def _note_failure(self, count: int, error: CounterUnavailable) -> None:
+        PUBLISH_FAILURES.inc()
+        super()._note_failure(count, error)
+
+    def _note_reply(self, snapshot: DaySnapshot, reply: PublishReply) -> None:
+        if reply.opened and reply.fenced:
+            FENCES.inc()
+        GIVEN_UP.inc(reply.given_up_micros)
+        super()._note_reply(snapshot, reply)
 
 
 def serve(address: str, port: int, ledger: Ledger) -> None:

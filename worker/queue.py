@@ -10,8 +10,8 @@ from typing import Any
 from celery import Celery
 from kombu.entity import Queue
 
+from daycap.protocol.wire import FINALIZE_QUEUE, SENT_HEADER
 from daycap.settings import Settings
-from daycap.wire import FINALIZE_QUEUE, SENT_HEADER
 
 logger = logging.getLogger("daycap.worker")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.local_server import LocalServer
 from tests.amqp.spine import AmqpSpine
 from tests.rabbitmq import RabbitMq, rabbitmq_program
 from tests.tls import Authority
-from worker.local_server import LocalServer
 
 
 @pytest.fixture(scope="session")

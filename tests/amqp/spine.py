@@ -13,11 +13,11 @@ from typing import Any
 from celery import Celery
 
 from daycap import Settings, Wallet
-from daycap.queues import own_queue
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, OPEN_QUEUE
+from daycap.delivery.queues import own_queue
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, OPEN_QUEUE
+from demo.local_server import LocalServer
 from tests.processes import LocalWorker, run_daycap
 from tests.rabbitmq import RabbitMq
-from worker.local_server import LocalServer
 
 QUEUES = (FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE)
 

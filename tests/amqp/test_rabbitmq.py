@@ -16,10 +16,10 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from daycap import BudgetUnavailable, Settings, Wallet
-from daycap.celery_transport import CeleryTransport
 from daycap.clock import day_of, wall_ms
-from daycap.redis_counter import RedisCounter, counter_key
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
+from daycap.counters.redis import RedisCounter, counter_key
+from daycap.delivery.celery import CeleryTransport
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 from tests.amqp.spine import AmqpSpine
 from tests.events import event
 from tests.in_loop import FACES

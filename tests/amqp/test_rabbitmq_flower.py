@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daycap.wire import FINALIZE_QUEUE
+from daycap.protocol.wire import FINALIZE_QUEUE
 from tests.amqp.conftest import made_spine
 from tests.processes import LocalFlower
 from tests.rabbitmq import RabbitMq, rabbitmq_program

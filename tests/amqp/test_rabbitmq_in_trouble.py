@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import amqp
 import pytest
 
-from daycap.wire import FINALIZE_QUEUE
+from daycap.protocol.wire import FINALIZE_QUEUE
 from tests.amqp.spine import AmqpSpine
 from tests.faults.load import spend
 from tests.rabbitmq import RabbitMq

@@ -8,8 +8,8 @@ import amqp
 import pytest
 from celery import Celery
 
-from daycap.celery_transport import CeleryTransport
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, OPEN_QUEUE
+from daycap.delivery.celery import CeleryTransport
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, OPEN_QUEUE
 from tests.amqp.spine import AmqpSpine
 from tests.faults.ledger import LockedLedger
 from tests.faults.load import spend

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from demo.local_server import LocalServer
 from tests.processes import ROOT, LocalProcess
 from tests.spine import environment
-from worker.local_server import LocalServer
 
 Install = Callable[..., "Installed"]
 

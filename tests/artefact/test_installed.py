@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.local_server import free_port
 from tests.artefact.conftest import Install, Installed, Started, pythons
 from tests.processes import ROOT, procfile
 from tests.spine import wait_for
-from worker.local_server import free_port
 
 SPEND = """
 import asyncio, sys
@@ -38,7 +38,7 @@ ADD = "daycap.add_agents", {"caps": {"agent-7": 1_000_000}, "changed_by": "test"
 
 def test_the_wheel_contains_the_library_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    scripts = {f"daycap/scripts/{verb}.lua" for verb in ("sync", "publish", "read")}
+    scripts = {f"daycap/counters/scripts/{verb}.lua" for verb in ("sync", "publish", "read")}
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"daycap"}
     assert {"daycap/py.typed", *scripts} <= {*names}
 
@@ -54,7 +54,7 @@ def settle(runner: Installed, worker: Installed, checkout: Path, env: dict[str, 
         without_ledger = {name: value for name, value in env.items() if name != "DAYCAP_LEDGER_URL"}
         assert runner.python(SPEND, env=without_ledger) == "[]\n"
         read = (
-            "import os, daycap; from daycap.ledger_reader import LedgerReader as Reader; from daycap.clock import *\n"
+            "import os, daycap; from daycap.ledger.reader import LedgerReader as Reader; from daycap.clock import *\n"
             "day = day_of(wall_ms()); print(Reader(os.environ['DAYCAP_LEDGER_URL']).snapshots([('agent-7', day)])[0])"
         )
         assert "spent_micros=62400" in worker.run("python", "-c", read, env=env, directory=checkout)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from daycap.clock import wall_ms
+from daycap.ledger.retention import open_days
+from daycap.ledger.settle import settle
 from tests.benchmarks.bench_wallet import bare_cycles, cycles, micros_a_cycle, quiet_wallet
 from tests.benchmarks.figures import Figure, interleaved, micros_a_call
 from tests.benchmarks.place import Place, batches, place
-from worker.retention import open_days
-from worker.settle import settle
 
 _FEW, _MANY = 100, 100_000
 
@@ -32,7 +32,7 @@ def figures() -> Iterator[Figure]:
                 for agent in here.agents:
                     wallet.reserve(agent, 100_000).release()
             # Once, for what is still idle the next time is handed back.
-            renewed = [micros_a_call(1, wallet._keeper.renew) / len(here.agents) for here, wallet in pairs]
+            renewed = [micros_a_call(1, wallet._renewer.renew) / len(here.agents) for here, wallet in pairs]
             yield _figure("renew, a lease", *renewed)
 
             orders = [random.Random(1).sample(here.agents, len(here.agents)) for here, _ in pairs]

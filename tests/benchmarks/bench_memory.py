@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import redis
 
 from daycap.clock import wall_ms
+from daycap.ledger.retention import open_days
+from daycap.ledger.settle import settle
 from tests.benchmarks.bench_wallet import quiet_wallet
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.place import Place, batches, place
-from worker.retention import open_days
-from worker.settle import settle
 
 _AGENTS, _EVENTS = 10_000, 100_000
 

@@ -14,13 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
+from daycap.ledger import opening, retention
+from daycap.ledger.engine import Ledger, given_columns
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.slices import Place, Slice, slice_of
+from daycap.ledger.tables import lease_totals, settlements
 from daycap.settings import Settings
 from tests.benchmarks.place import place
-from worker import housekeeping, opening, retention
-from worker.ledger import Ledger, given_columns
-from worker.publish import CounterPublisher
-from worker.schema import lease_totals, settlements
-from worker.slices import Place, Slice, slice_of
+from worker import housekeeping
 
 SETTINGS = Settings()
 

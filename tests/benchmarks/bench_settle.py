@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from celery import Celery
 
 from daycap import Wallet
-from daycap.celery_transport import CeleryTransport
-from daycap.wire import CONTROL_QUEUE, FinalizeEvent
+from daycap.delivery.celery import CeleryTransport
+from daycap.protocol.wire import CONTROL_QUEUE, FinalizeEvent
 from tests.benchmarks.figures import Figure, interleaved
 from tests.benchmarks.no_op import NO_OP_TASK
 from tests.benchmarks.place import CAP_MICROS, Place, batches, place, rate

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import redis
 
 from daycap import Hold, Settings, Wallet
+from demo.local_server import free_port
 from tests.benchmarks.figures import Figure, interleaved, micros_a_call, micros_of_each
 from tests.benchmarks.place import Place, place
 from tests.percentile import percentile
-from worker.local_server import free_port
 
 _CALLS = 20_000
 _AT_ONCE = 1_000  # How many calls a `measure` of `settled_between` makes.
@@ -139,7 +139,7 @@ def settled_between(wallet: Wallet, measure: Callable[[], list[float]]) -> list[
     found = []
     for _ in range(_CALLS // _AT_ONCE):
         found += measure()
-        events = wallet._publisher._events
+        events = wallet._sender._events
         for event in events:
             lease = wallet._book._current[event.agent]
             lease.unsettled, lease.progress_ns = (), 0
@@ -151,12 +151,12 @@ def settled_between(wallet: Wallet, measure: Callable[[], list[float]]) -> list[
 def quiet_wallet(settings: Settings) -> Iterator[Wallet]:
     """A wallet whose events are kept, and nobody renews: only what the caller's own thread does is timed."""
     wallet = Wallet.from_settings(settings)
-    wallet._publisher.start = wallet._publisher._rouse = lambda: None  # type: ignore[method-assign]
-    wallet._publisher.tried.set()
-    wallet._keeper.start = lambda: None  # type: ignore[method-assign]
+    wallet._sender.start = wallet._sender._rouse = lambda: None  # type: ignore[method-assign]
+    wallet._sender.tried.set()
+    wallet._renewer.start = lambda: None  # type: ignore[method-assign]
     try:
         yield wallet
     finally:
         wallet._book.close()
-        wallet._publisher._events.clear()
+        wallet._sender._events.clear()
         wallet._counter.close()

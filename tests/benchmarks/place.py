@@ -16,17 +16,17 @@ import sqlalchemy as sa
 
 from daycap import Settings
 from daycap.clock import day_of, wall_ms
-from daycap.redis_counter import RedisCounter
-from daycap.wire import FinalizeEvent, new_lease_id
+from daycap.counters.redis import RedisCounter
+from daycap.ledger.engine import Ledger
+from daycap.ledger.opening import rollover
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.slices import all_of
+from daycap.ledger.tables import agent_accounts, daily_agent_spending
+from daycap.protocol.wire import FinalizeEvent, new_lease_id
+from demo.local_server import LocalServer
 from tests.migrated import migrated_sqlite
 from tests.processes import LocalWorker
 from tests.spine import environment
-from worker.ledger import Ledger
-from worker.local_server import LocalServer
-from worker.opening import rollover
-from worker.publish import CounterPublisher
-from worker.schema import agent_accounts, daily_agent_spending
-from worker.slices import all_of
 
 CAP_MICROS = 10**12
 _AGENTS_A_MESSAGE = 100

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import amqp
 import redis
 
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
+from demo.local_server import LocalServer
 from tests.rabbitmq import RabbitMq, rabbitmq_program
-from worker.local_server import LocalServer
 
 QUEUES = (FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE)
 

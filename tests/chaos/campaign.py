@@ -15,16 +15,16 @@ from click import ClickException
 from kombu import pools
 
 from daycap import BudgetUnavailable, Settings, Wallet
+from daycap.cli.client import answer_of
 from daycap.clock import day_of
-from daycap.counter import DayReading
-from daycap.wire import CONTROL_QUEUE
+from daycap.ledger.audit import Difference
+from daycap.ledger.engine import Ledger
+from daycap.protocol.counter import DayReading
+from daycap.protocol.wire import CONTROL_QUEUE
+from demo.journal import End, Entry
+from demo.journal_audit import compare, read_recorded
 from tests.chaos.deployment import Deployment
 from tests.chaos.faults import Scene, deal, name_of, possible
-from worker.audit import Difference
-from worker.command_line.client import answer_of
-from worker.ledger import Ledger
-from worker.replay.journal import End, Entry
-from worker.replay.journal_audit import compare, read_recorded
 
 CAPS = {"small": 20_000, "middle": 80_000, "large": 50_000_000}
 WORK_S = (0.2, 0.6)

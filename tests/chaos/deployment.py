@@ -12,16 +12,16 @@ from typing import Any
 
 import redis
 
-from daycap.counter import DayReading
-from daycap.redis_counter import RedisCounter, counter_key
+from daycap.counters.redis import RedisCounter, counter_key
+from daycap.protocol.counter import DayReading
+from demo.journal import Entry, JournalReader
+from demo.local_server import LocalServer
 from tests.chaos.brokers import BROKERS, Broker
 from tests.fake_clock import AVAILABLE, FakeClock
 from tests.faults.proxy import Proxy
 from tests.in_loop import FACES
 from tests.migrated import migrated_sqlite
 from tests.processes import ROOT, LocalBeat, LocalWorker
-from worker.local_server import LocalServer
-from worker.replay.journal import Entry, JournalReader
 
 RUNNERS, WORKERS = 3, 2
 DISK_MEGABYTES = 24

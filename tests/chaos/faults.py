@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import redis
 
+from demo.local_server import LocalServer
 from tests.chaos.deployment import WORKERS, ChaosRunner, Deployment
 from tests.faults.ledger import LockedLedger
 from tests.spine import wait_for
-from worker.local_server import LocalServer
 
 
 class Scene(NamedTuple):

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from daycap.cli.output import table
 from tests.chaos.campaign import Round
 from tests.percentile import percentile
-from worker.command_line.output import table
 
 
 def by_fault(rounds: Sequence[Round]) -> dict[str, list[Round]]:

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from daycap import BudgetUnavailable, CapExceeded, Wallet
+from demo.journal import End, Entry, JournalWriter
 from tests.in_loop import FACES
-from worker.replay.journal import End, Entry, JournalWriter
 
 FLUSH_S = 40
 _THREADS = 2
@@ -108,7 +108,7 @@ def main(journal: str, intents: str, face: str, seed: str) -> None:
                 work = _Work(wallet, agents, files, seed)
             else:
                 work = None
-                wallet._keeper.follow_adopted()  # What its children left in the outbox is flushed too.
+                wallet._renewer.follow_adopted()  # What its children left in the outbox is flushed too.
                 print(json.dumps(wallet.flush(FLUSH_S)), flush=True)
     finally:
         if work is not None:

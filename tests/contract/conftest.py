@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from daycap.clock import day_start_ms
-from daycap.counter import LeaseTerms
-from daycap.memory_counter import MemoryCounter
+from daycap.counters.memory import MemoryCounter
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.protocol.counter import LeaseTerms
 from tests.migrated import migrate
 from tests.postgresql import LocalPostgreSQL
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
 
 DAY, NEXT = "2026-11-24", "2026-11-25"
 TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)

@@ -8,13 +8,13 @@ import pytest
 import sqlalchemy as sa
 
 from daycap import InvalidInput, UnknownAgent
-from daycap.counter import LeaseTerms
-from worker import accounts, anchors
-from worker.accounts import AgentExists
-from worker.anchors import AnchorChange, AnchorSet, AnchorTaken
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.schema import agent_accounts, identity_anchors
+from daycap.ledger import accounts, anchors
+from daycap.ledger.accounts import AgentExists
+from daycap.ledger.anchors import AnchorChange, AnchorSet, AnchorTaken
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.tables import agent_accounts, identity_anchors
+from daycap.protocol.counter import LeaseTerms
 
 NOWHERE = CounterPublisher(None, LeaseTerms(30_000, 1_000, 10_000))
 

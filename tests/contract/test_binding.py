@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from daycap import InvalidInput, NotYourAgent, UnknownAgent, Wallet
-from daycap.counter import LeaseTerms
+from daycap.ledger import accounts, anchors
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.protocol.counter import LeaseTerms
 from tests.in_loop import FACES, locks_of
-from worker import accounts, anchors
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
 
 NOWHERE = CounterPublisher(None, LeaseTerms(30_000, 1_000, 10_000))
 

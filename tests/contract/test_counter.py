@@ -9,7 +9,10 @@ import pytest
 import redis
 
 from daycap.clock import DAY_MS, day_of, day_start_ms, wall_ms
-from daycap.counter import (
+from daycap.counters.memory import MemoryCounter
+from daycap.counters.redis import RedisCounter, counter_key
+from daycap.money import MAX_MICROS
+from daycap.protocol.counter import (
     ACTIVE,
     PAUSED,
     UNKNOWN,
@@ -21,9 +24,6 @@ from daycap.counter import (
     LeaseTotals,
     SyncRequest,
 )
-from daycap.memory_counter import MemoryCounter
-from daycap.money import MAX_MICROS
-from daycap.redis_counter import RedisCounter, counter_key
 from tests.simulation.scripts_in_process import ScriptsInProcess
 
 TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)

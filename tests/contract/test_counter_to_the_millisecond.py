@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from daycap.clock import DAY_MS, day_start_ms
-from daycap.counter import (
+from daycap.counters.memory import MemoryCounter
+from daycap.money import MAX_MICROS
+from daycap.protocol.counter import (
     ACTIVE,
     PAUSED,
     UNKNOWN,
@@ -23,8 +25,6 @@ from daycap.counter import (
     SyncReply,
     SyncRequest,
 )
-from daycap.memory_counter import MemoryCounter
-from daycap.money import MAX_MICROS
 from tests.simulation.scripts_in_process import ScriptsInProcess
 
 DAY = "2026-11-24"

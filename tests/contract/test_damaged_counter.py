@@ -10,8 +10,17 @@ import pytest
 import redis
 
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import ACTIVE, Answer, DaySnapshot, LeaseKey, LeaseTerms, LeaseTotals, PublishReply, SyncRequest
-from daycap.redis_counter import RedisCounter, counter_key
+from daycap.counters.redis import RedisCounter, counter_key
+from daycap.protocol.counter import (
+    ACTIVE,
+    Answer,
+    DaySnapshot,
+    LeaseKey,
+    LeaseTerms,
+    LeaseTotals,
+    PublishReply,
+    SyncRequest,
+)
 
 TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)
 LEASE = "a" * 32

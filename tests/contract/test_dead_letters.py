@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from daycap import InvalidInput, Refused, Settings
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.counter import LeaseTerms
+from daycap.ledger import accounts, dead_letters, settle
+from daycap.ledger.dead_letters import DeadLetter, Kind, Letter, UnknownDeadLetter
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.retention import open_days
+from daycap.ledger.tables import daily_agent_spending, settlements
+from daycap.protocol.counter import LeaseTerms
 from tests.events import event
-from worker import accounts, dead_letter_replay, dead_letters, settle
+from worker import dead_letter_replay
 from worker.dead_letter_replay import Replayed
-from worker.dead_letters import DeadLetter, Kind, Letter, UnknownDeadLetter
 from worker.deployment import Deployment
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.retention import open_days
-from worker.schema import daily_agent_spending, settlements
 
 TODAY = day_of(wall_ms())
 LONG_AGO = day_of(wall_ms() - 500 * DAY_MS)

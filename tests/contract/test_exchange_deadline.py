@@ -13,13 +13,13 @@ from redis.connection import _RESP2Parser  # type: ignore[attr-defined]
 
 from daycap import CounterUnavailable
 from daycap.clock import day_of, wall_ms
-from daycap.counter import Answer, SyncRequest
-from daycap.redis_counter import MAX_PER_ROUND_TRIP, RedisCounter, exchange_s
+from daycap.counters.redis import MAX_PER_ROUND_TRIP, RedisCounter, exchange_s
+from daycap.protocol.counter import Answer, SyncRequest
+from demo.local_server import LocalServer
 from tests.contract.test_redis_counter import Asked, OfALoop
 from tests.faults.proxy import Proxy
 from tests.spine import wait_for
 from tests.tls import Authority, TlsProxy
-from worker.local_server import LocalServer
 
 TIMEOUT_S = 0.5
 TRICKLE_S = 0.1

@@ -9,16 +9,17 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import DayReading, DaySnapshot, LeaseTerms, LeaseTotals, PublishReply, SyncRequest
+from daycap.counters.memory import MemoryCounter
 from daycap.errors import CounterUnavailable
-from daycap.ledger_reader import read_snapshots
-from daycap.memory_counter import MemoryCounter
+from daycap.ledger import accounts, days
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import read_snapshots
+from daycap.ledger.slices import SLICE_S, Place, Slice, all_of
+from daycap.ledger.tables import daily_agent_spending
+from daycap.protocol.counter import DayReading, DaySnapshot, LeaseTerms, LeaseTotals, PublishReply, SyncRequest
 from tests.contract.conftest import DAY, NEXT, TERMS, ServerClock
-from worker import accounts, days, housekeeping, metrics
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.schema import daily_agent_spending
-from worker.slices import SLICE_S, Place, Slice, all_of
+from worker import housekeeping, metrics
 
 A = "a" * 32
 YESTERDAY = day_of(day_start_ms(DAY) - 1)

@@ -23,16 +23,16 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.counter import LeaseTerms
+from daycap.ledger import accounts, anchors, days, dead_letters, opening, retention, settle
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.slices import all_of
+from daycap.protocol.counter import LeaseTerms
+from daycap.protocol.wire import FinalizeEvent
 from daycap.settings import Settings
-from daycap.wire import FinalizeEvent
 from tests.migrated import migrate
 from tests.pgbouncer import missing
 from tests.postgresql import LocalPostgreSQL
-from worker import accounts, anchors, days, dead_letters, opening, retention, settle
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.slices import all_of
 
 NOWHERE = CounterPublisher(None, LeaseTerms(30_000, 1_000, 10_000))
 TODAY, YESTERDAY, CLOSED = (day_of(wall_ms() - ago * DAY_MS) for ago in (0, 1, 20))

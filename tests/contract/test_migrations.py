@@ -14,19 +14,19 @@ from alembic.script import ScriptDirectory
 
 from daycap import LedgerUnavailable
 from daycap.clock import day_of, wall_ms
-from daycap.counter import LeaseTerms
+from daycap.ledger import accounts
+from daycap.ledger.audit import audit
+from daycap.ledger.engine import Ledger, alembic_config, is_transient
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.retention import open_days
+from daycap.ledger.revisions import numbers
+from daycap.ledger.settle import settle
+from daycap.ledger.tables import metadata
+from daycap.protocol.counter import LeaseTerms
+from daycap.protocol.wire import FinalizeEvent
 from daycap.settings import Settings
-from daycap.wire import FinalizeEvent
 from tests.migrated import migrate
 from tests.postgresql import LocalPostgreSQL
-from worker import accounts
-from worker.audit import audit
-from worker.ledger import Ledger, alembic_config, passes
-from worker.publish import CounterPublisher
-from worker.retention import open_days
-from worker.revisions import numbers
-from worker.schema import metadata
-from worker.settle import settle
 
 _ADD_ACCOUNT = (
     "INSERT INTO agent_accounts (agent_account_id, daily_cap_micros, status, created_at, updated_at)"
@@ -212,7 +212,7 @@ def test_a_database_that_is_read_only_is_waited_for(postgresql_ledger: Ledger) -
     postgresql_ledger.check_tables()
     with pytest.raises(sa.exc.InternalError, match="read-only transaction") as refused:
         postgresql_ledger.check()
-    assert passes(refused.value)
+    assert is_transient(refused.value)
 
 
 def test_a_replica_is_refused() -> None:

@@ -7,15 +7,16 @@ import sqlalchemy as sa
 
 from daycap import InvalidInput
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import Answer, DayReading, DaySnapshot, LeaseTerms, SyncRequest
-from daycap.ledger_reader import read_snapshots
-from daycap.memory_counter import MemoryCounter
+from daycap.counters.memory import MemoryCounter
+from daycap.ledger import accounts, days, opening
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import read_snapshots
+from daycap.ledger.slices import all_of, slice_of
+from daycap.ledger.tables import daily_agent_spending
+from daycap.protocol.counter import Answer, DayReading, DaySnapshot, LeaseTerms, SyncRequest
 from tests.contract.conftest import DAY, NEXT, ServerClock
-from worker import accounts, days, housekeeping, opening
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.schema import daily_agent_spending
-from worker.slices import all_of, slice_of
+from worker import housekeeping
 
 AHEAD_MS = 2 * 3_600_000
 

@@ -13,20 +13,20 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import day_of, wall_ms
-from daycap.counter import LeaseTerms
 from daycap.errors import LedgerUnavailable
-from daycap.ledger_reader import LedgerReader
+from daycap.ledger import accounts, settle
+from daycap.ledger.audit import audit
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import LedgerReader
+from daycap.ledger.retention import open_days, prune
+from daycap.ledger.slices import all_of
+from daycap.protocol.counter import LeaseTerms
+from daycap.protocol.wire import FinalizeEvent
 from daycap.settings import Settings
-from daycap.wire import FinalizeEvent
 from tests.migrated import migrate
 from tests.pgbouncer import PgBouncer
 from tests.postgresql import LocalPostgreSQL
-from worker import accounts, settle
-from worker.audit import audit
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.retention import open_days, prune
-from worker.slices import all_of
 
 NOWHERE = CounterPublisher(None, LeaseTerms(30_000, 1_000, 10_000))
 TODAY = day_of(wall_ms())

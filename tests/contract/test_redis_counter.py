@@ -19,14 +19,14 @@ import pytest
 import redis
 
 from daycap import CounterUnavailable
-from daycap.async_redis_counter import AsyncRedisCounter, _Line
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.counter import ACTIVE, Answer, DaySnapshot, LeaseTerms, SyncReply, SyncRequest
-from daycap.redis_counter import MAX_PER_ROUND_TRIP, RedisCounter
+from daycap.counters.async_redis import AsyncRedisCounter, _Line
+from daycap.counters.redis import MAX_PER_ROUND_TRIP, RedisCounter
+from daycap.protocol.counter import ACTIVE, Answer, DaySnapshot, LeaseTerms, SyncReply, SyncRequest
+from demo.local_server import LocalServer
 from tests.fake_clock import AVAILABLE, FakeClock
 from tests.processes import LocalRedis
 from tests.spine import wait_for
-from worker.local_server import LocalServer
 
 TERMS = LeaseTerms(ttl_ms=30_000, guard_ms=1_000, grace_ms=10_000)
 TIMEOUT_S = 0.5

@@ -8,17 +8,24 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.counter import LeaseTerms
+from daycap.ledger import accounts, retention
+from daycap.ledger.audit import audit
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.retention import kept_days, open_days
+from daycap.ledger.settle import Outcome, settle
+from daycap.ledger.slices import Slice, all_of, slice_of
+from daycap.ledger.tables import (
+    agent_accounts,
+    cap_changes,
+    daily_agent_spending,
+    dead_letters,
+    lease_totals,
+    settlements,
+)
+from daycap.protocol.counter import LeaseTerms
+from daycap.protocol.wire import FinalizeEvent
 from daycap.settings import Settings
-from daycap.wire import FinalizeEvent
-from worker import accounts, retention
-from worker.audit import audit
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.retention import kept_days, open_days
-from worker.schema import agent_accounts, cap_changes, daily_agent_spending, dead_letters, lease_totals, settlements
-from worker.settle import Outcome, settle
-from worker.slices import Slice, all_of, slice_of
 
 NOW_MS = wall_ms()
 SETTINGS = Settings(close_after_days=7, retention_days=30, books_days=60)

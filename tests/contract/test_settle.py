@@ -12,16 +12,16 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.counter import DaySnapshot, LeaseTerms, LeaseTotals
+from daycap.ledger import accounts, settle
+from daycap.ledger.engine import Ledger, is_transient
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.retention import open_days
+from daycap.ledger.settle import Outcome
+from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_totals, settlements
 from daycap.money import MAX_MICROS
+from daycap.protocol.counter import DaySnapshot, LeaseTerms, LeaseTotals
+from daycap.protocol.wire import FinalizeEvent
 from daycap.settings import Settings
-from daycap.wire import FinalizeEvent
-from worker import accounts, settle
-from worker.ledger import Ledger, passes
-from worker.publish import CounterPublisher
-from worker.retention import open_days
-from worker.schema import daily_agent_spending, dead_letters, lease_totals, settlements
-from worker.settle import Outcome
 
 TODAY = day_of(wall_ms())
 NOWHERE = CounterPublisher(None, LeaseTerms(30_000, 1_000, 10_000))
@@ -305,7 +305,7 @@ def _until_it_passes(work: Callable[[], object]) -> None:
         try:
             work()
         except sa.exc.SQLAlchemyError as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
         else:
             return

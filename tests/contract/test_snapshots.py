@@ -12,15 +12,15 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import day_of, wall_ms
-from daycap.counter import LeaseTerms, LeaseTotals, SyncRequest
-from daycap.ledger_reader import LedgerReader
-from daycap.memory_counter import MemoryCounter
-from daycap.wire import FinalizeEvent
-from worker import accounts, settle
-from worker.ledger import Ledger
-from worker.opening import open_days
-from worker.publish import CounterPublisher
-from worker.retention import OpenDays
+from daycap.counters.memory import MemoryCounter
+from daycap.ledger import accounts, settle
+from daycap.ledger.engine import Ledger
+from daycap.ledger.opening import open_days
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import LedgerReader
+from daycap.ledger.retention import OpenDays
+from daycap.protocol.counter import LeaseTerms, LeaseTotals, SyncRequest
+from daycap.protocol.wire import FinalizeEvent
 
 TODAY = day_of(wall_ms())
 A = "a" * 32

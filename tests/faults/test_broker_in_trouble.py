@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from demo.local_server import LocalServer, free_port
 from tests.faults.load import ACTUAL, spend
 from tests.processes import LocalWorker
 from tests.spine import Spine, wait_for
-from worker.local_server import LocalServer, free_port
 
 M = 1_000_000
 Trouble = Callable[[redis.Redis], AbstractContextManager[None]]

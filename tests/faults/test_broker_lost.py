@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from daycap import Wallet
-from daycap.redis_counter import counter_key
-from daycap.wire import FINALIZE_QUEUE
+from daycap.counters.redis import counter_key
+from daycap.protocol.wire import FINALIZE_QUEUE
 from tests.faults.ledger import LockedLedger
 from tests.faults.load import ACTUAL, HELD, spend, spend_one_that_is_taken, spending
 from tests.faults.proxy import Proxy

@@ -10,8 +10,8 @@ from typing import Any
 
 import redis
 
-from daycap.celery_transport import CeleryTransport
-from daycap.wire import FINALIZE_QUEUE, FinalizeEvent, new_lease_id
+from daycap.delivery.celery import CeleryTransport
+from daycap.protocol.wire import FINALIZE_QUEUE, FinalizeEvent, new_lease_id
 from tests.faults.broker import HELD_BACK_S, let_time_pass
 from tests.faults.ledger import LockedLedger
 from tests.spine import Spine

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from daycap.wire import CONTROL_QUEUE
+from daycap.protocol.wire import CONTROL_QUEUE
 from tests.faults.ledger import LockedLedger
 from tests.faults.load import ACTUAL, spend
 from tests.processes import run_daycap

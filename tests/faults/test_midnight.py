@@ -12,9 +12,9 @@ from celery import Celery
 from pytest_celery import CeleryTestWorker
 
 from daycap.clock import DAY_MS, day_of, day_start_ms, wall_ms
-from daycap.counter import DayReading
-from daycap.redis_counter import counter_key
-from daycap.wire import CONTROL_QUEUE
+from daycap.counters.redis import counter_key
+from daycap.protocol.counter import DayReading
+from daycap.protocol.wire import CONTROL_QUEUE
 from tests import fake_clock
 from tests.fake_clock import FakeClock
 from tests.faults.conftest import made

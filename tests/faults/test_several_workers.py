@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from daycap.redis_counter import counter_key
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
+from daycap.counters.redis import counter_key
+from daycap.ledger.engine import Ledger
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK
 from tests.events import event
 from tests.faults.conftest import made
 from tests.faults.load import ACTUAL, HELD, spending
@@ -23,7 +24,6 @@ from tests.pgbouncer import PgBouncer
 from tests.postgresql import LocalPostgreSQL
 from tests.processes import ROOT, LocalBeat, LocalWorker
 from tests.spine import Spine
-from worker.ledger import Ledger
 
 M = 1_000_000
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import redis
 
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE
 from tests.faults.broker import HELD_BACK_S, let_time_pass
 from tests.faults.ledger import LockedLedger
 from tests.faults.load import ACTUAL, HELD, spend, spend_one_that_is_taken, spending

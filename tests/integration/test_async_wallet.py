@@ -87,8 +87,8 @@ def test_agents_that_are_asked_for_at_once_share_a_connection(spine: Spine, run:
         async with wallet_of(spine) as wallet:
             for hold in await asyncio.gather(*(wallet.reserve(agent, 1_000) for agent in agents)):
                 hold.release()
-            # The server counts those of the keeper's thread too, which begins when it likes.
-            return len(wallet._redis._lines.get()._pool._available_connections)
+            # The server counts those of the renewer's thread too, which begins when it likes.
+            return len(wallet._in_loop._lines.get()._pool._available_connections)
 
     assert run(main()) == 1
 

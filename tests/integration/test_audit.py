@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daycap.wire import CONTROL_QUEUE
+from daycap.protocol.wire import CONTROL_QUEUE
 from tests.faults.load import spend, spending
 from tests.spine import Spine
 

@@ -13,13 +13,13 @@ import redis
 
 from daycap import BudgetUnavailable, Settings
 from daycap.clock import day_of
-from daycap.counter import ACTIVE, DaySnapshot
-from daycap.redis_counter import RedisCounter
-from daycap.wire import FINALIZE_QUEUE
+from daycap.counters.redis import RedisCounter
+from daycap.protocol.counter import ACTIVE, DaySnapshot
+from daycap.protocol.wire import FINALIZE_QUEUE
+from demo.local_server import LocalServer, free_port
 from tests.in_loop import FACES
 from tests.spine import wait_for
 from tests.tls import Authority, TlsProxy
-from worker.local_server import LocalServer, free_port
 
 CAP = 1_000_000
 
@@ -158,12 +158,12 @@ def test_a_broker_that_begins_to_refuse_stops_warm_runners_until_it_ends(
             admin.rename(FINALIZE_QUEUE, "kept")
             admin.set(FINALIZE_QUEUE, "no list")
         held.finalize(1_000)
-        wait_for(lambda: wallet._publisher.refused)
+        wait_for(lambda: wallet._sender.refused)
 
         # Then not even memory gives money away, at once, and what lies free there is handed back
         with pytest.raises(BudgetUnavailable, match=r"check|give its user the rights"):
             wallet.reserve("agent-7", 1)
-        wallet._keeper.renew()
+        wallet._renewer.renew()
         assert leased(counter) == 54_000, "what was spent, and what a call that is under way holds"
         longer.release()
         with pytest.raises(BudgetUnavailable, match=r"check|rights"):
@@ -176,9 +176,9 @@ def test_a_broker_that_begins_to_refuse_stops_warm_runners_until_it_ends(
         if by == "wrong type":
             admin.rename("kept", FINALIZE_QUEUE)
         let_in(admin)
-        wait_for(lambda: wallet._publisher.refused is None)
+        wait_for(lambda: wallet._sender.refused is None)
         assert admin.llen(FINALIZE_QUEUE) == sent + 1
         wallet.reserve("agent-7", 1).release()
-        asked = wallet._publisher.failures
+        asked = wallet._sender.failures
         assert wallet.reserve("agent-7", 1).held_micros == 1
-        assert wallet._publisher.failures == asked
+        assert wallet._sender.failures == asked

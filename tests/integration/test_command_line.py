@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import redis
 
+from daycap.cli.main import cli
 from daycap.identity import REGISTRY, salt_of
+from demo.local_server import LocalServer
 from tests.events import event
 from tests.processes import run_daycap as run
 from tests.spine import Spine
-from worker.command_line.main import cli
-from worker.local_server import LocalServer
 
 Daycap = Callable[..., Any]
 
@@ -157,7 +157,7 @@ def test_doctor_sees_a_stopped_beat(
     (heard,) = findings()
     assert (heard["state"], heard["found"]) == ("ok", "its tasks come: 3 of 3 have, and none is late")
 
-    monkeypatch.setattr("worker.command_line.doctor._BEAT_LATE_S", -30.0)  # What expire, every 10 s, may be late by.
+    monkeypatch.setattr("daycap.cli.doctor._BEAT_LATE_S", -30.0)  # What expire, every 10 s, may be late by.
     (stopped,) = findings()
     assert stopped["state"] == "fail"
     assert re.search(r"no worker got daycap.expire for \d+ s", stopped["found"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daycap.wire import FINALIZE_QUEUE
+from daycap.protocol.wire import FINALIZE_QUEUE
 from tests.processes import LocalFlower
 from tests.spine import Spine
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daycap.wire import CONTROL_QUEUE
+from daycap.protocol.wire import CONTROL_QUEUE
 from tests.events import event
 from tests.spine import Spine
 

@@ -305,7 +305,7 @@ class TestTheLook:
         def fail(*_: Any) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("daycap.litellm_leaving.as_sent", fail)
+        monkeypatch.setattr("daycap.integrations.litellm_leaving.as_sent", fail)
         calls = face()
         with pytest.raises(InvalidInput, match="ZeroDivisionError"):
             calls.call(**at(provider))
@@ -315,7 +315,7 @@ class TestTheLook:
         self, face: Any, provider: Provider, litellm: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As a loop of LiteLLM's own would send it; the first may have been billed."""
-        from daycap import litellm_leaving
+        from daycap.integrations import litellm_leaving
 
         look = litellm_leaving.as_sent
         seen = []

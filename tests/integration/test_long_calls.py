@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from daycap import BudgetUnavailable, CapExceeded, HoldEnded, InvalidAmount
-from daycap.lease import BaseHold
+from daycap.wallet.hold import BaseHold
 from tests.in_loop import InLoop
 
 if TYPE_CHECKING:

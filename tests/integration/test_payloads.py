@@ -14,11 +14,11 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 from tests.events import event
 from tests.spine import Spine
 from worker.broker import well_formed
-from worker.message import REASON, UNREADABLE
+from worker.sanitize import REASON, UNREADABLE
 
 
 def envelope(body: Any = None, *, encoded: str | None = None, **changes: Any) -> dict[str, Any]:

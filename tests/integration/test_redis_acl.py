@@ -18,14 +18,14 @@ from celery import Celery
 
 from daycap import BudgetUnavailable, Settings, Wallet
 from daycap.clock import day_of, wall_ms
-from daycap.redis_counter import RedisCounter, counter_key
-from daycap.wire import CONTROL_QUEUE, FINALIZE_QUEUE, OPEN_QUEUE
+from daycap.counters.redis import RedisCounter, counter_key
+from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, OPEN_QUEUE
+from demo.local_server import LocalServer, server_binary
 from tests.events import event
 from tests.integration.test_command_line import run
 from tests.integration.test_payloads import envelope
 from tests.processes import ROOT, LocalWorker
 from tests.spine import wait_for
-from worker.local_server import LocalServer, server_binary
 
 LEASES = {"DAYCAP_LEASE_TTL_SECONDS": "3", "DAYCAP_GRACE_SECONDS": "0", "DAYCAP_RESEND_SECONDS": "1"}
 

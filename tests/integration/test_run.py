@@ -19,9 +19,9 @@ import psutil
 import pytest
 from honcho.environ import parse_procfile
 
+from demo.local_server import LocalServer, free_port
 from tests.processes import ROOT, LocalProcess, run_daycap
 from tests.spine import wait_for
-from worker.local_server import LocalServer, free_port
 
 Start = Callable[..., subprocess.Popen[str]]
 

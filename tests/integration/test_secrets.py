@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from daycap import InvalidSetting, Settings
+from demo.local_server import LocalServer, free_port
 from tests.processes import ROOT, LocalWorker
 from tests.spine import wait_for
-from worker.local_server import LocalServer, free_port
 
 SECRET = "hunter2-s3cret"
 """One word, so that a part of it is found too."""
@@ -36,8 +36,8 @@ try:
     print(wallet.remaining("agent-7"))
 except Exception:
     logging.exception("remaining")
-wallet._publisher.open_day("agent-7", "2026-01-01")
-print(wallet.flush(1.5), wallet._publisher.backlog())
+wallet._sender.open_day("agent-7", "2026-01-01")
+print(wallet.flush(1.5), wallet._sender.backlog())
 wallet.close(0.1)
 """
 """A runner that shows all it can: at level DEBUG, with tracebacks and every repr."""

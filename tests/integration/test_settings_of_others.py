@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from daycap.celery_transport import CeleryTransport
-from daycap.wire import FinalizeEvent
+from daycap.delivery.celery import CeleryTransport
+from daycap.protocol.wire import FinalizeEvent
+from demo.local_server import LocalServer, free_port
 from tests.in_loop import FACES
 from tests.integration.test_command_line import run
 from tests.processes import ROOT, LocalBeat, LocalProcess, LocalWorker
 from tests.runner import Runner
 from tests.spine import environment, wait_for
-from worker.local_server import LocalServer, free_port
 
 
 class Elsewhere:

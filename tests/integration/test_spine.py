@@ -11,9 +11,9 @@ import pytest
 
 from daycap import CapExceeded, InvalidAmount, UnknownAgent, Wallet
 from daycap.clock import DAY_MS, day_start_ms
+from daycap.counters.redis import counter_key
 from daycap.money import MAX_MICROS
-from daycap.redis_counter import counter_key
-from daycap.wire import new_lease_id
+from daycap.protocol.wire import new_lease_id
 from tests.events import event
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from daycap import CounterUnavailable, InvalidSetting, Settings, Wallet
-from daycap.celery_transport import CeleryTransport
-from daycap.redis_counter import RedisCounter
+from daycap.counters.redis import RedisCounter
+from daycap.delivery.celery import CeleryTransport
 from daycap.urls import celery_broker
 from tests.integration.test_command_line import run
 from tests.processes import LocalRedis, LocalWorker

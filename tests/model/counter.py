@@ -1,4 +1,4 @@
-"""The model's counter: `sync` and `publish` as pure functions, step by step like daycap/scripts/*.lua.
+"""The model's counter: `sync` and `publish` as pure functions, step by step like daycap/counters/scripts/*.lua.
 
 All numbers are ints; leases are numbered; time is in ticks. A counter that is missing is None. `Terms.without` names
 the guards that are left out, to see what breaks without them.

@@ -1,4 +1,4 @@
-"""The model's lease book: one lease in a runner's memory, as pure functions like daycap/lease_book.py's methods.
+"""The model's lease book: one lease in a runner's memory, as pure functions like daycap/wallet/lease_book.py's methods.
 
 They take the book, the terms and the runner's clock, and return the book as it is afterwards. A hold is the amount
 that it holds: which of two equal holds ends makes no difference.

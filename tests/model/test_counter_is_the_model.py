@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import ACTIVE, PAUSED, Counter, DaySnapshot, LeaseTerms, LeaseTotals, SyncRequest
-from daycap.memory_counter import MemoryCounter
-from daycap.redis_counter import RedisCounter, counter_key
+from daycap.counters.memory import MemoryCounter
+from daycap.counters.redis import RedisCounter, counter_key
+from daycap.protocol.counter import ACTIVE, PAUSED, Counter, DaySnapshot, LeaseTerms, LeaseTotals, SyncRequest
 from tests.model import counter as model
 from tests.simulation.scripts_in_process import ScriptsInProcess
 

@@ -9,9 +9,9 @@ import pytest
 
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded
 from daycap.clock import day_start_ms
-from daycap.counter import Answer, SyncReply
-from daycap.lease import Hold, Pending
-from daycap.lease_book import LeaseBook
+from daycap.protocol.counter import Answer, SyncReply
+from daycap.wallet.hold import Hold, Pending
+from daycap.wallet.lease_book import LeaseBook
 from tests.model import lease_book as model
 from tests.model.counter import Reply, Terms
 

@@ -34,8 +34,8 @@ class Edit(NamedTuple):
         return source.replace(self.old, self.new)
 
 
-_BOOK, _SETTLE = "daycap/lease_book.py", "worker/settle.py"
-_SYNC, _PUBLISH = "daycap/scripts/sync.lua", "daycap/scripts/publish.lua"
+_BOOK, _SETTLE = "daycap/wallet/lease_book.py", "daycap/ledger/settle.py"
+_SYNC, _PUBLISH = "daycap/counters/scripts/sync.lua", "daycap/counters/scripts/publish.lua"
 
 GUARDS: dict[str, list[Edit]] = {
     "charge clamped to what is left": [
@@ -50,7 +50,7 @@ GUARDS: dict[str, list[Edit]] = {
         Edit(_SETTLE, "sa.insert(settlements)\n", 'sa.insert(settlements).prefix_with("OR REPLACE")\n'),
     ],
     "older seq ignored": [Edit(_PUBLISH, "if seq >= (known.seq or 0) then", "if true then")],
-    "a cap change raises seq": [Edit("worker/accounts.py", '{"seq": days.seq + 1, ', '{"seq": days.seq, ')],
+    "a cap change raises seq": [Edit("daycap/ledger/accounts.py", '{"seq": days.seq + 1, ', '{"seq": days.seq, ')],
     "fence": [Edit(_PUBLISH, "    fence_until_ms = now_ms + ttl_ms + guard_ms\n", "")],
     "free money deducted before it is sent": [
         Edit(_BOOK, "if lease.granted - lease.returned - out < estimate:", "if lease.granted - out < estimate:"),
@@ -78,7 +78,7 @@ GUARDS: dict[str, list[Edit]] = {
     ],
     "leases are given up": [Edit(_PUBLISH, "lease.deadline_ms + grace_ms < expire_before_ms then", "false then")],
     "settled up to the first gap": [
-        Edit("daycap/counter.py", "return last_event if events == last_event else 0", "return last_event"),
+        Edit("daycap/protocol/counter.py", "return last_event if events == last_event else 0", "return last_event"),
     ],
     "what is not settled is sent again": [Edit(_BOOK, "                    events += lease.unsettled\n", "")],
 }

@@ -55,17 +55,17 @@ def test_lua_is_changed_one_thing_at_a_time_and_comments_are_left_alone() -> Non
 @pytest.mark.timeout(300)
 def test_most_mutants_of_a_small_file_are_killed_and_the_others_are_named() -> None:
     """A process of its own: the runner forks, and has loaded nothing of the project before."""
-    command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/scripts/read.lua", "--every", "15"]
+    command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/counters/scripts/read.lua", "--every", "15"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     *_, summary = done.stdout.splitlines()
-    assert summary.startswith("daycap/scripts/read.lua: 2 mutants, "), done.stdout + done.stderr
+    assert summary.startswith("daycap/counters/scripts/read.lua: 2 mutants, "), done.stdout + done.stderr
     assert ", 0 killed" not in summary
     assert (", 0 survived" in summary) == (done.returncode == 0)
 
 
 @pytest.mark.timeout(120)
 def test_the_runner_ends_its_trials_and_removes_its_trees_when_it_is_told_to_end(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/scripts/read.lua", "--processes", "1"]
+    command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/counters/scripts/read.lua", "--processes", "1"]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}) as runner:
         wait_for(lambda: list(tmp_path.glob("daycap-mutants-*/0/output")), 60)  # A trial has begun.
         runner.terminate()

@@ -16,17 +16,18 @@ import sqlalchemy as sa
 
 from daycap import AsyncWallet, CapExceeded, Wallet
 from daycap.clock import day_of
-from daycap.lease import BaseHold
-from daycap.setups import Parts
-from daycap.wire import FinalizeEvent
+from daycap.ledger import accounts, opening, settle
+from daycap.ledger.retention import open_days
+from daycap.ledger.slices import all_of
+from daycap.ledger.tables import agent_accounts
+from daycap.protocol.wire import FinalizeEvent
+from daycap.wallet.hold import BaseHold
+from daycap.wallet.wiring import Parts
 from tests.properties.faults import FaultyCounter, FaultyPublisher, OfLoop, Queue
 from tests.properties.promises import Truth
 from tests.properties.world import AGENT, SETTINGS, World
 from tests.refused import adds_up
-from worker import accounts, housekeeping, opening, settle
-from worker.retention import open_days
-from worker.schema import agent_accounts
-from worker.slices import all_of
+from worker import housekeeping
 
 
 @dataclass(slots=True)
@@ -50,15 +51,15 @@ class Runner:
     def send(self) -> None:
         """What the publisher's thread does, once."""
         try:
-            self.wallet._publisher._send_all()
-            self.wallet._publisher.trouble = None
+            self.wallet._sender._send_all()
+            self.wallet._sender.trouble = None
         except ConnectionError as error:
-            self.wallet._publisher.trouble = error
+            self.wallet._sender.trouble = error
 
     def tick(self) -> None:
-        """What the keeper's thread does, once; nothing here waits for a second of the real clock."""
-        self.wallet._keeper._asked_to_open.clear()
-        self.wallet._keeper._tick()
+        """What the renewer's thread does, once; nothing here waits for a second of the real clock."""
+        self.wallet._renewer._asked_to_open.clear()
+        self.wallet._renewer._tick()
 
 
 def in_a_loop(call: Coroutine[Any, Any, BaseHold]) -> BaseHold:
@@ -96,15 +97,15 @@ class Deployment:
         wallet: Wallet | AsyncWallet = Wallet(Parts(counter, transport, None, None), settings)
         if self.runners and isinstance(self.runners[-1].wallet, Wallet):
             wallet = AsyncWallet(Parts(counter, transport, None, None), settings)
-            wallet._redis = OfLoop(counter)
+            wallet._in_loop = OfLoop(counter)
         wallet._book._now_ns = lambda: self.world.ms * 1_000_000
         wallet._book._random = self.world.random.randbytes
         wallet._book.hear(self.world.ms)
         # No threads: the test takes their steps.
-        wallet._keeper.start = lambda: None
-        wallet._publisher.start = wallet._publisher._rouse = lambda: None
-        wallet._publisher.tried.set()
-        wallet._publisher.backlog = lambda _timeout_s: transport.backlog()
+        wallet._renewer.start = lambda: None
+        wallet._sender.start = wallet._sender._rouse = lambda: None
+        wallet._sender.tried.set()
+        wallet._sender.backlog = lambda _timeout_s: transport.backlog()
         runner = Runner(wallet, counter, transport)
         emit = wallet._book.emit
         wallet._book.emit = lambda event: (runner.emitted.append(event), emit(event))
@@ -133,7 +134,7 @@ class Deployment:
         runner.closed = True
         runner.send()
         runner.wallet._book.close()
-        runner.wallet._keeper.renew(hand_back=True)
+        runner.wallet._renewer.renew(hand_back=True)
 
     def kill(self, runner: Runner) -> None:
         """Nobody hears of it again."""
@@ -259,7 +260,7 @@ class Deployment:
             for runner in self.runners:
                 runner.counter.fault, runner.transport.away = "", False
                 runner.tick()
-                runner.wallet._keeper.renew(hand_back=True)
+                runner.wallet._renewer.renew(hand_back=True)
                 runner.send()
             while self.queue:
                 self.settle([self.queue.pop(0)])

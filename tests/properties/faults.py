@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from daycap.async_redis_counter import AsyncRedisCounter
-from daycap.counter import DaySnapshot, SyncReply, SyncRequest
+from daycap.counters.async_redis import AsyncRedisCounter
+from daycap.counters.redis import RedisCounter
+from daycap.delivery.transport import Transport
 from daycap.errors import CounterUnavailable
-from daycap.publisher import Transport
-from daycap.redis_counter import RedisCounter
-from daycap.wire import FinalizeEvent
+from daycap.ledger.publish import CounterPublisher
+from daycap.protocol.counter import DaySnapshot, SyncReply, SyncRequest
+from daycap.protocol.wire import FinalizeEvent
 from tests.properties.world import SETTINGS
-from worker.publish import CounterPublisher
 
 if TYPE_CHECKING:
     from tests.properties.deployment import Deployment

@@ -258,7 +258,7 @@ class FaultyWallets(LoneWallet):
         one, other = self.runner(number), self.runner(number + 1)
         if call := self.try_to_reserve(one, estimate):
             self.deployment.end(call, None)
-        one.wallet._keeper.renew(hand_back=True)
+        one.wallet._renewer.renew(hand_back=True)
         for runner in (other, one):
             self.try_to_reserve(runner, estimate)
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daycap.counter import DayReading, SyncReply, SyncRequest
-from daycap.lease import BaseHold
-from daycap.wire import FinalizeEvent
+from daycap.ledger.engine import Ledger
+from daycap.ledger.tables import agent_accounts, daily_agent_spending, lease_totals, settlements
+from daycap.protocol.counter import DayReading, SyncReply, SyncRequest
+from daycap.protocol.wire import FinalizeEvent
+from daycap.wallet.hold import BaseHold
 from tests.properties.world import AGENT, SETTINGS
-from worker.ledger import Ledger
-from worker.schema import agent_accounts, daily_agent_spending, lease_totals, settlements
 
 Read = Callable[[Sequence[tuple[str, str]]], list[DayReading | None]]
 

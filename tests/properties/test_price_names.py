@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from daycap import DaycapError, UnknownModel, rates
+from daycap import DaycapError, UnknownModel
 from daycap.prices import Prices
+from daycap.pricing import rates
 
 PEAK = datetime(2026, 11, 24, 2, tzinfo=UTC)
 """When DeepSeek asks most, which is what LiteLLM has for all hours."""

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from daycap import MAX_MICROS, UnknownModel
 from daycap.prices import Prices
-from daycap.usage import read_usage
+from daycap.pricing.usage import read_usage
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 PROFILE = settings(max_examples=50_000 if THOROUGH else 400, derandomize=not THOROUGH, database=None, deadline=None)

@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.internal.conjecture import engine
 from hypothesis.stateful import run_state_machine_as_test
 
-from daycap import base_wallet, top_up, wallet
+from daycap.wallet import base as base_wallet
+from daycap.wallet import sync as wallet
+from daycap.wallet import top_up
 from tests import fake_clock
 from tests.migrated import quiet_ledger
 from tests.properties.machines import FaultyWallets, LoneWallet

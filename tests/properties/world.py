@@ -11,10 +11,10 @@ import redis
 
 from daycap import Settings
 from daycap.clock import day_start_ms
+from daycap.ledger.engine import Ledger
+from daycap.ledger.tables import metadata
 from tests.fake_clock import FakeClock
 from tests.processes import LocalRedis
-from worker.ledger import Ledger
-from worker.schema import metadata
 
 AGENT = "agent"
 MIDNIGHT_MS = day_start_ms("2026-03-03")

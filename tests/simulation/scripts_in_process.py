@@ -8,8 +8,8 @@ from typing import Any
 
 from lupa import lua51
 
-from daycap.counter import DaySnapshot, LeaseTerms, PublishReply
-from daycap.redis_counter import RedisCounter, Script
+from daycap.counters.redis import RedisCounter, Script
+from daycap.protocol.counter import DaySnapshot, LeaseTerms, PublishReply
 
 Store = dict[str, dict[str, str]]
 

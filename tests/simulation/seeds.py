@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+from daycap.ledger.tables import metadata
 from tests.migrated import quiet_ledger
 from tests.simulation.world import World
-from worker.schema import metadata
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "one runner, no faults": {"faults": 0.0, "runners": 1, "agents": 1, "steps": 200},

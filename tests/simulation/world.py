@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded, Hold, Settings
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import Answer, DaySnapshot, SyncRequest
 from daycap.errors import CounterUnavailable
-from daycap.lease_book import LeaseBook, Pending
-from daycap.top_up import top_up
-from daycap.wire import FinalizeEvent
+from daycap.ledger import accounts, opening, settle
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.retention import open_days
+from daycap.ledger.slices import all_of
+from daycap.protocol.counter import Answer, DaySnapshot, SyncRequest
+from daycap.protocol.wire import FinalizeEvent
+from daycap.wallet.lease_book import LeaseBook, Pending
+from daycap.wallet.top_up import top_up
 from tests.simulation.scripts_in_process import ScriptsInProcess, Store
-from worker import accounts, housekeeping, opening, settle
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.retention import open_days
-from worker.slices import all_of
+from worker import housekeeping
 
 SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds=0.25)
 TERMS = SETTINGS.terms

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from daycap.outbox import SEGMENT_BYTES, Outbox
-from daycap.wire import FinalizeEvent
+from daycap.delivery.outbox import SEGMENT_BYTES, Outbox
+from daycap.protocol.wire import FinalizeEvent
 from tests.in_loop import FACES
 from tests.in_memory import Deployment
 

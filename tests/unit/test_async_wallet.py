@@ -13,7 +13,7 @@ from daycap import AsyncWallet, BudgetUnavailable, Wallet
 from tests.in_memory import CAP, Deployment
 
 if TYPE_CHECKING:
-    from daycap.lease import BaseHold
+    from daycap.wallet.hold import BaseHold
 
 
 async def reserve_at_once(wallet: AsyncWallet) -> None:
@@ -29,7 +29,7 @@ def test_tasks_of_one_loop_after_the_other_wait_for_each_other() -> None:
 
     for _ in range(2):
         asyncio.run(reserve_at_once(wallet))
-        wallet._keeper.renew(hand_back=True)
+        wallet._renewer.renew(hand_back=True)
 
     asyncio.run(wallet.close())
 

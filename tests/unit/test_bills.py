@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from daycap import InvalidInput
-from daycap.bills import billed_micros
 from daycap.prices import Prices
+from daycap.pricing.bills import billed_micros
 
 TOKENS = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 MODEL = "openrouter/openai/gpt-4o"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from daycap import BudgetUnavailable, InvalidInput, InvalidSetting, LedgerUnavailable, Settings, Wallet
-from daycap.ledger_reader import LedgerReader
-from daycap.memory_counter import MemoryCounter
-from daycap.memory_ledger import MemoryLedger, caps_in_code
-from daycap.setups import Parts
+from daycap.counters.memory import MemoryCounter
+from daycap.delivery.memory import MemoryLedger, caps_in_code
+from daycap.ledger.reader import LedgerReader
+from daycap.wallet.wiring import Parts
 
 
 def test_without_a_ledger_nothing_can_be_bound_or_verified() -> None:

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"daycap", "worker", "tasks", "celeryconfig"}
+OURS = {"daycap", "demo", "worker", "tasks", "celeryconfig"}
 
 PARTS = {
     "": ["daycap"],
-    "httpx": ["daycap/http*.py"],
+    "prices": ["daycap/prices.py", "daycap/pricing"],
+    "httpx": ["daycap/httpx_transport.py", "daycap/integrations"],
+    "litellm": ["daycap/litellm.py", "daycap/integrations/litellm*.py"],
     "identity": ["daycap/identity.py"],
-    "ledger": ["daycap/ledger_reader.py", "daycap/postgresql.py"],
-    "litellm": ["daycap/litellm*.py"],
-    "prices": ["daycap/own_prices.py", "daycap/prices.py", "daycap/rates.py"],
-    "worker": ["worker", "tasks", "migrations", "celeryconfig.py"],
-    "cli": ["worker/command_line", "worker/replay", "worker/local_server.py"],
+    "ledger": ["daycap/ledger", "migrations"],
+    "worker": ["worker", "tasks", "celeryconfig.py"],
+    "cli": ["daycap/cli", "demo"],
 }
 """Whose imports each extra has to bring. A file belongs to the last part that names it."""
 

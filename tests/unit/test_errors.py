@@ -20,12 +20,12 @@ import pytest
 import daycap
 from daycap import CapExceeded, errors
 from daycap.errors import DaycapError, UnknownModel
-from daycap.httpx_transport import _with_roots
+from daycap.integrations.httpx import _with_roots
+from daycap.ledger.accounts import AgentExists
 from tests.in_memory import CAP, Deployment
 from tests.refused import adds_up, ask_for_a_price, reserve_too_much
 from tests.runner_without_io import CAP as SMALL_CAP
 from tests.runner_without_io import Runner, held
-from worker.accounts import AgentExists
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     **{f"pickle {p}": lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from daycap import InvalidInput
-from daycap.http_calls import Bounds, calls_of, costs_nothing, may_be_a_call
-from daycap.http_usage import UsageReader
-from daycap.usage import Call
+from daycap.integrations.http_calls import Bounds, calls_of, costs_nothing, may_be_a_call
+from daycap.integrations.http_usage import UsageReader
+from daycap.pricing.usage import Call
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 NO_BOUNDS = Bounds()

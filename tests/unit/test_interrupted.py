@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from daycap import BudgetUnavailable
-from daycap import lease as lease_module
-from daycap import lease_book as book_module
-from daycap.lease import AsyncHold, Hold, kinds
+from daycap.wallet import lease as lease_module
+from daycap.wallet import lease_book as book_module
+from daycap.wallet.hold import AsyncHold, Hold, kinds
 from tests.runner_without_io import CAP, Runner, held
 
 TRACED = (lease_module.__file__, book_module.__file__)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from daycap import AsyncWallet, BudgetUnavailable
+from daycap.counters.memory import MemoryCounter
 from daycap.errors import CounterUnavailable
-from daycap.memory_counter import MemoryCounter
 from tests.in_memory import Deployment
 from tests.spine import wait_for
 
@@ -180,7 +180,7 @@ def test_a_hold_finalized_after_the_close_is_settled(deployment: Deployment) -> 
     deployment.ledger.refuses = True
     wallet.close(0.1)
     hold.finalize(40)
-    wait_for(lambda: wallet._publisher.failures > 2)
+    wait_for(lambda: wallet._sender.failures > 2)
     deployment.ledger.refuses = False
     wait_for(lambda: other.spent("agent-7").micros == 40)
 

@@ -6,7 +6,7 @@ import pytest
 
 from daycap import CapExceeded, HoldEnded, InvalidAmount
 from daycap.clock import DAY_MS
-from daycap.counter import ACTIVE, Answer, DaySnapshot
+from daycap.protocol.counter import ACTIVE, Answer, DaySnapshot
 from tests.runner_without_io import CAP, DAY, TERMS, Runner
 
 RESEND_NS = 15_000_000_000

@@ -8,11 +8,11 @@ import pytest
 
 from daycap import BudgetUnavailable, CapExceeded, HoldEnded, InvalidAmount
 from daycap.clock import DAY_MS
-from daycap.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
 from daycap.errors import AgentPaused, UnknownAgent
-from daycap.lease_book import LeaseBook
 from daycap.money import MAX_MICROS
-from daycap.wire import FinalizeEvent, lease_fits
+from daycap.protocol.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
+from daycap.protocol.wire import FinalizeEvent, lease_fits
+from daycap.wallet.lease_book import LeaseBook
 from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner, free, held
 
 LIVES_MS = TERMS.ttl_ms - TERMS.guard_ms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daycap.clock import DAY_MS
-from daycap.counter import Answer
+from daycap.protocol.counter import Answer
 from tests.runner_without_io import DAY, MIDNIGHT_MS, NEXT, TERMS, Runner
 
 

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.errors import InvalidSetting
-from daycap.ledger_reader import LedgerReader
-from worker.ledger import Ledger
+from daycap.ledger.engine import Ledger
+from daycap.ledger.reader import LedgerReader
 
 Face = Callable[[str], Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from daycap import BudgetUnavailable, HoldEnded
-from daycap.lease import AsyncHold, Hold, kinds
-from daycap.lease_book import LeaseBook
+from daycap.wallet.hold import AsyncHold, Hold, kinds
+from daycap.wallet.lease_book import LeaseBook
 from tests.runner_without_io import CAP, MIDNIGHT_MS, TERMS, Runner, free, held
 
 HELD = 1_000

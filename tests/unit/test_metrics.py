@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from daycap.errors import InvalidSetting
+from daycap.ledger.engine import Ledger
 from daycap.settings import Settings
+from demo.local_server import free_port
 from tests.migrated import migrated_sqlite
 from worker import metrics
-from worker.ledger import Ledger
-from worker.local_server import free_port
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from daycap import InvalidSetting, OutboxFull, Settings, Wallet
-from daycap.counter import LeaseKey
-from daycap.outbox import SEGMENT_BYTES, Outbox
-from daycap.wire import FinalizeEvent
+from daycap.delivery.outbox import SEGMENT_BYTES, Outbox
+from daycap.protocol.counter import LeaseKey
+from daycap.protocol.wire import FinalizeEvent
 from tests.unit.conftest import DAY, ROOM, Opened, made
 
 
@@ -30,7 +30,7 @@ def left_behind(directory: Path) -> list[FinalizeEvent]:
 _WRITE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from daycap.outbox import Outbox
+from daycap.delivery.outbox import Outbox
 from tests.unit.conftest import made
 outbox = Outbox(Path(sys.argv[1]), 1 << 24)
 for number in (1, 2, 3):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from daycap.counter import LeaseKey
-from daycap.outbox import SEGMENT_BYTES, AbandonedOutbox, Outbox
-from daycap.wire import FinalizeEvent
+from daycap.delivery.outbox import SEGMENT_BYTES, AbandonedOutbox, Outbox
+from daycap.protocol.counter import LeaseKey
+from daycap.protocol.wire import FinalizeEvent
 from tests.unit.conftest import DAY, Opened, made
 
 LEASE, ANOTHER = "a" * 26, "b" * 26

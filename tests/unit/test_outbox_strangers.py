@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from daycap import InvalidSetting
-from daycap.outbox import SEGMENT_BYTES, Outbox
+from daycap.delivery.outbox import SEGMENT_BYTES, Outbox
 from tests.in_memory import Deployment
 from tests.unit.conftest import ROOM, Opened, made
 

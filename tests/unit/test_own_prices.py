@@ -13,7 +13,7 @@ import pytest
 from daycap import InvalidSetting, UnknownModel
 from daycap.prices import Prices
 from daycap.settings import Settings
-from daycap.setups import make_prices
+from daycap.wallet.wiring import make_prices
 
 GOOD = """
 ["gateway/*"]
@@ -204,7 +204,7 @@ def test_the_setting_names_the_file_and_without_it_there_are_no_own_prices(file:
 
 
 def test_without_genai_prices_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "daycap.prices", None)
+    monkeypatch.setitem(sys.modules, "daycap.pricing.prices", None)
 
     with pytest.raises(InvalidSetting, match=r"pip install .*daycap\[prices\]"):
         make_prices(Settings())

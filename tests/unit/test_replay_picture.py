@@ -11,17 +11,17 @@ import redis
 import sqlalchemy as sa
 from rich.console import Console
 
-from daycap.counter import LeaseTerms
-from daycap.ledger_reader import read_snapshots
-from daycap.redis_counter import RedisCounter
+from daycap.counters.redis import RedisCounter
+from daycap.ledger import accounts
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import read_snapshots
+from daycap.ledger.tables import daily_agent_spending as spending
+from daycap.protocol.counter import LeaseTerms
+from demo.live import show_last
+from demo.plan import Plan, PlannedAgent
+from demo.watch import Watch
 from tests.migrated import migrated_sqlite
-from worker import accounts
-from worker.ledger import Ledger
-from worker.publish import CounterPublisher
-from worker.replay.live import show_last
-from worker.replay.plan import Plan, PlannedAgent
-from worker.replay.watch import Watch
-from worker.schema import daily_agent_spending as spending
 
 CAP, SPENT = 5_000_000, 1_234_500
 AGENTS = ("agent-7", "agent-8")

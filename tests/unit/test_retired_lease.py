@@ -7,11 +7,11 @@ import time
 import pytest
 
 from daycap import CapExceeded
-from daycap.counter import ACTIVE, DaySnapshot
-from daycap.lease import Hold
-from daycap.lease_book import Pending
 from daycap.money import MAX_MICROS
-from daycap.top_up import top_up
+from daycap.protocol.counter import ACTIVE, DaySnapshot
+from daycap.wallet.hold import Hold
+from daycap.wallet.lease_book import Pending
+from daycap.wallet.top_up import top_up
 from tests import in_memory
 from tests.in_memory import Deployment
 from tests.runner_without_io import CAP, DAY, TERMS, Runner, held

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from worker.command_line.agents import _status_table
-from worker.command_line.output import Bar, table
+from daycap.cli.agents import _status_table
+from daycap.cli.output import Bar, table
 
 CAP = 5_000_000
 

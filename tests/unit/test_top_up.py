@@ -8,11 +8,11 @@ from collections.abc import Generator
 import pytest
 
 from daycap import BudgetUnavailable
-from daycap.counter import SyncReply
 from daycap.errors import CounterUnavailable
-from daycap.lease import Hold
-from daycap.lease_book import Pending
-from daycap.top_up import Step, top_up
+from daycap.protocol.counter import SyncReply
+from daycap.wallet.hold import Hold
+from daycap.wallet.lease_book import Pending
+from daycap.wallet.top_up import Step, top_up
 from tests.runner_without_io import DAY, Runner
 
 Steps = Generator[Step, SyncReply | None, Hold]
@@ -38,7 +38,7 @@ def test_a_day_that_nobody_opened_is_asked_for_and_waited_for_longer_each_time()
     for _ in range(12):
         step = steps.send(answer(runner, step))
         if not isinstance(step, Pending):
-            waits.append(step)
+            waits.append(step.seconds)
             step = next(steps)
 
     assert asked == [("agent", DAY)] * 12

@@ -11,9 +11,9 @@ import pytest
 
 from daycap.errors import InvalidInput
 from daycap.money import MAX_MICROS
-from daycap.usage import read_usage
-from daycap.usage_fields import merged
-from daycap.used_tokens import Part
+from daycap.pricing.usage import read_usage
+from daycap.pricing.usage_fields import merged
+from daycap.pricing.used_tokens import Part
 
 CHAT = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 RESPONSES = {"input_tokens": 100, "output_tokens": 20, "total_tokens": 120}

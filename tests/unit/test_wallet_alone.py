@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daycap import BudgetUnavailable, CapExceeded, InvalidInput, UnknownAgent, WalletStats
-from daycap.outbox import Outbox
+from daycap.delivery.outbox import Outbox
 from tests.in_loop import locks_of
 from tests.in_memory import CAP, Deployment, Reader, threads
 from tests.spine import wait_for
@@ -165,7 +165,7 @@ def test_a_closed_wallet_reserves_nothing_and_says_so(deployment: Deployment) ->
         with pytest.raises(BudgetUnavailable, match="closed"):
             closed.reserve("agent-7", 1)
     assert threads() == set()
-    assert not unused._keeper.started
+    assert not unused._renewer.started
 
 
 def test_a_wallet_that_is_closing_reserves_nothing_and_waits_for_what_is_not_settled(deployment: Deployment) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from daycap import BudgetUnavailable, Wallet, WalletStats
-from daycap.lease import BaseHold
-from daycap.outbox import Outbox
+from daycap.delivery.outbox import Outbox
+from daycap.wallet.hold import BaseHold
 from tests.in_loop import locks_of
 from tests.in_memory import CAP, Deployment, Reader, threads
 from tests.processes import ROOT
@@ -167,7 +167,7 @@ def test_a_forked_child_begins_with_nothing_of_its_parents(deployment: Deploymen
         assert wallet.stats() == WalletStats(0, 0, 0, 0, 0, 0, 0)
         own = wallet.reserve("agent-7", CAP)  # Here even the counter is its own.
         own.finalize(10)
-        assert threads() == {"daycap-keeper", "daycap-publisher"}, "who renews its leases otherwise?"
+        assert threads() == {"daycap-renewer", "daycap-sender"}, "who renews its leases otherwise?"
         own_directory = [path for path in (tmp_path / "outbox").iterdir() if path.name.startswith(f"{os.getpid()}-")]
         return wallet.flush(10) == () and len(own_directory) == 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daycap.money import MAX_MICROS
-from daycap.wire import shown_costs
+from daycap.protocol.wire import shown_costs
 
 
 def spent(agent: object, actual: object) -> dict[str, object]:

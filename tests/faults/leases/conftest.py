@@ -18,15 +18,15 @@ import pytest
 from celery import Celery
 from pytest_celery import CeleryTestSetup, RedisTestBackend
 
-from daycap.counter import DayReading
-from daycap.redis_counter import counter_key
-from daycap.wire import CONTROL_QUEUE
+from daycap.counters.redis import counter_key
+from daycap.protocol.counter import DayReading
+from daycap.protocol.wire import CONTROL_QUEUE
+from demo.local_server import free_port
 from tests.faults.proxy import Proxy
 from tests.in_loop import FACES
 from tests.processes import LocalRedis, LocalWorker, SharedBroker, SharedWorker, run_daycap
 from tests.runner import Runner
 from tests.spine import Spine, environment, make_empty
-from worker.local_server import free_port
 
 TTL_S, GRACE_S, TIMEOUT_S = 1.5, 0.5, 0.1
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import pytest
 
 from daycap.clock import boot_ns
-from daycap.redis_counter import RedisCounter
+from daycap.counters.redis import RedisCounter
+from daycap.ledger.publish import CounterPublisher
 from tests.faults.leases.conftest import TIMEOUT_S, TTL_S, LeaseSpine
 from tests.faults.proxy import Proxy
 from tests.processes import LocalRedis
 from tests.runner import Said
-from worker.publish import CounterPublisher
 
 THREADS = 32
 AT_MOST_S = THREADS * TIMEOUT_S / 2

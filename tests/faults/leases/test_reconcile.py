@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from daycap.clock import DAY_MS, day_of, day_start_ms
-from daycap.counter import LeaseTerms, SyncRequest
+from daycap.ledger.slices import all_of
+from daycap.protocol.counter import LeaseTerms, SyncRequest
 from tests.events import event
 from tests.faults.leases.conftest import LeaseSpine
 from tests.faults.load import spending
 from worker import housekeeping
 from worker.deployment import Deployment
-from worker.slices import all_of
 
 ENDED, LIVE = "a" * 32, "b" * 32
 """A lease of which all is settled or handed back, and one that has 40 out: leases of a runner in another language."""

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from daycap.counter import LeaseTerms
-from daycap.wire import CONTROL_QUEUE
+from daycap.protocol.counter import LeaseTerms
+from daycap.protocol.wire import CONTROL_QUEUE
 from tests.faults.leases.conftest import GRACE_S, TTL_S, LeaseSpine
 from tests.runner import Runner, Said
 from worker import housekeeping

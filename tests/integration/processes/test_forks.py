@@ -40,8 +40,8 @@ if wallet._reader is not None:
     wallet._reader.snapshots([("agent-7", "2026-03-02")])
 if sys.argv[1] == "loop":
     asyncio.run(wallet.spent("agent-7"))
-    from daycap.counter import SyncRequest
-    asyncio.run(wallet._redis.sync(SyncRequest("agent-7", "2026-03-02", "lease", 0, 0)))
+    from daycap.protocol.counter import SyncRequest
+    asyncio.run(wallet._in_loop.sync(SyncRequest("agent-7", "2026-03-02", "lease", 0, 0)))
 print(sorted(set(sys.modules) - before))
 """
 

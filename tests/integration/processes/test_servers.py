@@ -16,10 +16,10 @@ import pytest
 from celery import Celery
 
 from daycap import BudgetUnavailable, Wallet
+from demo.local_server import free_port
 from tests.integration.processes.session import PATIENT, PROGRAMS, end_session
 from tests.processes import ROOT
 from tests.spine import Spine, wait_for
-from worker.local_server import free_port
 
 M = 1_000_000
 REQUESTS, COST = 12, 1_000

@@ -1,0 +1,212 @@
+"""daycap agent, cap, pause, resume, status: accounts and their day."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+
+from daycap.cli.client import ANSWER_TIMEOUT_S, NoWorker, ask, me
+from daycap.cli.output import Bar, Usd, json_option, money, show, table
+from daycap.counters.redis import RedisCounter
+from daycap.errors import CounterUnavailable
+from daycap.ledger import accounts
+from daycap.ledger.engine import ReadOnlyLedger, unavailable
+from daycap.ledger.publish import CounterPublisher
+from daycap.protocol.counter import ACTIVE, PAUSED, DayReading
+from daycap.settings import Settings
+
+_COUNTER_S = 2
+
+by_option = click.option("--by", default=me, show_default="you", help="Who makes the change, for the record.")
+
+
+@click.group()
+def agent() -> None:
+    """Add and show agents."""
+
+
+@agent.command("add")
+@click.argument("name")
+@click.option("--cap", "cap_micros", type=Usd(), required=True, help="US dollars a day.")
+@click.option("--anchor", help="Its identity anchor: text that is no other agent's, for ever.")
+@by_option
+@json_option
+def add(name: str, cap_micros: int, anchor: str | None, by: str, as_json: bool) -> None:
+    """Add agent NAME with a daily cap and open today for it."""
+    anchors = None if anchor is None else {name: anchor}
+    ask("daycap.add_agents", caps={name: cap_micros}, changed_by=by, anchors=anchors)
+    show_accounts(ask("daycap.find_agents", agents=[name]), as_json)
+
+
+@agent.command("show")
+@click.argument("name")
+@json_option
+def show_one(name: str, as_json: bool) -> None:
+    """Show agent NAME: cap, status, today's books."""
+    show_accounts(find_accounts(name), as_json)
+
+
+@agent.command("list")
+@json_option
+def list_all(as_json: bool) -> None:
+    """Show every agent."""
+    show_accounts(find_accounts(), as_json)
+
+
+@click.group()
+def cap() -> None:
+    """Change caps."""
+
+
+@cap.command("set")
+@click.argument("name")
+@click.argument("cap_micros", metavar="USD", type=Usd())
+@by_option
+@json_option
+def set_cap(name: str, cap_micros: int, by: str, as_json: bool) -> None:
+    """Give agent NAME a daily cap of USD, from today on."""
+    show_accounts([ask("daycap.set_cap", agent=name, cap_micros=cap_micros, changed_by=by)], as_json)
+
+
+@click.command()
+@click.argument("name")
+@by_option
+@json_option
+def pause(name: str, by: str, as_json: bool) -> None:
+    """Refuse agent NAME new money until it is resumed."""
+    show_accounts([ask("daycap.set_status", agent=name, status=PAUSED, changed_by=by)], as_json)
+
+
+@click.command()
+@click.argument("name")
+@by_option
+@json_option
+def resume(name: str, by: str, as_json: bool) -> None:
+    """Let agent NAME spend again."""
+    show_accounts([ask("daycap.set_status", agent=name, status=ACTIVE, changed_by=by)], as_json)
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def status(name: str | None, as_json: bool) -> None:
+    """Show what agents (or agent NAME) have spent and leased today, from ledger and counter."""
+    found = find_accounts(name)
+    readings, unread = read_counter([(account["agent"], account["day"]) for account in found])
+    rows = [
+        {
+            **account,
+            "leased_micros": reading.leased_micros if reading else None,
+            "remaining_micros": reading.remaining_micros if reading else None,
+            "given_up_micros": reading.given_up_micros if reading else None,
+            "counter": unread if reading is None else "fenced" if reading.fenced else "open",
+        }
+        for account, reading in zip(found, readings, strict=True)
+    ]
+    show(rows, as_json, lambda: _status_table(rows))
+    if not as_json and any(row["counter"] == "fenced" for row in rows):
+        click.echo(
+            "fenced: the counter lost its data; it lends again when every runner had the time to put its leases back"
+        )
+
+
+def find_accounts(name: str | None = None) -> list[dict[str, Any]]:
+    """Every account, or that of agent `name`, as a worker tells it; where none answers, as the ledger itself does."""
+    ledger_url = Settings.from_env().ledger_url
+    timeout_s = ANSWER_TIMEOUT_S / 3 if ledger_url else ANSWER_TIMEOUT_S
+    try:
+        return _accounts(lambda **which: ask("daycap.find_agents", timeout_s, **which), name)
+    except NoWorker as error:
+        if not ledger_url:
+            raise
+        click.echo(f"{error.message}\nread from DAYCAP_LEDGER_URL itself: what waits in the queue is missing", err=True)
+    with reading_itself() as find:
+        return _accounts(find, name)
+
+
+def _accounts(find: Callable[..., list[dict[str, Any]]], name: str | None) -> list[dict[str, Any]]:
+    """A thousand a question."""
+    if name is not None:
+        return find(agents=[name])
+    found: list[dict[str, Any]] = []
+    while some := find(after=found[-1]["agent"] if found else ""):
+        found += some
+    return found
+
+
+@contextmanager
+def reading_itself() -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """What a worker does for `daycap.find_agents`, done here. Nothing can be written."""
+    settings = Settings.from_env()
+    ledger = ReadOnlyLedger(settings.ledger_url)
+    counter = RedisCounter(settings.redis_url, _COUNTER_S) if settings.redis_url else None
+    publisher = CounterPublisher(counter, settings.terms)
+    try:
+        yield lambda **which: [account._asdict() for account in accounts.find(ledger, publisher, **which)]
+    except SQLAlchemyError as error:
+        raise unavailable(error) from error
+    finally:
+        ledger.close()
+        if counter is not None:
+            counter.close()
+
+
+def read_counter(agent_days: list[tuple[str, str]]) -> tuple[list[DayReading | None], str]:
+    """What the counter says of each, and what it means where it says nothing."""
+    settings = Settings.from_env()
+    if not settings.redis_url:
+        return [None] * len(agent_days), "not set"
+    counter = RedisCounter(settings.redis_url, _COUNTER_S)
+    try:
+        return counter.read(agent_days), "not open"
+    except CounterUnavailable as error:
+        click.echo(f"{error}; run daycap doctor", err=True)
+        return [None] * len(agent_days), "no answer"
+    finally:
+        counter.close()
+
+
+def show_accounts(found: list[dict[str, Any]], as_json: bool) -> None:
+    """Show accounts as the ledger has them."""
+
+    def render() -> Table:
+        named = any(account["identity_anchor"] for account in found)
+        columns = ("agent", "status|", "daily cap>", "day|", "cap>", "spent>", "uncovered>", "settled>")
+        made = table(*columns, *(["anchor"] if named else []))
+        for account in found:
+            made.add_row(
+                account["agent"],
+                account["status"],
+                money(account["daily_cap_micros"]),
+                account["day"],
+                money(account["cap_micros"]),
+                money(account["spent_micros"]),
+                money(account["uncovered_micros"]),
+                f"{account['settled_count']:,}",
+                *([Text(account["identity_anchor"] or "-")] if named else []),
+            )
+        return made
+
+    show(found, as_json, render)
+
+
+def _status_table(rows: list[dict[str, Any]]) -> Table:
+    made = table("agent", "status|", "of the cap", "cap>", "spent>", "leased>", "remaining>", "counter|")
+    for row in rows:
+        made.add_row(
+            row["agent"],
+            row["status"],
+            Bar(row["spent_micros"], row["leased_micros"] or 0, row["cap_micros"]),
+            money(row["cap_micros"]),
+            money(row["spent_micros"]),
+            money(row["leased_micros"]),
+            money(row["remaining_micros"]),
+            row["counter"],
+        )
+    return made

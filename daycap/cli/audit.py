@@ -1,0 +1,42 @@
+"""daycap audit: hold a day against promises P1, P2 and P3."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from daycap.cli.client import ask
+from daycap.cli.output import json_option, money, show, table
+
+
+@click.command()
+@click.option("--day", help="A UTC day, YYYY-MM-DD; the counter's today without it.")
+@json_option
+def audit(day: str | None, as_json: bool) -> None:
+    """Audit a day's ledger and counter. Ends with status 1 and names each difference if there is one."""
+    found = ask("daycap.audit", timeout_s=120, day=day)
+    show(found, as_json, lambda: _render(found))
+    sys.exit(bool(found["differences"]))
+
+
+_PROMISES = ("P1, P2 and P3 hold", "P1 and P3 hold", "P1 holds")
+"""What an audit can say that compared everything, all but the leases, and neither leases nor settlements."""
+
+
+def _render(found: dict[str, Any]) -> Group:
+    summary = (
+        f"{found['day']}: {found['agents']:,} agents, {found['settlements']:,} settlements, "
+        f"{money(found['spent_micros'])} spent, {money(found['uncovered_micros'])} uncovered"
+    )
+    if found["pruned"]:
+        summary += f"\nnot compared, for the day is long past: its {' and its '.join(found['pruned'])}"
+    if not found["differences"]:
+        return Group(summary, Text(f"{_PROMISES[len(found['pruned'])]}: no difference", style="green"))
+    made = table("promise", "agent", "what", "expected>", "found>")
+    for each in found["differences"]:
+        made.add_row(each["promise"], each["agent"], each["what"], str(each["expected"]), str(each["found"]))
+    return Group(summary, made, Text(f"{len(found['differences'])} differences", style="bold red"))

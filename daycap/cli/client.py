@@ -1,0 +1,102 @@
+"""Asking a worker: send a task, wait for its answer."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import socket
+import time
+from typing import Any
+
+import click
+from celery import Celery
+from celery.exceptions import TimeoutError as NoAnswer
+from celery.result import AsyncResult
+from kombu.exceptions import OperationalError
+
+from daycap.delivery.celery import producer_app
+from daycap.errors import DaycapError
+from daycap.protocol.wire import CONTROL_QUEUE
+from daycap.settings import Settings
+from daycap.urls import celery_broker
+
+ANSWER_TIMEOUT_S = 15.0
+_BACKEND_S = 3
+
+
+class NoWorker(click.ClickException):
+    """No worker can be asked: none answered, the broker is away, or no broker is set."""
+
+
+def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
+    """The task's result. A refusal, a broker that is away and a worker that does not answer end the command."""
+    answer = answer_of(task, timeout_s, **kwargs)
+    if "error" in answer:
+        raise click.ClickException(answer["message"])
+    return answer["result"]
+
+
+def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> dict[str, Any]:
+    """All that the task says, a refusal too."""
+    if not Settings.from_env().broker_url:
+        raise NoWorker("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
+    app = operator_app()
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+        # A task that nobody took in time is dropped: what the command says has failed must not happen later.
+        sent = app.send_task(task, kwargs=kwargs, expires=timeout_s, retry=False, ignore_result=False)
+        answer: dict[str, Any] = _wait(sent, timeout_s)
+    except NoAnswer:
+        raise NoWorker(
+            f"no worker answered within {timeout_s:g} s; is one running (celery -A worker worker), "
+            "and has its host the same time as this one?"
+        ) from None
+    except (OperationalError, ConnectionError, OSError) as error:
+        raise NoWorker(f"the broker of DAYCAP_BROKER_URL did not answer: {error}") from error
+    except DaycapError:
+        raise
+    except Exception as error:
+        raise click.ClickException(f"the worker failed at {task}: {type(error).__name__}: {error}") from error
+    return answer
+
+
+@functools.cache
+def operator_app() -> Celery:
+    """The Celery app that asks workers and waits for their answers."""
+    url = Settings.from_env().broker_url
+    broker = celery_broker(url)
+    on_redis = url.startswith(("redis://", "rediss://"))
+    return producer_app(
+        "daycap-operator",
+        url,
+        (CONTROL_QUEUE,),
+        task_default_queue=CONTROL_QUEUE,
+        result_backend=broker["broker_url"] if on_redis else "rpc://",
+        redis_backend_use_ssl=broker.get("broker_use_ssl", False),
+        redis_socket_timeout=_BACKEND_S,  # Else 120 s on a half-open connection.
+        redis_socket_connect_timeout=_BACKEND_S,
+        result_backend_transport_options={"retry_policy": {"max_retries": 1, "interval_start": 0}},  # Else 20 s.
+        result_accept_content=["json"],
+    )
+
+
+def _wait(sent: AsyncResult[Any], timeout_s: float) -> Any:
+    """Ask for the result again and again: to be told of it needs a subscription, which a broker's restart ends."""
+    end = time.monotonic() + timeout_s
+    pause_s = 0.005
+    while not sent.ready():
+        if time.monotonic() > end:
+            raise NoAnswer
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.1)
+    return sent.get(timeout=1)
+
+
+def me() -> str:
+    """Who changes the ledger: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,1 @@
+"""Counters: Redis, and memory for one process."""

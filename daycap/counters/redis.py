@@ -1,0 +1,330 @@
+"""The counter in Redis: one hash per agent and day, one script per verb.
+
+Commands are written to a connection of our own choosing and never sent again by a client library: a reply
+that does not come in time is an error, and the next sync or publish carries the same totals anew. Each
+connection learns the server's run id when it is made: what it says is true within one life of one server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from daycap.clock import day_start_ms
+from daycap.counters.timed_connection import exchange_within, timed
+from daycap.errors import CounterUnavailable
+from daycap.protocol.counter import (
+    Answer,
+    Counter,
+    DayReading,
+    DaySnapshot,
+    LeaseKey,
+    LeaseTerms,
+    LeaseTotals,
+    PublishReply,
+    SyncReply,
+    SyncRequest,
+)
+
+MAX_PER_ROUND_TRIP = 500
+
+
+class Script(NamedTuple):
+    """A script of `daycap/scripts`: its source and the SHA-1 that EVALSHA calls it by."""
+
+    source: str
+    sha1: str
+
+    @classmethod
+    def load(cls, verb: str) -> Script:
+        source = files("daycap.counters").joinpath("scripts", f"{verb}.lua").read_text("utf-8")
+        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+SYNC, PUBLISH, READ = Script.load("sync"), Script.load("publish"), Script.load("read")
+
+
+def counter_key(agent: str, day: str) -> str:
+    """The hash of one agent's day. The braces keep all days of an agent on one node of a cluster."""
+    return f"daycap:{{{agent}}}:{day}"
+
+
+Call = tuple[Any, ...]
+"""What a script is called with: the key, and its arguments after the run id."""
+
+
+def sync_call(request: SyncRequest) -> Call:
+    """What `SYNC` is called with for this request."""
+    return (
+        counter_key(request.agent, request.day),
+        day_start_ms(request.day),
+        request.lease,
+        request.granted_micros,
+        request.returned_micros,
+        request.need_micros,
+        request.want_micros,
+    )
+
+
+def sync_reply(said: Sequence[Any]) -> SyncReply:
+    """What `SYNC` answered. Raises `CounterUnavailable` for what it never says."""
+    try:
+        answer, *rest = said
+        if len(rest) == 1:
+            return SyncReply(Answer(answer), rest[0])
+        return SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
+    except (TypeError, ValueError) as error:
+        raise CounterUnavailable(f"the counter's answer is none of its script's: {said!r:.80}") from error
+
+
+class RedisCounter(Counter):
+    """The counter behind `url` (redis://, rediss://, unix://).
+
+    An exchange of one command takes `timeout_s` at most, from connecting to the whole answer; see `exchange_s`.
+    """
+
+    tier = "redis"
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._pool = self._make_pool()
+        # What redis-py imports to make a connection it imports now: a child that is forked meanwhile could never do so.
+        self._idle: list[Any] = [self._pool.make_connection()]
+
+    def _make_pool(self) -> redis.ConnectionPool:
+        """What makes the connections. It does not keep them: its lock and its figures take longer than all of ours."""
+        pool = redis.ConnectionPool.from_url(
+            self._url,
+            retry=Retry(NoBackoff(), 0),
+            redis_connect_func=_learn_run_id,
+            **pool_options(self._timeout_s),
+        )
+        pool.connection_class = timed(pool.connection_class)
+        return pool
+
+    def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
+        return [sync_reply(reply) for reply in self._call(SYNC, [sync_call(request) for request in requests])]
+
+    def publish(
+        self,
+        snapshots: Sequence[DaySnapshot],
+        terms: LeaseTerms,
+        *,
+        expire_before_ms: int = 0,
+        first_until_ms: int = 0,
+    ) -> list[PublishReply | None]:
+        calls = [
+            (
+                counter_key(snapshot.agent, snapshot.day),
+                day_start_ms(snapshot.day),
+                snapshot.seq,
+                snapshot.status,
+                snapshot.cap_micros,
+                snapshot.spent_micros,
+                terms.ttl_ms,
+                terms.guard_ms,
+                terms.grace_ms,
+                expire_before_ms,
+                first_until_ms,
+                *(value for totals in snapshot.leases for value in totals),
+            )
+            for snapshot in snapshots
+        ]
+        return [
+            None
+            if answer == Answer.UNKNOWN_AGENT
+            else PublishReply(now_ms, seq, opened == 1, fenced == 1, repaired == 1, leased, given_up)
+            for answer, now_ms, seq, opened, fenced, repaired, leased, given_up in self._call(PUBLISH, calls)
+        ]
+
+    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+        calls = [(counter_key(agent, day),) for agent, day in agent_days]
+        return [
+            DayReading._make([*reply[:8], reply[8] == 1]) if len(reply) > 1 else None
+            for reply in self._call(READ, calls)
+        ]
+
+    def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
+        calls = [(counter_key(agent, day), lease) for agent, day, lease in leases]
+        return [
+            LeaseTotals(lease.lease, *reply[9:]) if len(reply) > 1 else None
+            for lease, reply in zip(leases, self._call(READ, calls), strict=True)
+        ]
+
+    def now_ms(self) -> int:
+        seconds, micros = self._round_trip([("TIME",)])[0]
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def info(self) -> dict[str, str]:
+        """The server's own account, as INFO gives it."""
+        (info,) = self._round_trip([("INFO",)])
+        return _parse_info(info)
+
+    def forget(self) -> None:
+        self._idle = []
+
+    def close(self) -> None:
+        # A new list, so that one that is in use is closed by whoever uses it. Those that are closed connect anew.
+        idle, self._idle = self._idle, []
+        with suppress(IndexError):
+            while True:
+                connection = idle.pop()
+                connection.disconnect()
+                self._idle.append(connection)
+
+    def _call(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run `script` once per call."""
+        replies: list[Any] = []
+        for start in range(0, len(calls), MAX_PER_ROUND_TRIP):
+            some = calls[start : start + MAX_PER_ROUND_TRIP]
+            replies += self._round_trip([command_of(script, call) for call in some])
+        return replies
+
+    def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        with exchange_within(exchange_s(self._timeout_s, len(commands))):
+            return self._exchange(commands)
+
+    def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        idle = self._idle
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._pool.make_connection()
+        try:
+            _connect(connection)
+            replies = _exchange(connection, commands)
+            if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
+                # Someone flushed the scripts in the middle of this connection's life; nothing of ours ran.
+                _load_scripts(connection)
+                replies = _exchange(connection, commands)
+            if any(isinstance(reply, redis.ReadOnlyError) for reply in replies):
+                connection.disconnect()
+        except BaseException as error:
+            connection.disconnect()  # After anything but complete replies it is not used again.
+            if isinstance(error, redis.RedisError | OSError):
+                raise unavailable(error) from error
+            raise
+        finally:
+            if idle is not self._idle:  # Closed meanwhile.
+                connection.disconnect()
+            idle.append(connection)
+        try:
+            return without_errors(replies)
+        except redis.RedisError as error:
+            raise unavailable(error) from error
+
+
+def exchange_s(timeout_s: float, commands: int) -> float:
+    """How long an exchange may take: of many commands up to four times as long, when its answers are too old anyway."""
+    return timeout_s * min(1 + (commands - 1) / 50, 4)
+
+
+_RUN_ID = object()
+"""Stands in a command for the run id of the connection that it is sent on."""
+
+
+def pool_options(timeout_s: float) -> dict[str, Any]:
+    """How connections to the counter are made, for threads and for an event loop."""
+    return {
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "max_connections": 2**31,  # As many as ask at once: redis-py would refuse the hundred-and-first.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "decode_responses": True,
+    }
+
+
+def command_of(script: Script, call: Call) -> Call:
+    """The command that runs `script`."""
+    key, *rest = call
+    return ("EVALSHA", script.sha1, 1, key, _RUN_ID, *rest)
+
+
+def packed(connection: Any, commands: Iterable[Call]) -> Any:
+    """`commands` as they are sent on `connection`, with its run id."""
+    run_id = connection.daycap_run_id
+    return connection.pack_commands([[run_id if word is _RUN_ID else word for word in each] for each in commands])
+
+
+def unavailable(error: BaseException) -> CounterUnavailable:
+    """What a failed exchange means."""
+    if isinstance(error, CounterUnavailable):
+        return error
+    if isinstance(error, redis.ReadOnlyError):
+        return CounterUnavailable(f"the counter's server is a replica: {error}")
+    return CounterUnavailable(f"the counter did not answer: {type(error).__name__}: {error}")
+
+
+def _connect(connection: Any) -> None:
+    """Connect, unless it is connected and nothing is under way."""
+    connection.connect()
+    try:
+        if connection.can_read():
+            raise redis.ConnectionError("the server said something that it was not asked")
+    except redis.ConnectionError:  # Or it was closed while it was idle.
+        connection.disconnect()
+        connection.connect()
+
+
+def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    """Send all, then read all."""
+    connection.send_packed_command(packed(connection, commands))
+    return [_read(connection) for _ in commands]
+
+
+def without_errors(replies: list[Any]) -> list[Any]:
+    """The replies of one exchange, all of them read. Raises the first that is an error."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def _read(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.ResponseError as error:
+        return error
+
+
+def _learn_run_id(connection: Any) -> None:
+    try:
+        connection.on_connect()
+        (info,) = _plain(connection, [("INFO", "server")])
+        connection.daycap_run_id = run_id_in(info)
+        _load_scripts(connection)
+    except BaseException:  # redis-py would keep a connection that a signal's handler left half made.
+        connection.disconnect()
+        raise
+
+
+def run_id_in(info: str) -> str:
+    """The server's run id, out of what INFO says."""
+    run_id = _parse_info(info).get("run_id")
+    if run_id is None:
+        raise redis.exceptions.InvalidResponse("INFO does not tell the server's run_id")
+    return run_id
+
+
+def _load_scripts(connection: Any) -> None:
+    _plain(connection, [("SCRIPT", "LOAD", script.source) for script in (SYNC, PUBLISH, READ)])
+
+
+def _plain(connection: Any, commands: list[tuple[str, ...]]) -> list[Any]:
+    connection.send_packed_command(connection.pack_commands(commands))
+    return without_errors([_read(connection) for _ in commands])
+
+
+def _parse_info(text: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name: value for name, colon, value in pairs if colon}

@@ -1,0 +1,1 @@
+"""The way of an event from the runner to the ledger."""

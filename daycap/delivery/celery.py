@@ -1,0 +1,158 @@
+"""Events to the worker through Celery. The producer app never becomes the runner's current app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import ChannelError
+
+from daycap.delivery.queues import own_queue
+from daycap.delivery.refusals import refusal
+from daycap.delivery.transport import Transport
+from daycap.process import whole
+from daycap.protocol.wire import (
+    FINALIZE_QUEUE,
+    FINALIZE_TASK,
+    OPEN_DAY_TASK,
+    OPEN_QUEUE,
+    SENT_HEADER,
+    FinalizeEvent,
+    shown_costs,
+)
+from daycap.urls import celery_broker
+
+_TIMEOUT_S = 3
+"""How long a send to a broker that hangs may take. The sender waits, never the runner."""
+
+
+class CeleryTransport(Transport):
+    """Sends tasks to the broker at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._counter_ms: Callable[[], int | None] = lambda: None
+        self._url = celery_broker(url)["broker_url"]
+        self._app = producer_app("daycap-runner", url, (FINALIZE_QUEUE, OPEN_QUEUE))
+        self._producer: Any = None
+
+    def send(self, events: Sequence[FinalizeEvent]) -> None:
+        wire = [event.to_wire() for event in events]
+        self._send_task(
+            FINALIZE_TASK,
+            FINALIZE_QUEUE,
+            {"events": wire},
+            shown_costs(wire),
+        )
+
+    def open_day(self, agent: str, day: str) -> None:
+        self._send_task(OPEN_DAY_TASK, OPEN_QUEUE, {"agent": agent, "day": day}, f"{agent} {day}")
+
+    def connect(self) -> None:
+        with whole:
+            if self._producer is None:
+                self._producer = self._app.amqp.Producer(self._app.connection_for_write(self._url))
+            try:
+                _ = self._producer.channel  # It connects, and says who it is.
+            except BaseException:
+                self._disconnect()
+                raise
+
+    def refusal(self, error: Exception) -> str | None:
+        return refusal(error)
+
+    def backlog(self) -> int:
+        with whole:
+            return waiting_messages(self._app, self._url)
+
+    def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
+        self._counter_ms = counter_ms
+
+    def forget(self) -> None:
+        self._producer = None  # Its socket is the parent's: not closed here, never written to.
+
+    def close(self) -> None:
+        self._disconnect()
+        self._app.close()
+
+    def _send_task(self, name: str, queue: str, kwargs: dict[str, Any], shown: str) -> None:
+        self.connect()
+        with whole:
+            try:
+                self._app.send_task(
+                    name,
+                    kwargs=kwargs,
+                    queue=queue,
+                    **self._way(queue),
+                    producer=self._producer,
+                    retry=False,
+                    ignore_result=True,  # Else CELERY_RESULT_BACKEND, the host program's, is asked for.
+                    argsrepr="()",
+                    kwargsrepr=shown,
+                    headers={SENT_HEADER: self._counter_ms() or 0},
+                    mandatory=True,  # RabbitMQ confirms, and drops, what no queue is bound for.
+                )
+            except BaseException:
+                # After a failure nobody knows what state the connection is in: the next send makes a new one.
+                self._disconnect()
+                raise
+
+    def _way(self, queue: str) -> dict[str, str]:
+        """On AMQP by the queue's exchange: by the default one, whoever may send anything may send to every queue."""
+        return {} if self._url.startswith("redis") else {"exchange": queue, "routing_key": queue}
+
+    def _disconnect(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(Exception):
+                producer.connection.release()
+
+
+def producer_app(name: str, url: str, queues: Sequence[str], **settings: Any) -> Celery:
+    """A Celery app that sends to `queues` of the broker at `url`, and never becomes the process's current app."""
+    broker = celery_broker(url)
+    # Loader, settings and broker are named here: else Celery takes what CELERY_LOADER, CELERY_CONFIG_MODULE and
+    # CELERY_BROKER_URL say, which are the host program's.
+    app = Celery(name, set_as_current=False, loader="celery.loaders.app:AppLoader")
+    app.config_from_object(
+        {
+            **broker,
+            "broker_transport": _transport(broker["broker_url"]),
+            "task_serializer": "json",
+            "accept_content": ["json"],
+            "task_ignore_result": True,
+            "task_send_sent_event": True,
+            "broker_transport_options": _transport_options(url),
+            "task_queues": [own_queue(queue) for queue in queues],
+            "broker_heartbeat": 0,  # Nobody here would answer one: a connection lost is found at the next send.
+            **settings,
+        }
+    )
+    return app
+
+
+def waiting_messages(app: Celery, url: str | None = None) -> int:
+    """How many messages wait in the finalize queue of `app`'s broker, those that a worker holds not counted."""
+    with app.connection_for_read(url) as connection:
+        try:
+            return int(connection.default_channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
+        except ChannelError:
+            return 0  # Not there: on Redis a queue is gone when its last message is.
+
+
+def _transport(url: str) -> str:
+    """kombu's name for it. With amqp it would take librabbitmq, where the host program has that installed."""
+    scheme = url.partition("://")[0]
+    return "pyamqp" if scheme == "amqp" else scheme
+
+
+def _transport_options(url: str) -> dict[str, Any]:
+    if url.startswith(("redis://", "rediss://")):
+        return {
+            "socket_timeout": _TIMEOUT_S,
+            "socket_connect_timeout": _TIMEOUT_S,
+            "socket_keepalive": True,
+            "max_retries": 0,  # The sender tries again, and knows when.
+        }
+    return {"confirm_publish": True, "read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S, "max_retries": 0}

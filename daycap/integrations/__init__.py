@@ -1,0 +1,1 @@
+"""Wallets around client libraries."""

@@ -1,0 +1,179 @@
+"""The metering of one request that a client sends, without the sending: `MeteredTransport` does that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from daycap.errors import InvalidInput, Refused
+from daycap.formats import shown
+from daycap.integrations.http_calls import Bounds, calls_of, costs_nothing, deployment_of, may_be_a_call
+from daycap.integrations.http_usage import UsageReader
+from daycap.pricing.answer_cost import cost_of, worst_case_of
+from daycap.pricing.request_fields import refuse_rerouting
+from daycap.pricing.usage import Call
+from daycap.wallet.hold import BaseHold
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+    from daycap.pricing.prices import Prices
+    from daycap.wallet.aio import AsyncWallet
+    from daycap.wallet.sync import Wallet
+
+    AnyRequest: TypeAlias = httpx.Request | httpx2.Request
+
+try:
+    from daycap.pricing.rates import provider_of_url
+except ImportError as error:
+    raise ImportError(f'a metered transport needs genai-prices: pip install "daycap[httpx]" ({error})') from error
+
+logger = logging.getLogger("daycap")
+
+AGENT_HEADER = "X-Daycap-Agent"
+"""Names a request's agent. It is taken off before the request is sent."""
+
+_AGENT_EXTENSION = "daycap_agent"
+
+_OF_AZURE = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
+
+_HARMLESS_QUERIES = {"alt", "api-version", "beta", "key"}
+
+
+class Metering(NamedTuple):
+    """A call, whose money it takes, and the calls that it may turn out to be: one for each model that may answer."""
+
+    agent: str
+    calls: tuple[Call, ...]
+    prices: Prices
+    names: Mapping[str, str]
+
+    @property
+    def worst_case_micros(self) -> int:
+        return worst_case_of(self.prices, self.calls)
+
+
+class Meter:
+    """What both transports know of the requests that they meter; see `MeteredTransport`."""
+
+    def __init__(
+        self,
+        wallet: Wallet | AsyncWallet,
+        agent: str | Callable[[AnyRequest], str] | None,
+        bounds: Bounds,
+        provider: str | None,
+        unmetered: Literal["pass", "refuse"],
+    ) -> None:
+        self._wallet = wallet
+        self._agent = agent
+        self._bounds = bounds
+        self._provider = provider
+        self._unmetered = unmetered
+
+    def call_of(self, request: AnyRequest) -> Metering | None:
+        """The call that a request makes, None for one that is to pass. Raises `InvalidInput`. Its body was read."""
+        # Kept beside the request, for where it is sent once more: a redirect, a login.
+        agent = request.headers.pop(AGENT_HEADER, request.extensions.get(_AGENT_EXTENSION))
+        if agent is not None:
+            request.extensions[_AGENT_EXTENSION] = agent
+        refuse_rerouting(request.headers, self._bounds.allow)
+        path = request.url.path
+        if costs_nothing(request.method, path):
+            return None
+        calls = calls_of(path, request.content, self._bounds) if may_be_a_call(path) else ()
+        if not calls:
+            if self._unmetered == "pass":
+                return None
+            raise InvalidInput(
+                f"{request.method} {path} cannot be metered, and may cost money; unmetered='pass' lets it pass"
+            )
+        self._refuse_unknown_parts(request.url.params)
+        provider = self._provider or _provider_of(request)
+        for call in calls:
+            call["provider"] = provider
+        if agent is None:
+            agent = self._agent(request) if callable(self._agent) else self._agent
+        if agent is None:
+            raise InvalidInput(
+                f"no agent for this call: give the transport one, or the request a header {AGENT_HEADER}"
+            )
+        # What the answer says that it used is read as it passes by.
+        request.headers["Accept-Encoding"] = "identity"
+        return Metering(agent, calls, self._wallet.prices, self._bounds.models)
+
+    def _refuse_unknown_parts(self, params: Iterable[str]) -> None:
+        for name in params:
+            if name not in _HARMLESS_QUERIES and name not in self._bounds.allow:
+                raise InvalidInput(
+                    f"{shown(name, 60)}: this part of the URL may change what the call costs; leave it out, or say "
+                    f"that it does not: allow=[{shown(name, 60)}]"
+                )
+
+
+def _provider_of(request: AnyRequest) -> str | None:
+    if request.url.host.endswith(_OF_AZURE) or deployment_of(request.url.path) is not None:
+        return "azure"
+    return provider_of_url(str(request.url))
+
+
+class MeteredRequest:
+    """A hold from the time that its request is sent until its answer has passed by."""
+
+    def __init__(self, hold: BaseHold, metering: Metering) -> None:
+        self._hold = hold
+        self._metering = metering
+        self._reader: UsageReader | None = None
+
+    def answered(self, response: Any, stream: type, base: type) -> Any:
+        """The answer begins: it passes by in a `stream` of ours that is also one of the library's own, `base`."""
+        self._reader = UsageReader(response.status_code, response.headers.get("content-type", ""))
+        if response.is_stream_consumed or response.is_closed:
+            self._was_read(response)
+            return response
+        response.stream = _stream_type(stream, base)(response.stream, self)
+        return response
+
+    def feed(self, data: bytes) -> None:
+        """A piece of the answer; after the last event of a stream its cost is known."""
+        if self._reader is not None and self._reader.feed(data):
+            self.end()
+
+    def _was_read(self, response: Any) -> None:
+        """What is wrapped has read the answer, to log it perhaps, or has made it up: nothing will pass by."""
+        try:
+            content = response.content
+        except RuntimeError:  # Read and not kept, or closed.
+            self.end()
+        else:
+            self.feed(content)
+            self.end(whole=True)
+
+    def end(self, *, whole: bool = False) -> None:
+        """The answer is over, `whole` or given up; what came after the hold's end does not matter."""
+        reader = self._reader
+        if self._hold.ended or reader is None:
+            return
+        reader.close(whole=whole)
+        if reader.not_billed:
+            self._hold.release()
+        else:
+            self._hold.finalize(self._cost(reader))
+
+    def _cost(self, reader: UsageReader) -> int:
+        if not reader.over:
+            return self._hold.held_micros  # Given up: what it would have said is not known.
+        _, calls, prices, names = self._metering
+        try:
+            return cost_of(prices, calls, reader.answer, names)
+        except Refused as error:
+            logger.warning("%s: charged all that was held, for %s", self._hold, error)
+            return self._hold.held_micros
+
+
+@cache
+def _stream_type(kind: type, base: type) -> Callable[[Any, MeteredRequest], Any]:
+    """Clients look whether a stream is one of their library's."""
+    return type(kind.__name__, (kind, base), {})

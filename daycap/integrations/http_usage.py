@@ -1,0 +1,152 @@
+"""What a provider's answer says that the call used, read as its bytes pass by: JSON, or a stream of events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from daycap.pricing.answer_cost import Answer
+from daycap.pricing.request_fields import USUAL_TIERS
+from daycap.pricing.usage_fields import merged
+
+_NOT_BILLED = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429}
+_LAST_EVENTS = {"message_stop", "response.completed", "response.incomplete", "response.failed"}
+_TELLING = tuple(f'"{word}"'.encode() for word in ("usage", *_LAST_EVENTS))
+
+
+class UsageReader:
+    """Reads one answer.
+
+    `over`: it was heard to its end, so that `answer` is what the call used.
+    """
+
+    def __init__(self, status: int, content_type: str) -> None:
+        self._status = status
+        self._events = content_type.partition(";")[0].strip().lower() == "text/event-stream"
+        self._rest = bytearray()
+        self._usage: dict[str, Any] = {}
+        self._searches: int | None = None
+        self._models: set[str] = set()
+        self._service_tier: str | None = None
+        self._complete = self._more_came = False
+        self.over = False
+
+    @property
+    def answer(self) -> Answer:
+        """What all events together said; without a usage if none said anything, or more came out after the last did."""
+        usage = {} if self._more_came else self._usage
+        if usage and self._searches is not None:
+            usage = {"server_tool_use": {"web_search_requests": self._searches}, **usage}
+        return Answer(usage or None, frozenset(self._models), self._service_tier)
+
+    @property
+    def not_billed(self) -> bool:
+        """Whether the status says that nothing was billed. Some bill a request that their filter stopped: a 400."""
+        refused = 300 <= self._status < 400 or self._status in _NOT_BILLED
+        if self._status == 400 and not self.over:
+            return False  # Given up: what it would have said is not known.
+        return refused and not self._usage and b"content_filter" not in self._rest
+
+    def feed(self, data: bytes) -> bool:
+        """Take a piece of the answer; returns whether that was the end of a stream of events."""
+        self._rest += data
+        if not self._events:
+            return False
+        *lines, self._rest = self._rest.replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._event(bytes(line[5:]).strip())
+        return self.over
+
+    def close(self, *, whole: bool) -> None:
+        """There is no more; `whole` if there was an end.
+
+        A stream may lack the event that only marks its end: what its last event said of the usage is final, if
+        that event also ended all that came out. A usage before that may be a part of it.
+        """
+        if self._events:
+            self.feed(b"\n")  # The last line may lack its end.
+            self.over = self.over or self._complete
+        elif whole:
+            self._said(self._rest)
+            self.over = True
+
+    def _event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self.over = True
+        elif any(word in data for word in _TELLING):
+            event = self._said(data)
+            kind = event.get("type")
+            self.over = self.over or (isinstance(kind, str) and kind in _LAST_EVENTS)
+            self._complete = _completes(event)
+            self._hear_more(event)
+        elif data and not data.startswith(b'{"type":"ping"') and not data.startswith(b'{"type": "ping"'):
+            self._complete = False
+            if self._usage and not self._more_came:
+                self._hear_more(_object(data))
+
+    def _hear_more(self, event: Mapping[str, Any]) -> None:
+        """Some tell the usage of what went in with their first event, and perhaps nothing more."""
+        if any(isinstance(usage := each.get("usage"), dict) and usage for each in _within(event)):
+            self._more_came = False
+        elif self._usage and _comes_out(event):
+            self._more_came = True
+
+    def _said(self, data: bytes | bytearray) -> dict[str, Any]:
+        said = _object(data)
+        for each in _within(said):
+            self._says(each)
+        return said
+
+    def _says(self, said: Mapping[str, Any]) -> None:
+        usage, tier, model, output = (said.get(name) for name in ("usage", "service_tier", "model", "output"))
+        if isinstance(usage, dict):
+            self._usage = merged(self._usage, usage)
+        if isinstance(tier, str):
+            self._service_tier = "" if tier in USUAL_TIERS else tier
+        if isinstance(model, str) and model:
+            self._models.add(model)
+        if isinstance(output, list):
+            self._searches = max(self._searches or 0, sum(map(_is_search, output)))
+
+
+def _object(data: bytes | bytearray) -> dict[str, Any]:
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _within(said: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Chat completions have it outside, Responses and Anthropic's first event within; later ones say more."""
+    return (each for each in (said, said.get("response"), said.get("message")) if isinstance(each, dict))
+
+
+def _comes_out(event: Mapping[str, Any]) -> bool:
+    """Whether an event brings a piece of what comes out."""
+    if str(event.get("type")).endswith(("_delta", ".delta")):
+        return event.get("type") != "message_delta"
+    choices = event.get("choices")
+    deltas = [each.get("delta") for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    return any(value for delta in deltas if isinstance(delta, dict) for name, value in delta.items() if name != "role")
+
+
+def _is_search(item: object) -> bool:
+    """To open a page that was found is free."""
+    if not isinstance(item, dict) or item.get("type") != "web_search_call":
+        return False
+    action = item.get("action")
+    return not isinstance(action, dict) or action.get("type") in {"search", None}
+
+
+def _completes(event: Mapping[str, Any]) -> bool:
+    """Whether an event that tells a usage also says that nothing more comes out."""
+    if not isinstance(event.get("usage"), dict):
+        return False
+    choices, delta = event.get("choices"), event.get("delta")
+    if isinstance(choices, list):
+        # OpenAI's last chunk, which only tells the usage, has no choices.
+        return all(isinstance(each, dict) and each.get("finish_reason") is not None for each in choices)
+    return isinstance(delta, dict) and delta.get("stop_reason") is not None

@@ -1,0 +1,260 @@
+"""What a call of LiteLLM may cost by its arguments, before it is made. See also `litellm_leaving`."""
+
+# ruff: noqa: SIM905 (names are easier to read as words than as a list of strings)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import litellm
+from litellm.constants import openai_compatible_providers
+from litellm.types.utils import is_litellm_owned_kwarg
+
+from daycap.errors import InvalidInput, UnknownModel
+from daycap.integrations.http_calls import deployment_of
+from daycap.pricing.answer_cost import is_same, worst_case_of
+from daycap.pricing.prices import Prices
+from daycap.pricing.request_fields import (
+    CHAT,
+    MESSAGES,
+    RESPONSES,
+    added_by_provider,
+    count_of,
+    most_rejected,
+    most_searches,
+    not_text,
+    refuse_rerouting,
+    refuse_unknown,
+    size_of,
+    tier_of,
+)
+from daycap.pricing.usage import Call
+
+CountInput: TypeAlias = Callable[[str, list[Any], Mapping[str, Any]], int]
+"""The most tokens that go in, of a model, its messages and all other arguments of the call."""
+
+
+class Bounds(NamedTuple):
+    """What the operator says of calls: see `Metered`."""
+
+    count_input: CountInput
+    max_web_searches: int | None
+    allow: frozenset[str]
+
+
+class Asked(NamedTuple):
+    """A call that is to be made: who pays, and what it may turn out to be, for each model that may answer.
+
+    `named` is the model as it was asked for. `counted` of its input tokens are for `counted_bytes` of the request:
+    its messages and tools.
+    """
+
+    agent: str
+    named: str
+    calls: tuple[Call, ...]
+    prices: Prices
+    counted: int
+    counted_bytes: int | None
+
+    @property
+    def worst_case_micros(self) -> int:
+        """The most that it can cost. Raises `UnknownModel`."""
+        return worst_case_of(self.prices, self.calls)
+
+
+# --- by the arguments -------------------------------------------------------------------------------------------
+
+_MORE_CALLS = (
+    "fallbacks",
+    "context_window_fallback_dict",
+    "fastest_response",
+    "model_list",
+    "num_retries",
+    "max_retries",
+    "retry_policy",
+    "silent_model",
+)
+"""Arguments that make LiteLLM send more than one request in a call, where only one is held for."""
+
+_HARMLESS = frozenset(
+    (
+        "timeout base_url api_version organization project extra_headers extra_body additional_drop_params drop_params "
+        "azure_ad_token aws_access_key_id aws_secret_access_key aws_session_token aws_region_name aws_session_name "
+        "aws_profile_name aws_role_name aws_web_identity_token aws_sts_endpoint aws_bedrock_runtime_endpoint "
+        "aws_external_id vertex_project vertex_location vertex_credentials safety_settings mock_delay mock_tool_calls"
+    ).split()
+)
+"""LiteLLM's and its providers' arguments that change no cost, or whose effect is seen where the request leaves."""
+
+_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
+def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: Prices, bounds: Bounds) -> Asked:
+    """What the arguments of a call say of its cost. Raises `InvalidInput` for what cannot be held for."""
+    extra = call.get("extra_body")
+    extra = extra if isinstance(extra, Mapping) else {}
+    body = {**call, **extra}
+    _refuse_more_calls({**call, **extra})
+    known = {name for name in body if is_litellm_owned_kwarg(name) and name != "azure"}
+    refuse_unknown(body, {*CHAT.fields, *_LIMITS, *_HARMLESS, *known}, bounds.allow)
+    for headers in (call.get("extra_headers"), call.get("headers")):
+        refuse_rerouting(headers or {}, bounds.allow)
+    messages = [_plain(each) for each in messages]
+    model = litellm.model_alias_map.get(model, model)
+    by_litellm = bounds.count_input is count_input
+    if by_litellm and (added := next(_unbounded(body, model, messages), None)):
+        raise InvalidInput(
+            f"{added}: LiteLLM does not count what that adds to the input; give a count_input, which returns the most"
+        )
+    model_info = call.get("model_info")
+    base = call.get("base_model") or (model_info.get("base_model") if isinstance(model_info, Mapping) else None)
+    provider = call.get("custom_llm_provider")
+    counted = bounds.count_input(model, messages, call)
+    counted_bytes = _size(messages, call) if by_litellm else None
+    most_in = counted
+    if counted_bytes is not None:
+        most_in += uncounted({**body, "messages": messages}, counted_bytes)
+        most_in += 0 if _is_openai_like(model, provider) else _WRAPPING_TOKENS * (1 + len(messages))
+    asked = Call(
+        model=_priced_name(model, base),
+        input_tokens=most_in,
+        max_output_tokens=_most_out(model, provider, call, extra),
+        provider=provider,
+        service_tier=tier_of(body),
+        max_web_searches=most_searches(body, bounds.max_web_searches, bounds.allow),
+    )
+    others = deployments(call.get("api_base"), call.get("base_url"), getattr(call.get("client"), "base_url", None))
+    names = [asked["model"], *(spelled(model, name) for name in others if not is_same(model, name))]
+    if asked["model"] != model and has_price(prices, Call(**{**asked, "model": model})):
+        names.append(model)  # Whatever its base model is said to be.
+    if isinstance(other := extra.get("model"), str):
+        names.append(spelled(model, other))
+    calls = tuple(Call(**{**asked, "model": name}) for name in dict.fromkeys(names))
+    return Asked(_agent(call), model, calls, prices, counted, counted_bytes)
+
+
+def _refuse_more_calls(call: Mapping[str, Any]) -> None:
+    more = [name for name in (*_MORE_CALLS, "models") if call.get(name)]
+    more += [f"litellm.{name}" for name in ("num_retries", "model_fallbacks") if getattr(litellm, name, None)]
+    if more:
+        raise InvalidInput(f"{', '.join(more)}: would make calls that nothing is held for; use a metered router")
+
+
+def _unbounded(body: Mapping[str, Any], model: str, messages: list[Any]) -> Iterator[str]:
+    yield from added_by_provider(body, [model])
+    yield from not_text(messages)
+
+
+def _agent(call: Mapping[str, Any]) -> str:
+    metadata = call.get("metadata")
+    agent = metadata.get("agent") if isinstance(metadata, Mapping) else None
+    agent = agent if agent is not None else call.get("user")
+    if not isinstance(agent, str):
+        raise InvalidInput('who pays for this call? say metadata={"agent": "agent-7"}, or user="agent-7"')
+    return agent
+
+
+def _plain(message: Any) -> Any:
+    """A message that an answer held, to be sent back, is an object of LiteLLM's."""
+    return message.model_dump(exclude_none=True) if hasattr(message, "model_dump") else message
+
+
+def has_price(prices: Prices, call: Call) -> bool:
+    """Whether the worst case of this call is known."""
+    try:
+        prices.worst_case_micros(**call)
+    except UnknownModel:
+        return False
+    return True
+
+
+def _priced_name(model: str, base: object) -> str:
+    """A deployment may say which model it runs; the seller stays."""
+    return spelled(model, base) if isinstance(base, str) and base else model
+
+
+def spelled(model: str, name: str) -> str:
+    """The name of another model, sold by the seller of this one."""
+    seller, slash, _ = model.partition("/")
+    return f"{seller}/{name}" if slash and not name.startswith(f"{seller}/") else name
+
+
+def deployments(*urls: object) -> list[str]:
+    found = (deployment_of(f"{url}/") for url in urls if url is not None)
+    return [name for name in found if name is not None]
+
+
+# --- how much goes in, and out ----------------------------------------------------------------------------------
+
+_TEXTS = {"messages", "input", "instructions", "system", "text", "tools", "functions"}
+_TEXTS |= {"response_format", "output_config", "output_format"}
+_NO_TEXT = (CHAT.fields | RESPONSES.fields | MESSAGES.fields | _HARMLESS | frozenset(_LIMITS)) - _TEXTS
+"""Fields whose value is not put before the model."""
+
+_WRAPPING_TOKENS = 64
+"""What bodies of another shape than OpenAI's put around each message: fields that are no text, but bytes."""
+
+
+def count_input(model: str, messages: list[Any], call: Mapping[str, Any]) -> int:
+    """LiteLLM's own count of messages and tools. It is near the truth for some models, and a guess for others.
+
+    Whatever else a request has for the model (schemas, functions) is counted besides, one token for each byte.
+    """
+    return int(
+        litellm.token_counter(
+            model=model, messages=messages, tools=call.get("tools"), tool_choice=call.get("tool_choice")
+        )
+    )
+
+
+def _size(messages: list[Any], call: Mapping[str, Any]) -> int:
+    tools = call.get("tools")
+    return size_of({"messages": messages} if tools is None else {"messages": messages, "tools": tools})
+
+
+def uncounted(body: Mapping[str, Any], counted_bytes: int) -> int:
+    """The most tokens that a body has besides those that were counted: one for each of its other bytes."""
+    texts = {
+        name: value
+        for name, value in body.items()
+        if value is not None and name not in _NO_TEXT and not is_litellm_owned_kwarg(name)
+    }
+    return max(0, size_of(texts) - counted_bytes)
+
+
+def _is_openai_like(model: str, provider: str | None) -> bool:
+    return _resolved(model, provider)[1] in {"openai", "azure", *openai_compatible_providers}
+
+
+def _resolved(model: str, provider: str | None) -> tuple[str, str | None]:
+    try:
+        name, seller, *_ = litellm.get_llm_provider(model, custom_llm_provider=provider)
+    except Exception:  # That is what it raises.
+        return model, None
+    return name, seller
+
+
+def _most_out(model: str, provider: str | None, call: Mapping[str, Any], extra: Mapping[str, Any]) -> int:
+    """The most tokens that can come out, over all of its `n` answers; `extra` goes over the call's own arguments."""
+    dropped = {*(call.get("additional_drop_params") or ()), *(name for name in extra if extra[name] is None)}
+    given = [
+        count_of(each[name])
+        for each in (call, extra)
+        for name in _LIMITS
+        if name not in dropped and each.get(name) is not None
+    ]
+    most = max(given) if given else longest_answer(model, provider)
+    answers = max(count_of(each.get("n") or 1) for each in (call, extra))
+    return (most + most_rejected({**call, **extra})) * answers
+
+
+def longest_answer(model: str, provider: str | None) -> int:
+    try:
+        info: Mapping[str, Any] = litellm.get_model_info(model, provider)
+    except Exception:  # That is what it raises.
+        info = {}
+    most = info.get("max_output_tokens") or info.get("max_tokens")
+    if not most:
+        raise InvalidInput(f"LiteLLM does not know how long an answer of {model} can be; give max_tokens")
+    return int(most)

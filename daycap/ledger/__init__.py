@@ -1,0 +1,1 @@
+"""The ledger: the durable truth, in SQLite or PostgreSQL."""

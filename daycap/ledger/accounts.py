@@ -1,0 +1,197 @@
+"""Agents' accounts: adding them, changing caps and status, looking. Every change is on record in `cap_changes`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from daycap.clock import DAY_MS, day_of
+from daycap.errors import InvalidInput, Refused, UnknownAgent
+from daycap.identity import identity_anchor
+from daycap.ledger.anchors import record_anchor
+from daycap.ledger.engine import Ledger, insert
+from daycap.ledger.opening import open_days
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import read_snapshots
+from daycap.ledger.tables import agent_accounts, cap_changes, daily_agent_spending
+from daycap.money import micros
+from daycap.protocol.counter import ACTIVE, KEPT_DAYS, PAUSED
+from daycap.protocol.wire import agent_id
+
+_MOST_AT_ONCE = 1000
+
+
+class AgentExists(Refused):
+    """the agent exists already; change its cap with: daycap cap set NAME USD"""
+
+
+class Account(NamedTuple):
+    """An agent's account and what the ledger has of its day. Amounts are micros."""
+
+    agent: str
+    status: str
+    daily_cap_micros: int
+    day: str
+    cap_micros: int
+    spent_micros: int
+    uncovered_micros: int
+    settled_count: int
+    identity_anchor: str | None
+
+
+def add(
+    ledger: Ledger,
+    publisher: CounterPublisher,
+    caps: Mapping[str, int],
+    changed_by: str,
+    anchors: Mapping[str, str] | None = None,
+) -> int:
+    """Add agents with their daily caps, and identity anchors where `anchors` has one, and open today for them.
+
+    All or none. Raises `AgentExists`, `AnchorTaken`, `InvalidInput` and `InvalidAmount`.
+    """
+    caps = {agent_id(agent): micros(cap) for agent, cap in caps.items()}
+    anchors = {agent: identity_anchor(anchor) for agent, anchor in (anchors or {}).items()}
+    if others := sorted(anchors.keys() - caps.keys()):
+        raise InvalidInput(f"an identity anchor for {others[0]!r:.160}, which is not added here")
+    now_ms = publisher.authoritative_ms()
+    with ledger.writing() as connection:
+        rows = [
+            {
+                "agent_account_id": agent,
+                "daily_cap_micros": caps[agent],
+                "status": ACTIVE,
+                "created_at": now_ms,
+                "updated_at": now_ms,
+            }
+            for agent in sorted(caps)
+        ]
+        statement = insert(connection.dialect.name, agent_accounts).on_conflict_do_nothing()
+        made = {
+            agent
+            for row in rows
+            for agent in connection.scalars(statement.returning(agent_accounts.c.agent_account_id), [row])
+        }
+        if there := sorted(set(caps) - made):
+            raise AgentExists(f"{', '.join(there[:5])}: {AgentExists.__doc__}")
+        connection.execute(
+            sa.insert(cap_changes),
+            [_change(agent, None, None, caps[agent], ACTIVE, changed_by, now_ms) for agent in sorted(caps)],
+        )
+        for agent, anchor in sorted(anchors.items(), key=lambda each: each[1]):  # One order, against deadlocks.
+            record_anchor(connection, agent, None, anchor, changed_by, now_ms)
+    today = day_of(now_ms)
+    return open_days(ledger, publisher, [(agent, today) for agent in caps])
+
+
+def set_cap(ledger: Ledger, publisher: CounterPublisher, agent: str, cap_micros: int, changed_by: str) -> Account:
+    """Change the agent's daily cap, from today on. A day that is over keeps its own. Raises `UnknownAgent`."""
+    return _alter(ledger, publisher, agent, {"daily_cap_micros": micros(cap_micros)}, changed_by)
+
+
+def set_status(ledger: Ledger, publisher: CounterPublisher, agent: str, status: str, changed_by: str) -> Account:
+    """Pause or resume the agent. Raises `UnknownAgent`."""
+    if status not in (ACTIVE, PAUSED):
+        raise InvalidInput(f"a status is {ACTIVE} or {PAUSED}, not {status!r:.40}")
+    return _alter(ledger, publisher, agent, {"status": status}, changed_by)
+
+
+def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict[str, Any], changed_by: str) -> Account:
+    agent = agent_id(agent)
+    now_ms = publisher.authoritative_ms()  # Also of the record: an audit asks which changes were made on a day.
+    accounts, days = agent_accounts.c, daily_agent_spending.c
+    with ledger.writing() as connection:
+        mine = accounts.agent_account_id == agent
+        old = connection.execute(sa.select(agent_accounts).where(mine).with_for_update()).one_or_none()
+        if old is None:
+            raise UnknownAgent(agent)
+        connection.execute(sa.update(agent_accounts).where(mine).values(**values, updated_at=now_ms))
+        cap, status = values.get("daily_cap_micros", old.daily_cap_micros), values.get("status", old.status)
+        change = _change(agent, old.daily_cap_micros, old.status, cap, status, changed_by, now_ms)
+        connection.execute(sa.insert(cap_changes), [change])
+        # The rows' seq rises with every change, so that no older publish can undo it in the counter.
+        changed = {"seq": days.seq + 1, "updated_at": now_ms}
+        first = day_of(now_ms - KEPT_DAYS * DAY_MS)  # A status is one of every day that the counter has.
+        if "daily_cap_micros" in values:
+            changed["cap_micros"], first = cap, day_of(now_ms)
+        these = sa.and_(days.agent_account_id == agent, days.spending_date >= first)
+        # An UPDATE locks rows in whatever order it finds them.
+        in_order = sa.select(days.spending_date).where(these).order_by(days.spending_date).with_for_update()
+        touched = list(connection.scalars(in_order))
+        connection.execute(sa.update(daily_agent_spending).where(these).values(**changed))
+        snapshots = read_snapshots(connection, [(agent, day) for day in touched])
+    publisher.publish(snapshots)
+    return find(ledger, publisher, [agent])[0]
+
+
+def _change(
+    agent: str,
+    old_cap: int | None,
+    old_status: str | None,
+    new_cap: int,
+    new_status: str,
+    changed_by: str,
+    now_ms: int,
+) -> dict[str, Any]:
+    return {
+        "agent_account_id": agent,
+        "old_cap_micros": old_cap,
+        "new_cap_micros": new_cap,
+        "old_status": old_status,
+        "new_status": new_status,
+        "changed_by": changed_by[:200],
+        "changed_at": now_ms,
+    }
+
+
+def find(
+    ledger: Ledger,
+    publisher: CounterPublisher,
+    agents: list[str] | None = None,
+    after: str = "",
+    limit: int = _MOST_AT_ONCE,
+) -> list[Account]:
+    """Accounts with their day, by id: those named, which must exist, or the next `limit` ids after `after`."""
+    if not 1 <= limit <= _MOST_AT_ONCE:
+        raise InvalidInput(f"limit is from 1 to {_MOST_AT_ONCE}")
+    today = day_of(publisher.authoritative_ms())
+    accounts, days = agent_accounts.c, daily_agent_spending.c
+    statement = (
+        sa.select(agent_accounts, daily_agent_spending)
+        .join_from(
+            agent_accounts,
+            daily_agent_spending,
+            sa.and_(days.agent_account_id == accounts.agent_account_id, days.spending_date == today),
+            isouter=True,
+        )
+        .order_by(accounts.agent_account_id)
+        .limit(limit)
+    )
+    if agents is None:
+        statement = statement.where(accounts.agent_account_id > after)
+    else:
+        statement = statement.where(accounts.agent_account_id.in_(agents))
+    with ledger.reading() as connection:
+        found = [_account(row._mapping, today) for row in connection.execute(statement)]
+    for agent in agents or ():
+        if agent not in {account.agent for account in found}:
+            raise UnknownAgent(agent)
+    return found
+
+
+def _account(row: Any, today: str) -> Account:
+    days = daily_agent_spending.c
+    cap = row[days.cap_micros]
+    return Account(
+        row[agent_accounts.c.agent_account_id],
+        row[agent_accounts.c.status],
+        row[agent_accounts.c.daily_cap_micros],
+        today,
+        row[agent_accounts.c.daily_cap_micros] if cap is None else cap,
+        row[days.spent_micros] or 0,
+        row[days.uncovered_micros] or 0,
+        row[days.settled_count] or 0,
+        row[agent_accounts.c.identity_anchor],
+    )

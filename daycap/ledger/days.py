@@ -1,0 +1,147 @@
+"""The rows of agents' days: made when they are missing, locked while they are charged.
+
+One order of locks, so that no two transactions wait for each other: accounts, days that are missing, days that exist,
+each by day and then by the agents' bytes; then leases, settlements and dead letters. A transaction that holds an
+existing day's row asks for no account and inserts no day any more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from daycap.ledger.engine import Ledger, in_byte_order, insert
+from daycap.ledger.slices import Place
+from daycap.ledger.tables import agent_accounts as accounts
+from daycap.ledger.tables import daily_agent_spending as days
+
+AgentDay = tuple[str, str]
+
+SOME = 500
+"""Agents a statement, below every database's limit of parameters."""
+
+
+def by_day(agent_days: Iterable[AgentDay]) -> Iterator[tuple[str, list[str]]]:
+    """Each day with its agents, at most `SOME` at once, in order, so that two workers take their locks in the same."""
+    agents_of: dict[str, list[str]] = {}
+    for agent, day in sorted(set(agent_days)):
+        agents_of.setdefault(day, []).append(agent)
+    for day in sorted(agents_of):
+        agents = agents_of[day]
+        yield from ((day, agents[start : start + SOME]) for start in range(0, len(agents), SOME))
+
+
+def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:
+    """The next agent-days of the days `on` after `place`, [day, agent]; none when all have been walked.
+
+    `agents_after(day, agent)` finds the next agents of a day by id, some at a time.
+    """
+    reached, last = place or ("", "")
+    for day in sorted(on):
+        if day >= reached and (agents := agents_after(day, last if day == reached else "")):
+            return [(agent, day) for agent in agents]
+    return []
+
+
+def place_after(agent_days: list[AgentDay]) -> Place:
+    """Where `walk` goes on after these."""
+    agent, day = agent_days[-1]
+    return [day, agent]
+
+
+def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
+    """Open the books of days that have no row, under the account's cap. Returns those that this call made.
+
+    `now_ms` is the counter's time. An agent without an account gets none.
+    """
+    made: set[AgentDay] = set()
+    for day, agents in by_day(agent_days):
+        missing = set(agents).difference(connection.scalars(_PRESENT, {"day": day, "agents": agents}))
+        if missing:
+            made |= _insert(connection, day, sorted(missing), now_ms)
+    return made
+
+
+def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int) -> set[AgentDay]:
+    zero: Any = sa.literal_column("0")
+    new = (
+        sa.select(
+            accounts.c.agent_account_id,
+            sa.literal(day),
+            accounts.c.daily_cap_micros,
+            zero.label("spent_micros"),
+            zero.label("uncovered_micros"),
+            zero.label("settled_count"),
+            sa.literal_column("1").label("seq"),
+            sa.literal(now_ms, accounts.c.updated_at.type),
+        )
+        .where(accounts.c.agent_account_id.in_(agents))
+        .order_by(in_byte_order(connection.dialect.name, accounts.c.agent_account_id))
+        .with_for_update(read=True)  # A cap that is being changed is waited for, or the row would miss it.
+    )
+    statement = (
+        insert(connection.dialect.name, days)
+        .from_select([column.name for column in days.columns], new)
+        .on_conflict_do_nothing()
+        .returning(days.c.agent_account_id)
+    )
+    return {(agent, day) for (agent,) in connection.execute(statement)}
+
+
+class Numbers(NamedTuple):
+    """What a day's row says."""
+
+    cap_micros: int
+    spent_micros: int
+    uncovered_micros: int
+    settled_count: int
+    seq: int
+
+
+@contextmanager
+def locked(
+    ledger: Ledger, agent_days: Collection[AgentDay], now_ms: int
+) -> Iterator[tuple[sa.Connection, dict[AgentDay, Numbers]]]:
+    """A transaction that holds the rows of these days, made where they are missing, and what they say.
+
+    An agent without an account has none.
+    """
+    with ledger.writing() as connection:
+        rows = lock(connection, agent_days)
+        if len(rows) == len(agent_days):
+            yield connection, rows
+            return
+    # Anew: what holds rows that exist must not make others. Most batches find all of theirs.
+    with ledger.writing() as connection:
+        insert_missing(connection, agent_days, now_ms)
+        yield connection, lock(connection, agent_days)
+
+
+def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[AgentDay, Numbers]:
+    """The rows that there are, held against every other settle and cap change until the transaction ends."""
+    return {
+        (agent, day): Numbers(*numbers)
+        for day, agents in by_day(agent_days)
+        for agent, *numbers in connection.execute(_locked(connection.dialect.name), {"day": day, "agents": agents})
+    }
+
+
+_THESE = sa.and_(
+    days.c.spending_date == sa.bindparam("day"),
+    days.c.agent_account_id.in_(sa.bindparam("agents")),
+)
+_PRESENT = sa.select(days.c.agent_account_id).where(_THESE)
+
+
+@functools.cache
+def _locked(dialect: str) -> sa.Select[Any]:
+    return (
+        sa.select(days.c.agent_account_id, *(days.c[name] for name in Numbers._fields))
+        .where(_THESE)
+        .order_by(in_byte_order(dialect, days.c.agent_account_id))
+        .with_for_update()
+    )

@@ -1,0 +1,240 @@
+"""Dead letters: what could not be settled, kept as it arrived, with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from daycap.errors import InvalidInput, Refused
+from daycap.ledger.engine import Ledger, insert
+from daycap.ledger.tables import dead_letters
+
+logger = logging.getLogger("daycap.worker")
+
+LONGEST_PAYLOAD = 1_000_000
+_LONGEST_REASON = 500
+_LONGEST_EVENT = 4_000
+"""A payload that is longer is no event, and not read to find an agent's name in it."""
+_MOST_AT_ONCE = 1000
+_PREFIX = re.compile(r"[0-9a-f]{4,32}")
+
+
+class UnknownDeadLetter(Refused):
+    """there is no such dead letter; daycap dead-letters list shows them"""
+
+
+class Kind(StrEnum):
+    """Why an event, or a whole message, could not be settled."""
+
+    MALFORMED = "malformed"
+    """It is not of the wire's form."""
+    UNKNOWN_AGENT = "unknown_agent"
+    """There is no account to charge."""
+    WRONG_LEASE = "wrong_lease"
+    """The ledger knows the lease as another agent's or another day's."""
+    WRONG_DAY = "wrong_day"
+    """The day is not yet there."""
+    DAY_CLOSED = "day_closed"
+    """The day's books are closed."""
+    CONFLICT = "conflict"
+    """The hold was settled before, with another payload."""
+    FAILED = "failed"
+    """The ledger refused the row, whatever it was tried with."""
+
+
+class DeadLetter(NamedTuple):
+    """One payload that could not be settled."""
+
+    kind: Kind
+    reason: str
+    payload: object
+
+    @property
+    def id(self) -> str:
+        """A digest of kind and payload: the same letter has the same id each time it arrives."""
+        return hashlib.sha256(f"{self.kind} {self.text}".encode()).hexdigest()[:32]
+
+    @property
+    def text(self) -> str:
+        """The payload as JSON in ASCII, the same for equal payloads, cut at a million characters."""
+        try:
+            text = json.dumps(self.payload, sort_keys=True, separators=(",", ":"), default=repr)
+        except (TypeError, ValueError, RecursionError):
+            # No message can bring this here; if one ever does, it must not be tried for ever.
+            text = json.dumps(f"a {type(self.payload).__name__} that JSON cannot say")
+        return text[:LONGEST_PAYLOAD]
+
+
+class Letter(NamedTuple):
+    """A dead letter as the ledger has it; times are UTC milliseconds."""
+
+    id: str
+    kind: str
+    agent: str | None
+    reason: str
+    times: int
+    first_seen_at: int
+    last_seen_at: int
+    payload: str | None
+    """JSON, as `DeadLetter.text` wrote it; None where only a list was asked for."""
+
+
+def store(connection: sa.Connection, letters: Iterable[DeadLetter], now_ms: int) -> None:
+    """Write the letters in the caller's transaction; one that was there before is counted once more."""
+    rows = [
+        {
+            "dead_letter_id": letter.id,
+            "kind": letter.kind.value,
+            "reason": letter.reason[:_LONGEST_REASON],
+            "payload": letter.text,
+            "first_seen_at": now_ms,
+            "last_seen_at": now_ms,
+            "times": 1,
+        }
+        for letter in letters
+    ]
+    if not rows:
+        return
+    statement = insert(connection.dialect.name, dead_letters)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["dead_letter_id"],
+            set_={
+                "reason": statement.excluded.reason,
+                "last_seen_at": statement.excluded.last_seen_at,
+                "times": dead_letters.c.times + 1,
+            },
+        ),
+        sorted(rows, key=lambda row: str(row["dead_letter_id"])),
+    )
+
+
+def count(ledger: Ledger) -> int:
+    """How many there are."""
+    with ledger.reading() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(dead_letters)).scalar_one()
+
+
+def find(ledger: Ledger, kind: str | None = None, agent: str | None = None, limit: int = 50) -> list[Letter]:
+    """The letters seen last, newest first, of one kind or for one agent's money."""
+    if not 1 <= limit <= _MOST_AT_ONCE:
+        raise InvalidInput(f"limit is from 1 to {_MOST_AT_ONCE}")
+    columns = dead_letters.c
+    statement = _select(kind).order_by(columns.last_seen_at.desc(), columns.dead_letter_id).limit(limit)
+    if agent is not None:
+        named = f'"agent":{json.dumps(agent)}'
+        statement = statement.where(
+            sa.func.length(columns.payload) <= _LONGEST_EVENT, columns.payload.contains(named, autoescape=True)
+        )
+    with ledger.reading() as connection:
+        return [_letter(row)._replace(payload=None) for row in connection.execute(statement)]
+
+
+def get(ledger: Ledger, prefix: str) -> Letter:
+    """The one letter whose id begins so. Raises `UnknownDeadLetter`, `InvalidInput` if several do."""
+    with ledger.reading() as connection:
+        (letter_id,) = _resolve(connection, [prefix])
+        return get_all(connection, [letter_id])[0]
+
+
+def get_all(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Letter]:
+    """Letters with their payloads, by id; those that are gone are left out. `lock`: they are about to be deleted."""
+    columns = dead_letters.c
+    statement = sa.select(dead_letters).where(columns.dead_letter_id.in_(ids)).order_by(columns.dead_letter_id)
+    return [_letter(row) for row in connection.execute(statement.with_for_update() if lock else statement)]
+
+
+def next_ids(ledger: Ledger, kind: str | None, after: str, limit: int) -> list[str]:
+    """The next ids after `after`, in order."""
+    column = dead_letters.c.dead_letter_id
+    with ledger.reading() as connection:
+        statement = _select(kind).with_only_columns(column).where(column > after).order_by(column).limit(limit)
+        return list(connection.scalars(statement))
+
+
+def resolve(ledger: Ledger, prefixes: Iterable[str]) -> list[str]:
+    """The ids that begin so, one each. Raises `UnknownDeadLetter`, `InvalidInput` if several do."""
+    with ledger.reading() as connection:
+        return _resolve(connection, prefixes)
+
+
+def remove(ledger: Ledger, letter_id: str) -> None:
+    """Delete a letter whose event is settled now."""
+    with ledger.writing() as connection:
+        connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id == letter_id))
+
+
+def drop(ledger: Ledger, prefixes: Iterable[str], dropped_by: str) -> list[str]:
+    """Delete letters for good, all or none. Returns their ids; who did it, and what was lost, is in the log."""
+    with ledger.writing() as connection:
+        ids = _resolve(connection, prefixes)
+        dropped = get_all(connection, ids, lock=True)  # In the order in which `store` writes them.
+        connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id.in_(ids)))
+    for letter in dropped:
+        logger.warning(
+            "dead letter %s (%s) dropped by %s: %.*s",
+            letter.id,
+            letter.kind,
+            dropped_by,
+            _LONGEST_EVENT,
+            letter.payload,
+        )
+    return ids
+
+
+def _select(kind: str | None) -> sa.Select[Any]:
+    if kind is None:
+        return sa.select(dead_letters)
+    if kind not in list(Kind):
+        raise InvalidInput(f"a kind is one of {', '.join(Kind)}")
+    return sa.select(dead_letters).where(dead_letters.c.kind == kind)
+
+
+def _resolve(connection: sa.Connection, prefixes: Iterable[str]) -> list[str]:
+    column = dead_letters.c.dead_letter_id
+    ids: dict[str, None] = {}
+    prefixes = list(prefixes)
+    if len(prefixes) > _MOST_AT_ONCE:
+        raise InvalidInput(f"{len(prefixes):,} dead letters; at most {_MOST_AT_ONCE:,} are named at once")
+    for prefix in prefixes:
+        if not _PREFIX.fullmatch(prefix):
+            raise InvalidInput(f"not the beginning of a dead letter's id, 4 to 32 of 0-9 a-f: {prefix[:40]!r}")
+        # By the key: LIKE reads the whole table. "g" follows all digits that an id has.
+        found = list(connection.scalars(sa.select(column).where(column >= prefix, column < f"{prefix}g").limit(2)))
+        if not found:
+            raise UnknownDeadLetter(f"{prefix}: {UnknownDeadLetter.__doc__}")
+        if len(found) > 1:
+            raise InvalidInput(f"{prefix}: several dead letters begin so; write more of the id")
+        ids[found[0]] = None
+    return list(ids)
+
+
+def _letter(row: Any) -> Letter:
+    return Letter(
+        row.dead_letter_id,
+        row.kind,
+        _agent(row.payload),
+        row.reason,
+        row.times,
+        row.first_seen_at,
+        row.last_seen_at,
+        row.payload,
+    )
+
+
+def _agent(payload: str) -> str | None:
+    if len(payload) > _LONGEST_EVENT:
+        return None
+    try:
+        event = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    agent = event.get("agent") if isinstance(event, dict) else None
+    return agent if isinstance(agent, str) else None

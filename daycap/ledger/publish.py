@@ -1,0 +1,100 @@
+"""Publish: warm the counter with what the ledger says. A counter that is away never fails the caller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from daycap.clock import boot_ns, wall_ms
+from daycap.errors import CounterUnavailable
+from daycap.protocol.counter import Counter, DayReading, DaySnapshot, LeaseTerms, PublishReply
+
+logger = logging.getLogger("daycap.worker")
+
+_FIRST_FOR_MS = 10_000
+"""How long after it was read the counter's time lets a new day be opened without a fence: longer than a
+transaction of the ledger, far shorter than the lives of a counter between two losses of its data."""
+
+
+class CounterPublisher:
+    """Publishes ledger snapshots to `counter`, or nowhere in a set-up without one."""
+
+    def __init__(self, counter: Counter | None, terms: LeaseTerms) -> None:
+        self.counter = counter
+        self._terms = terms
+        self._clock_offset_ms: int | None = None
+
+    def now_ms(self) -> int | None:
+        """The counter's clock; None if it does not answer, or if there is none."""
+        if self.counter is None:
+            return None
+        try:
+            return self._heard(self.counter.now_ms())
+        except CounterUnavailable as error:
+            logger.warning("the counter does not tell its time: %s", error)
+            return None
+
+    def authoritative_ms(self) -> int:
+        """The time that days are decided by: the counter's, as asked now or else as last heard."""
+        now_ms = self.now_ms()
+        return self.last_heard_ms() if now_ms is None else now_ms
+
+    def last_heard_ms(self) -> int:
+        """The counter's clock by its last answer, without asking; this host's if it has never answered."""
+        if self._clock_offset_ms is None:
+            return wall_ms()
+        return _boot_ms() + self._clock_offset_ms
+
+    def _heard(self, now_ms: int) -> int:
+        self._clock_offset_ms = now_ms - _boot_ms()
+        return now_ms
+
+    def publish(
+        self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
+    ) -> list[PublishReply | None]:
+        """Publish in one round trip; logs and counts instead of raising when the counter does not answer.
+
+        `opened_at_ms`: the counter's time, read before the transaction that inserted these days' rows.
+        """
+        if self.counter is None or not snapshots:
+            return []
+        first_until_ms = 0
+        if opened_at_ms is not None:
+            # Within the shortest life of a fence: no fence that was raised since can have come and gone.
+            first_until_ms = opened_at_ms + min(_FIRST_FOR_MS, self._terms.ttl_ms + self._terms.guard_ms)
+        try:
+            replies = self.counter.publish(
+                snapshots, self._terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms
+            )
+        except CounterUnavailable as error:
+            self._note_failure(len(snapshots), error)
+            return []
+        for snapshot, reply in zip(snapshots, replies, strict=True):
+            if reply is not None:
+                self._heard(reply.now_ms)
+                self._note_reply(snapshot, reply)
+        return replies
+
+    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+        """What the counter says of the days. Raises `CounterUnavailable`."""
+        return [] if self.counter is None else self.counter.read(agent_days)
+
+    def _note_failure(self, count: int, error: CounterUnavailable) -> None:
+        """Log that `count` days were not published."""
+        logger.warning("%d days were not published, the next publish or reconcile will: %s", count, error)
+
+    def _note_reply(self, snapshot: DaySnapshot, reply: PublishReply) -> None:
+        """Log what an operator should know of a publish."""
+        if reply.opened and reply.fenced:
+            logger.warning("agent %s on %s: opened behind a fence", snapshot.agent, snapshot.day)
+        if reply.given_up_micros:
+            logger.warning("agent %s on %s: gave up %d micros", snapshot.agent, snapshot.day, reply.given_up_micros)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        if self.counter is not None:
+            self.counter.close()
+
+
+def _boot_ms() -> int:
+    return boot_ns() // 1_000_000

@@ -1,0 +1,352 @@
+"""Settle: charge a batch of finalize events to the ledger, each once and none past its day's cap."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from daycap.clock import wall_ms
+from daycap.errors import DaycapError
+from daycap.ledger import days
+from daycap.ledger.dead_letters import DeadLetter, Kind, store
+from daycap.ledger.engine import Ledger, execute_many, insert, is_transient
+from daycap.ledger.retention import OpenDays
+from daycap.ledger.tables import agent_accounts, daily_agent_spending, lease_totals, settlements
+from daycap.money import MAX_MICROS
+from daycap.protocol.counter import UNKNOWN, DaySnapshot, LeaseTotals
+from daycap.protocol.wire import FinalizeEvent
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch: counts of events, micros, and the days as they are now, to be published."""
+
+    settled: int = 0
+    duplicates: int = 0
+    charged_micros: int = 0
+    uncovered_micros: int = 0
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    snapshots: list[DaySnapshot] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        """Take in what became of another batch, settled after this one."""
+        self.settled += other.settled
+        self.duplicates += other.duplicates
+        self.charged_micros += other.charged_micros
+        self.uncovered_micros += other.uncovered_micros
+        self.dead_letters += other.dead_letters
+        newer = {(snapshot.agent, snapshot.day) for snapshot in other.snapshots}
+        self.snapshots = [s for s in self.snapshots if (s.agent, s.day) not in newer] + other.snapshots
+
+
+def settle(ledger: Ledger, payloads: Sequence[object], open_days: OpenDays) -> Outcome:
+    """Settle `payloads` (events as they came from the queue) in one transaction, and commit it.
+
+    An event of a day outside `open_days` becomes a dead letter; pass `retention.kept_days` to charge closed days too.
+    What cannot be settled becomes a dead letter in the same transaction. If the ledger refuses the batch, each
+    event is tried alone, so that one bad event never holds up the others. Raises the database's error where
+    only time can help (`daycap.ledger.engine.is_transient`); then nothing was settled and all may be sent again.
+    """
+    try:
+        return _settle_batch(ledger, payloads, open_days)
+    except Exception as error:
+        if is_transient(error):
+            raise
+    outcome = Outcome()
+    for payload in payloads:
+        outcome.add(_settle_alone(ledger, payload, open_days))
+    return outcome
+
+
+def _settle_alone(ledger: Ledger, payload: object, open_days: OpenDays) -> Outcome:
+    try:
+        return _settle_batch(ledger, [payload], open_days)
+    except Exception as error:
+        if is_transient(error):
+            raise
+        letter = DeadLetter(Kind.FAILED, f"{type(error).__name__}: {error}", payload)
+    return keep(ledger, letter)
+
+
+def keep(ledger: Ledger, letter: DeadLetter) -> Outcome:
+    """Store what is not even a batch of events, in a transaction of its own."""
+    with ledger.writing() as connection:
+        store(connection, [letter], wall_ms())
+    return Outcome(dead_letters=[letter])
+
+
+def _settle_batch(ledger: Ledger, payloads: Sequence[object], open_days: OpenDays) -> Outcome:
+    now_ms = wall_ms()
+    outcome = Outcome()
+    events = _decode(payloads, open_days, outcome.dead_letters)
+    agent_days = {(event.agent, event.day) for event in events}
+    with days.locked(ledger, agent_days, now_ms) as (connection, rows):
+        books = _books(connection, rows)
+        events = _with_account(events, books, outcome)
+        events = _with_own_lease(connection, events, books, outcome)
+        events = _not_settled_yet(connection, events, outcome)
+        _write(connection, _charge(events, books, outcome), books, now_ms)
+        store(connection, outcome.dead_letters, now_ms)
+    outcome.snapshots = [books[where].snapshot() for where in sorted(books)]
+    return outcome
+
+
+@dataclass(slots=True)
+class _Lease:
+    """A lease's totals."""
+
+    drawn_micros: int = 0
+    events: int = 0
+    last_event: int = 0
+    changed: bool = False
+
+    def add(self, event: FinalizeEvent) -> None:
+        # Costs that no cap bounds stop at the largest amount instead of making the ledger refuse the row.
+        self.drawn_micros = min(MAX_MICROS, self.drawn_micros + event.drawn_micros)
+        self.events += 1
+        self.last_event = max(self.last_event, event.event)
+        self.changed = True
+
+
+@dataclass(slots=True)
+class _Book:
+    """An agent's day: its row, locked, so that what is added up here is what the ledger will have."""
+
+    agent: str
+    day: str
+    cap_micros: int
+    spent_micros: int
+    uncovered_micros: int
+    settled_count: int
+    seq: int
+    status: str = UNKNOWN
+    leases: dict[str, _Lease] = field(default_factory=dict)
+    changed: bool = False
+
+    def charge(self, event: FinalizeEvent) -> int:
+        """Add the event; what is charged for it, never more than is left of the cap."""
+        charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))
+        self.spent_micros += charge
+        self.uncovered_micros = min(MAX_MICROS, self.uncovered_micros + event.actual_micros - charge)
+        self.settled_count += 1
+        self.leases[event.lease].add(event)
+        self.changed = True
+        return charge
+
+    def row(self, now_ms: int) -> tuple[object, ...]:
+        """The day's row, in the order of its columns."""
+        return (
+            self.agent,
+            self.day,
+            self.cap_micros,
+            self.spent_micros,
+            self.uncovered_micros,
+            self.settled_count,
+            self.seq,
+            now_ms,
+        )
+
+    def snapshot(self) -> DaySnapshot:
+        """The day as this transaction leaves it."""
+        leases = [
+            LeaseTotals(lease, each.drawn_micros, each.events, each.last_event) for lease, each in self.leases.items()
+        ]
+        return DaySnapshot(
+            self.agent, self.day, self.seq, self.status, self.cap_micros, self.spent_micros, tuple(leases)
+        )
+
+
+def _decode(payloads: Sequence[object], open_days: OpenDays, dead: list[DeadLetter]) -> list[FinalizeEvent]:
+    events = []
+    for payload in payloads:
+        try:
+            event = FinalizeEvent.from_wire(payload)
+        except DaycapError as error:
+            dead.append(DeadLetter(Kind.MALFORMED, str(error), payload))
+            continue
+        if event.day > open_days.newest:
+            dead.append(DeadLetter(Kind.WRONG_DAY, f"{event.day} is after {open_days.newest}", payload))
+        elif event.day < open_days.oldest:
+            dead.append(DeadLetter(Kind.DAY_CLOSED, f"every day before {open_days.oldest} is closed", payload))
+        else:
+            events.append(event)
+    return events
+
+
+def _books(connection: sa.Connection, rows: dict[days.AgentDay, days.Numbers]) -> dict[days.AgentDay, _Book]:
+    """The days' rows, which are locked, with what belongs to them."""
+    books = {where: _Book(*where, *row) for where, row in rows.items()}
+    for day, agents in days.by_day(books):
+        # Read after the rows were locked: a status that is being changed has been waited for.
+        for agent, status in connection.execute(_STATUS, {"agents": agents}):
+            books[agent, day].status = status
+        for agent, lease, *totals in connection.execute(_LEASES, {"day": day, "agents": agents}):
+            books[agent, day].leases[lease] = _Lease(*totals)
+    return books
+
+
+_STATUS = sa.select(agent_accounts.c.agent_account_id, agent_accounts.c.status).where(
+    agent_accounts.c.agent_account_id.in_(sa.bindparam("agents"))
+)
+_LEASES = sa.select(
+    lease_totals.c.agent_account_id,
+    lease_totals.c.lease_id,
+    lease_totals.c.drawn_micros,
+    lease_totals.c.events,
+    lease_totals.c.last_event,
+).where(
+    lease_totals.c.spending_date == sa.bindparam("day"),
+    lease_totals.c.agent_account_id.in_(sa.bindparam("agents")),
+)
+
+
+def _with_account(
+    events: list[FinalizeEvent], books: dict[days.AgentDay, _Book], outcome: Outcome
+) -> list[FinalizeEvent]:
+    kept = []
+    for event in events:
+        if (event.agent, event.day) in books:
+            kept.append(event)
+        else:
+            letter = DeadLetter(Kind.UNKNOWN_AGENT, f"there is no agent {event.agent}", event.to_wire())
+            outcome.dead_letters.append(letter)
+    return kept
+
+
+def _with_own_lease(
+    connection: sa.Connection,
+    events: list[FinalizeEvent],
+    books: dict[days.AgentDay, _Book],
+    outcome: Outcome,
+) -> list[FinalizeEvent]:
+    """A lease belongs to the agent and day that the ledger first saw it with."""
+    unknown = [event for event in events if event.lease not in books[event.agent, event.day].leases]
+    owner = _owners(connection, unknown) if unknown else {}
+    for lease, where in owner.items():
+        if where in books:
+            books[where].leases.setdefault(lease, _Lease())
+    kept = []
+    for event in events:
+        if event.lease in books[event.agent, event.day].leases:
+            kept.append(event)
+        else:
+            reason = "the lease belongs to agent {} on {}".format(*owner[event.lease])
+            outcome.dead_letters.append(DeadLetter(Kind.WRONG_LEASE, reason, event.to_wire()))
+    return kept
+
+
+def _owners(connection: sa.Connection, events: list[FinalizeEvent]) -> dict[str, days.AgentDay]:
+    """Whose the events' leases are: whoever's they were before, else the first one's here, in the ledger too."""
+    first = {event.lease: event for event in reversed(events)}
+    # Inserted before it is read: of two workers that meet a lease for the first time, one waits for the other.
+    execute_many(
+        connection,
+        _inserts(connection.dialect.name).leases,
+        [(lease, event.agent, event.day, 0, 0, 0) for lease, event in sorted(first.items())],
+    )
+    columns = lease_totals.c
+    statement = sa.select(columns.lease_id, columns.agent_account_id, columns.spending_date)
+    found = connection.execute(statement.where(columns.lease_id.in_(first)))
+    return {row.lease_id: (row.agent_account_id, row.spending_date) for row in found}
+
+
+_SETTLED = sa.select(
+    settlements.c.reservation_id,
+    settlements.c.agent_account_id,
+    settlements.c.spending_date,
+    settlements.c.held_micros,
+    settlements.c.actual_micros,
+).where(settlements.c.reservation_id.in_(sa.bindparam("reservations")))
+
+
+def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], outcome: Outcome) -> list[FinalizeEvent]:
+    """Drop what is settled already, also earlier in this batch; another payload for a hold is a conflict."""
+    wanted = {"reservations": [event.reservation for event in events]}
+    known: dict[str, tuple[object, ...]] = {}
+    if events:
+        known = {reservation: tuple(said) for reservation, *said in connection.execute(_SETTLED, wanted)}
+    kept = []
+    for event in events:
+        said = (event.agent, event.day, event.held_micros, event.actual_micros)
+        settled = known.setdefault(event.reservation, said)
+        if settled is said:
+            kept.append(event)
+        elif settled == said:
+            outcome.duplicates += 1
+        else:
+            reason = "settled before with held {}, actual {}".format(*settled[2:])
+            outcome.dead_letters.append(DeadLetter(Kind.CONFLICT, reason, event.to_wire()))
+    return kept
+
+
+def _charge(
+    events: list[FinalizeEvent], books: dict[days.AgentDay, _Book], outcome: Outcome
+) -> list[tuple[FinalizeEvent, int]]:
+    """Each event with what is charged for it, in order of arrival."""
+    charged = []
+    for event in events:
+        charge = books[event.agent, event.day].charge(event)
+        charged.append((event, charge))
+        outcome.charged_micros += charge
+        outcome.uncovered_micros += event.actual_micros - charge
+    outcome.settled += len(charged)
+    return charged
+
+
+def _write(
+    connection: sa.Connection,
+    charged: list[tuple[FinalizeEvent, int]],
+    books: dict[days.AgentDay, _Book],
+    now_ms: int,
+) -> None:
+    if not charged:
+        return
+    # A plain INSERT: it writes every row or raises, so that the totals below are those of its rows.
+    execute_many(
+        connection,
+        _INSERT_SETTLEMENTS,
+        [(e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, charge, now_ms) for e, charge in charged],
+    )
+    changed = [books[where] for where in sorted(books) if books[where].changed]
+    leases = [
+        (lease, book.agent, book.day, each.drawn_micros, each.events, each.last_event)
+        for book in changed
+        for lease, each in book.leases.items()
+        if each.changed
+    ]
+    statements = _inserts(connection.dialect.name)
+    execute_many(connection, statements.changed_leases, leases)
+    for book in changed:
+        book.seq += 1
+    execute_many(connection, statements.changed_days, [book.row(now_ms) for book in changed])
+
+
+_INSERT_SETTLEMENTS = sa.insert(settlements)
+
+
+class _Inserts(NamedTuple):
+    """The statements that need the database's own kind of INSERT."""
+
+    leases: sa.Insert
+    changed_leases: sa.Insert
+    changed_days: sa.Insert
+
+
+@functools.cache
+def _inserts(dialect: str) -> _Inserts:
+    leases, of_day = insert(dialect, lease_totals), insert(dialect, daily_agent_spending)
+    totals = ("drawn_micros", "events", "last_event")
+    numbers = ("spent_micros", "uncovered_micros", "settled_count", "seq", "updated_at")
+    return _Inserts(
+        leases.on_conflict_do_nothing(),
+        leases.on_conflict_do_update(
+            index_elements=["lease_id"], set_={name: leases.excluded[name] for name in totals}
+        ),
+        of_day.on_conflict_do_update(
+            index_elements=["agent_account_id", "spending_date"], set_={name: of_day.excluded[name] for name in numbers}
+        ),
+    )

@@ -1,0 +1,168 @@
+"""The ledger's tables. Amounts are micros, days are text `YYYY-MM-DD`, times are UTC milliseconds since 1970.
+
+`migrations/` makes them; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from daycap.money import MAX_MICROS
+from daycap.protocol.counter import ACTIVE, PAUSED
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+_STRICT: dict[str, Any] = {"sqlite_strict": True}
+_CLUSTERED: dict[str, Any] = {**_STRICT, "sqlite_with_rowid": False}
+"""Rows live in the primary key's tree: for keys that are not a running number."""
+
+
+def _micros(name: str, *, nullable: bool = False) -> list[sa.schema.SchemaItem]:
+    """A column of money and the check that keeps it an exact amount."""
+    return [
+        sa.Column(name, Number, nullable=nullable),
+        sa.CheckConstraint(f"{name} BETWEEN 0 AND {MAX_MICROS}", name=name),
+    ]
+
+
+def _count(name: str) -> sa.Column[int]:
+    return sa.Column(name, Number, nullable=False)
+
+
+agent_accounts = sa.Table(
+    "agent_accounts",
+    metadata,
+    sa.Column("agent_account_id", sa.Text, primary_key=True),
+    *_micros("daily_cap_micros"),
+    sa.Column("status", sa.Text, nullable=False),
+    _count("created_at"),
+    _count("updated_at"),
+    sa.Column("identity_anchor", sa.Text),
+    sa.Index(None, "identity_anchor", unique=True),
+    sa.CheckConstraint("length(identity_anchor) BETWEEN 1 AND 256", name="identity_anchor"),
+    sa.CheckConstraint("length(agent_account_id) BETWEEN 1 AND 128", name="agent_account_id"),
+    sa.CheckConstraint(f"status IN ('{ACTIVE}', '{PAUSED}')", name="status"),
+    **_CLUSTERED,
+)
+
+cap_changes = sa.Table(
+    "cap_changes",
+    metadata,
+    sa.Column("cap_change_id", Number, primary_key=True),
+    sa.Column("agent_account_id", sa.Text, sa.ForeignKey("agent_accounts.agent_account_id"), nullable=False),
+    *_micros("old_cap_micros", nullable=True),
+    *_micros("new_cap_micros"),
+    sa.Column("old_status", sa.Text),
+    sa.Column("new_status", sa.Text, nullable=False),
+    sa.Column("changed_by", sa.Text, nullable=False),
+    _count("changed_at"),
+    sa.Index(None, "agent_account_id"),
+    **_STRICT,
+)
+"""Append-only: who changed which cap or status from what to what, and when. The first row has no old values."""
+
+identity_anchors = sa.Table(
+    "identity_anchors",
+    metadata,
+    sa.Column("identity_anchor", sa.Text, primary_key=True),
+    sa.Column("agent_account_id", sa.Text, sa.ForeignKey("agent_accounts.agent_account_id"), nullable=False),
+    sa.CheckConstraint("length(identity_anchor) BETWEEN 1 AND 256", name="identity_anchor"),
+    **_CLUSTERED,
+)
+"""Append-only: whose each anchor is, or was. The key is what keeps it from ever being another agent's."""
+
+anchor_changes = sa.Table(
+    "anchor_changes",
+    metadata,
+    sa.Column("anchor_change_id", Number, primary_key=True),
+    sa.Column("agent_account_id", sa.Text, sa.ForeignKey("agent_accounts.agent_account_id"), nullable=False),
+    sa.Column("old_anchor", sa.Text),
+    sa.Column("new_anchor", sa.Text, nullable=False),
+    sa.Column("changed_by", sa.Text, nullable=False),
+    _count("changed_at"),
+    sa.Index(None, "agent_account_id"),
+    **_STRICT,
+)
+"""Append-only: who gave which agent which identity anchor instead of which, and when. The first row has no old one."""
+
+daily_agent_spending = sa.Table(
+    "daily_agent_spending",
+    metadata,
+    sa.Column("agent_account_id", sa.Text, sa.ForeignKey("agent_accounts.agent_account_id"), primary_key=True),
+    sa.Column("spending_date", sa.Text, primary_key=True),
+    *_micros("cap_micros"),
+    *_micros("spent_micros"),
+    *_micros("uncovered_micros"),
+    _count("settled_count"),
+    _count("seq"),
+    _count("updated_at"),
+    sa.CheckConstraint("length(spending_date) = 10", name="spending_date"),
+    sa.Index(None, "spending_date", "agent_account_id"),
+    **_CLUSTERED,
+)
+
+_DAY_KEY = ["daily_agent_spending.agent_account_id", "daily_agent_spending.spending_date"]
+
+lease_totals = sa.Table(
+    "lease_totals",
+    metadata,
+    sa.Column("lease_id", sa.Text, primary_key=True),
+    sa.Column("agent_account_id", sa.Text, nullable=False),
+    sa.Column("spending_date", sa.Text, nullable=False),
+    *_micros("drawn_micros"),
+    _count("events"),
+    _count("last_event"),
+    sa.ForeignKeyConstraint(["agent_account_id", "spending_date"], _DAY_KEY),
+    sa.Index(None, "spending_date", "agent_account_id"),
+    **_CLUSTERED,
+)
+
+_LEASE = "substr(rtrim(reservation_id, '0123456789'), 1, length(rtrim(reservation_id, '0123456789')) - 1)"
+"""The lease's id, which a reservation's begins with: a hyphen and a number come after it."""
+
+settlements = sa.Table(
+    "settlements",
+    metadata,
+    sa.Column("reservation_id", sa.Text, primary_key=True),
+    sa.Column("agent_account_id", sa.Text, nullable=False),
+    sa.Column("spending_date", sa.Text, nullable=False),
+    sa.Column("lease_id", sa.Text, sa.Computed(_LEASE), nullable=False),
+    *_micros("held_micros"),
+    *_micros("actual_micros"),
+    *_micros("charged_micros"),
+    _count("settled_at"),
+    sa.CheckConstraint("charged_micros <= actual_micros", name="charged"),
+    sa.ForeignKeyConstraint(["agent_account_id", "spending_date"], _DAY_KEY),
+    sa.Index(None, "spending_date", "agent_account_id"),
+    **_CLUSTERED,
+)
+"""Append-only: every event that was charged."""
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("dead_letter_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    _count("first_seen_at"),
+    _count("last_seen_at"),
+    _count("times"),
+    sa.Index(None, "last_seen_at"),
+    **_CLUSTERED,
+)
+"""What could not be settled, as it arrived, with the reason. The id is a digest of kind and payload."""
+
+APPEND_ONLY = {table.name for table in (cap_changes, identity_anchors, anchor_changes)}
+"""What is only ever added to."""

@@ -1,0 +1,174 @@
+"""What travels through the queue: names that runner and worker share, and the finalize event."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import operator
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+from daycap.clock import day_start_ms
+from daycap.errors import InvalidAmount, InvalidInput
+from daycap.formats import shown
+from daycap.money import MAX_MICROS, format_usd, micros
+
+FINALIZE_TASK = "daycap.finalize"
+OPEN_DAY_TASK = "daycap.open_day"
+
+FINALIZE_QUEUE = "daycap.finalize"
+OPEN_QUEUE = "daycap.open"
+"""What runners ask for and what must not wait behind a backlog of events: open_day, and no other task."""
+
+CONTROL_QUEUE = "daycap.control"
+"""Administration and housekeeping: a runner needs no right to write to it."""
+
+SENT_HEADER = "daycap_sent_ms"
+"""Message header: the counter's time, in milliseconds, when the runner handed the message to the broker."""
+
+WIRE_VERSION = 1
+MAX_EVENTS_PER_MESSAGE = 500
+MAX_MESSAGE_BYTES = 1_000_000
+"""A body's; some three times that of the largest message of events that there is."""
+
+_AGENT = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
+_LEASE = re.compile(r"[A-Za-z0-9._:@-]{1,64}", re.ASCII)
+_BOUND_LEASE = re.compile(r"([a-z2-7]{26})\.([a-z2-7]{6})", re.ASCII)
+_HOLD_NUMBER = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+
+
+def agent_id(value: object) -> str:
+    """`value`, if it is an agent's id: 1..128 characters of `[A-Za-z0-9._:@-]`. Else `InvalidInput`."""
+    if not isinstance(value, str) or not _AGENT.fullmatch(value):
+        raise InvalidInput(f"not an agent id (1..128 characters of A-Z a-z 0-9 . _ : @ -): {shown(value, 160)}")
+    return value
+
+
+def new_lease_id(agent: str, day: str, random: bytes) -> str:
+    """A lease's id: `random` (16 bytes, never used before), a dot, and a check over agent and day.
+
+    The check binds the lease to its agent: an event that names another one is seen to be wrong without
+    asking anyone. Runners in other languages may use any id of the wire's form instead.
+    """
+    name = base64.b32encode(random).decode("ascii").rstrip("=").lower()
+    return f"{name}.{_lease_check(name, agent, day)}"
+
+
+def lease_fits(lease: str, agent: str, day: str) -> bool:
+    """False if `lease` was made by `new_lease_id` for another agent or another day."""
+    bound = _BOUND_LEASE.fullmatch(lease)
+    return bound is None or bound[2] == _lease_check(bound[1], agent, day)
+
+
+def _lease_check(name: str, agent: str, day: str) -> str:
+    digest = hashlib.sha256(f"{name} {day} {agent}".encode()).digest()
+    return base64.b32encode(digest).decode("ascii")[:6].lower()
+
+
+class FinalizeEvent(NamedTuple):
+    """A hold that ended with a cost. All amounts are micros; `event` counts the lease's events from 1.
+
+    `hold` is its number among the lease's holds, from 1.
+    """
+
+    lease: str
+    hold: int
+    event: int
+    agent: str
+    day: str
+    held_micros: int
+    actual_micros: int
+    at_ms: int
+
+    @property
+    def reservation(self) -> str:
+        """The hold's id."""
+        return f"{self.lease}-{self.hold}"
+
+    @property
+    def drawn_micros(self) -> int:
+        """What the hold takes out of its lease."""
+        return min(self.actual_micros, self.held_micros)
+
+    def to_wire(self) -> dict[str, Any]:
+        """The event as the JSON object that DESIGN's queue section names."""
+        return {
+            "v": WIRE_VERSION,
+            "reservation": self.reservation,
+            "lease": self.lease,
+            "event": self.event,
+            "agent": self.agent,
+            "day": self.day,
+            "held": self.held_micros,
+            "actual": self.actual_micros,
+            "at_ms": self.at_ms,
+        }
+
+    @classmethod
+    def from_wire(cls, payload: object) -> FinalizeEvent:
+        """Decode what came from the queue. Raises `InvalidInput` or `InvalidAmount` with the reason.
+
+        Fields that version 1 does not know are ignored.
+        """
+        if not isinstance(payload, dict):
+            raise InvalidInput(f"an event is an object, not {type(payload).__name__}")
+        version = payload.get("v")
+        if type(version) is not int or version != WIRE_VERSION:
+            raise InvalidInput(f"unknown version: {shown(version, 40)}")
+        try:
+            reservation, lease, event, agent, day, held, actual, at_ms = _in_order(payload)
+        except KeyError:
+            missing = [name for name in _FIELDS if name not in payload]
+            raise InvalidInput(f"missing: {', '.join(missing)}") from None
+        if not (type(lease) is type(agent) is type(day) is str):
+            _check_lease.__wrapped__(lease, agent, day)  # Raises; a cache cannot be asked for whatever it is.
+        _check_lease(lease, agent, day)
+        if not isinstance(reservation, str) or not (
+            reservation.startswith(f"{lease}-") and _HOLD_NUMBER.fullmatch(reservation, len(lease) + 1)
+        ):
+            raise InvalidInput(f"not a hold of lease {lease}: {shown(reservation, 120)}")
+        # They share the range of amounts: exact in every language that reads JSON.
+        for name, value in (("event", event), ("held", held), ("actual", actual), ("at_ms", at_ms)):
+            try:
+                micros(value)
+            except InvalidAmount:
+                raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None
+        if event == 0:
+            raise InvalidInput("event counts from 1")
+        return cls(lease, int(reservation[len(lease) + 1 :]), event, agent, day, held, actual, at_ms)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _check_lease(lease: object, agent: object, day: Any) -> None:
+    """Raise `InvalidInput` unless this may be a lease of this agent and day. A lease has many events."""
+    if not isinstance(lease, str) or not _LEASE.fullmatch(lease):
+        raise InvalidInput(f"not a lease id: {shown(lease, 80)}")
+    day_start_ms(day)
+    if not lease_fits(lease, agent_id(agent), day):
+        raise InvalidInput(f"lease {lease} was not made for agent {agent} on {day}")
+
+
+_FIELDS = ("reservation", "lease", "event", "agent", "day", "held", "actual", "at_ms")
+_in_order = operator.itemgetter(*_FIELDS)
+
+
+_MOST_SHOWN = 2
+
+
+def shown_costs(events: object) -> str:
+    """What `events`, as they travel, cost each agent: `agent-7 $0.012; agent-8 $0.003; +3`.
+
+    For people: those that cost most come first, and what is no event is left out.
+    """
+    costs: Counter[str] = Counter()
+    for payload in events if isinstance(events, list) else ():
+        if isinstance(payload, dict):
+            agent, actual = payload.get("agent"), payload.get("actual")
+            if isinstance(agent, str) and type(actual) is int and 0 <= actual <= MAX_MICROS:
+                costs[agent] += actual
+    words = [f"{agent:.40} {format_usd(cost)}" for agent, cost in costs.most_common(_MOST_SHOWN)]
+    if len(costs) > _MOST_SHOWN:
+        words.append(f"+{len(costs) - _MOST_SHOWN}")
+    return "; ".join(words)

@@ -1,0 +1,1 @@
+"""The wallet: leases, holds, and the two faces that reserve them."""

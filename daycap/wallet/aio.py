@@ -1,0 +1,170 @@
+"""The wallet of a program that runs in an event loop. Over the same book, threads and protocol as `Wallet`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import Any, Unpack, cast, overload
+
+from daycap.counters.per_loop import PerLoop
+from daycap.money import micros
+from daycap.pricing.usage import Call
+from daycap.protocol.counter import SyncReply
+from daycap.settings import Settings
+from daycap.wallet.base import BaseWallet, too_many_concurrent
+from daycap.wallet.hold import AsyncHold
+from daycap.wallet.metering import AgentOf, CostOf, P, T, agent_of, check_kind, note_cost
+from daycap.wallet.readings import Reading
+from daycap.wallet.top_up import Pause, Step, Steps
+from daycap.wallet.wiring import Parts
+
+
+class AsyncWallet(BaseWallet[AsyncHold]):
+    """`Wallet` with `await`: the same verbs, amounts and errors. Tasks may share one, those of other threads' event
+    loops too; make one for each process.
+
+    Use `AsyncWallet.from_env()`, as a context manager: `async with`. Nothing blocks the event loop: a reserve that
+    memory answers does not even yield to it, one that must ask awaits Redis, and all else is done by the wallet's
+    threads. A hold's `finalize` and `release` never wait and are plain calls, so that they work while a task is being
+    cancelled; `with await wallet.reserve(...) as hold:` finalizes whatever happens.
+    """
+
+    _hold_type = AsyncHold
+
+    def __init__(self, parts: Parts, settings: Settings | None = None) -> None:
+        super().__init__(parts, settings)
+        self._ready()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._topping_up: PerLoop[dict[str, asyncio.Lock]] = PerLoop(dict)
+
+    def _forget(self) -> None:
+        super()._forget()
+        if self._in_loop is not None:
+            self._in_loop.forget()
+
+    @overload
+    async def reserve(self, agent: str, estimate_micros: int) -> AsyncHold: ...
+    @overload
+    async def reserve(self, agent: str, **call: Unpack[Call]) -> AsyncHold: ...
+    async def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> AsyncHold:
+        """See `Wallet.reserve`. If the task is cancelled while it waits, nothing is held."""
+        if call:
+            priced = cast(Call, call)
+            if self._prices is None:  # Reading them takes half a second.
+                await _in_thread(lambda: self.prices)
+            return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
+        hold = self._from_memory(agent, estimate_micros)
+        return hold if hold is not None else await self._ask(agent, micros(estimate_micros))
+
+    @overload
+    def metered(
+        self, agent: AgentOf, estimate_micros: int, *, cost: CostOf = None
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
+    @overload
+    def metered(
+        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[Call]
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
+    def metered(
+        self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
+        """See `Wallet.metered`: of an `async def`. Cancelled in the call, it is charged all that is held."""
+        amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
+
+        def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+            check_kind(function, coroutine=True)
+
+            @wraps(function)
+            async def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
+                with await self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
+                    result = await function(*args, **kwargs)
+                    note_cost(hold, result, cost, call, lambda: self.prices)
+                    return result
+
+            return call_it
+
+        return decorate
+
+    async def remaining(self, agent: str) -> Reading:
+        """See `Wallet.remaining`."""
+        return await _in_thread(self._readings.remaining, agent)
+
+    async def spent(self, agent: str) -> Reading:
+        """See `Wallet.spent`."""
+        return await _in_thread(self._readings.spent, agent)
+
+    async def verify_identity_binding(self, agent: str, anchor: str) -> bool:
+        """See `Wallet.verify_identity_binding`."""
+        return await _in_thread(self._binding.verify, agent, anchor)
+
+    async def flush(self, timeout: float = 5) -> tuple[str, ...]:
+        """See `Wallet.flush`."""
+        return await _in_thread(self._flush, timeout)
+
+    async def close(self, timeout: float = 5) -> tuple[str, ...]:
+        """See `Wallet.close`."""
+        unsettled = await _in_thread(self._close, timeout)
+        if self._in_loop is not None:
+            await self._in_loop.close()
+        return unsettled
+
+    async def __aenter__(self) -> AsyncWallet:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    async def _ask(self, agent: str, estimate: int) -> AsyncHold:
+        """Drive a top-up: of one loop's tasks one at a time for each agent."""
+        start_s = self._begin_to_ask(agent)
+        if not self._sender.tried.is_set():
+            await _in_thread(self._sender.try_broker, self._settings.redis_timeout_seconds)
+        locks = self._topping_up.get()
+        lock = locks.setdefault(agent, asyncio.Lock())
+        try:
+            async with asyncio.timeout(self._settings.open_timeout_seconds):
+                await lock.acquire()
+        except TimeoutError:
+            raise too_many_concurrent(agent) from None
+        try:
+            with self._asking(agent, locks):
+                if self._binding.must_look(agent):
+                    await _in_thread(self._binding.check, agent)
+                return await self._drive(self._steps(agent, estimate, start_s), start_s)
+        finally:
+            lock.release()
+
+    async def _drive(self, steps: Steps[AsyncHold], start_s: float) -> AsyncHold:
+        answer: SyncReply | None = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            try:
+                answer = await self._take(step, start_s)
+            except BaseException as error:  # Cancellation too.
+                steps.throw(error)  # What was taken out of the book for the question is put back, and it is raised.
+
+    async def _take(self, step: Step, start_s: float) -> SyncReply | None:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        with self._exchanging(start_s):
+            if self._in_loop is not None:
+                return await self._in_loop.sync(step.request)
+            if self._counter.immediate:
+                return self._counter.sync([step.request])[0]
+            return (await _in_thread(self._counter.sync, [step.request]))[0]
+
+
+async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Where the loop does not wait for it; at the end of the process, when no thread can be had, at once."""
+    if threading.main_thread().is_alive():
+        return await asyncio.to_thread(call, *args, **kwargs)
+    return call(*args, **kwargs)

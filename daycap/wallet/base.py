@@ -1,0 +1,368 @@
+"""What both faces of a wallet have in common: its parts, its hot path, its beginning and end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
+
+from daycap import process
+from daycap.delivery.outbox import Outbox
+from daycap.delivery.sender import Sender
+from daycap.errors import (
+    BudgetUnavailable,
+    CapExceeded,
+    CounterUnavailable,
+    InvalidInput,
+    NotYourAgent,
+    OutboxFull,
+    UnknownAgent,
+)
+from daycap.identity import identity_anchor
+from daycap.money import MAX_MICROS, micros
+from daycap.pricing.answer_cost import CallPricing
+from daycap.pricing.usage import Call
+from daycap.process import here
+from daycap.protocol.wire import FinalizeEvent, agent_id
+from daycap.settings import Settings
+from daycap.wallet.binding import Binding
+from daycap.wallet.hold import BaseHold, H
+from daycap.wallet.lease_book import LeaseBook
+from daycap.wallet.readings import Readings
+from daycap.wallet.renewer import Renewer
+from daycap.wallet.top_up import Steps, top_up
+from daycap.wallet.wiring import Parts, make_parts, make_prices
+
+if TYPE_CHECKING:
+    from daycap.pricing.prices import Prices
+
+logger = logging.getLogger("daycap")
+
+_LAST_S = 0.25
+"""How long a thread may take to end, where a flush took all the time that there was."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalletStats:
+    """What this process holds and has done since it started."""
+
+    live_holds: int
+    unsettled: int
+    waiting: int
+    send_failures: int
+    fallthroughs: int
+    resent: int
+    outbox_failures: int
+
+
+class BaseWallet(Generic[H]):
+    """A wallet without what waits, and without what decides how to wait."""
+
+    _hold_type: ClassVar[type[BaseHold]]
+
+    def __init__(self, parts: Parts, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+        self._counter, transport, self._reader, self._outbox, self._in_loop = parts
+        self._binding = Binding(self._settings.identity_anchor, self._reader)
+        self._sender = Sender(
+            transport,
+            self._outbox.prepare if self._outbox is not None else lambda: None,
+            self._tell_refused,
+        )
+        self._emit = _emitter(self._sender, self._outbox)
+        self._book: LeaseBook[H] = LeaseBook(
+            self._emit,
+            self._outbox.settled if self._outbox is not None else lambda _: None,
+            hold_type=self._hold_type,  # type: ignore[arg-type]
+            reserve_more=self.reserve,
+            guard_ms=self._settings.guard_ms,
+            slice_seconds=self._settings.slice_seconds,
+            trace_holds=self._settings.trace_holds,
+        )
+        transport.use_clock(self._book.counter_ms)
+        self._renewer = Renewer(self._book, self._counter, self._sender, self._outbox, self._settings)
+        self._readings = Readings(self._book, self._counter, self._reader, transport)
+        self._prices: Prices | None = None
+
+    def _ready(self) -> None:
+        """Called at the end of a subclass's `__init__`: from here on forks, and the end of the process, are noticed."""
+        self._begin()
+        process.watch(self)
+        if process.without_threads() is None:
+            self._renewer.follow_adopted()
+
+    def _tell_refused(self, refused: bool) -> None:
+        """What the broker would refuse for ever must hold no money: nobody reserves, and what is free goes back."""
+        self._book.ask_always(refused)
+
+    def _begin(self) -> None:
+        self._no_answer: tuple[float, CounterUnavailable] | None = None
+        self._closed = False
+        self._open_parts = [True]
+        """Empty once they were closed."""
+
+    def _forget(self) -> None:
+        """In a forked child, which shares nothing with its parent but the settings."""
+        self._begin()
+        self._binding.forget()
+        self._book.forget()
+        self._renewer.forget()
+        self._sender.forget()
+        self._counter.forget()
+        if self._outbox is not None:
+            self._outbox.forget()
+        if self._reader is not None:
+            self._reader.forget()
+
+    @classmethod
+    def from_env(
+        cls,
+        *,
+        caps: Mapping[str, int] | None = None,
+        environ: Mapping[str, str] | None = None,
+        anchor: str | None = None,
+    ) -> Self:
+        """A wallet as the environment says; the README has the table. Raises `InvalidSetting`.
+
+        Without `DAYCAP_REDIS_URL` the counter is in this process's memory: opened from the ledger if
+        `DAYCAP_LEDGER_URL` is set, else with `caps` (agent to micros a day). Without `DAYCAP_BROKER_URL` events
+        are settled in memory and are gone with the process.
+
+        With `anchor`, else `DAYCAP_IDENTITY_ANCHOR`, the wallet is bound: it serves the agent of that identity anchor
+        and no other. That needs `DAYCAP_LEDGER_URL`. Raises `InvalidInput` for what cannot be an anchor.
+        """
+        settings = Settings.from_env(environ)
+        if anchor is not None:
+            settings = dataclasses.replace(settings, identity_anchor=identity_anchor(anchor))
+        return cls.from_settings(settings, caps=caps)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, caps: Mapping[str, int] | None = None) -> Self:
+        """See `from_env`."""
+        with process.whole:
+            parts = make_parts(settings, caps)
+        return cls(parts, settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, a wallet is its settings: the other process connects by itself, with one wallet for all copies.
+
+        Raises `InvalidInput` where the counter is in this process's memory: a copy would lend the same money again.
+        """
+        if not self._settings.redis_url:
+            raise InvalidInput("this wallet's counter is in its process's memory: to use several, set DAYCAP_REDIS_URL")
+        return _of_this_process, (type(self), self._settings)
+
+    def stats(self) -> WalletStats:
+        """Counts for a metrics endpoint."""
+        return WalletStats(
+            live_holds=self._book.live_holds(),
+            unsettled=len(self._renewer.unsettled()),
+            waiting=self._sender.waiting,
+            send_failures=self._sender.failures,
+            fallthroughs=self._readings.fallthroughs,
+            resent=self._renewer.resent,
+            outbox_failures=self._outbox.failures if self._outbox is not None else 0,
+        )
+
+    @property
+    def prices(self) -> Prices:
+        """Own prices by `DAYCAP_PRICES_FILE`, before those of genai-prices. Raises `InvalidSetting`."""
+        if self._prices is None:  # Not a cached_property, whose lock (in Python 3.11) a forked child would inherit.
+            with process.whole.lock:  # A child that was forked meanwhile could never import it.
+                self._prices = make_prices(self._settings)
+        return self._prices
+
+    @prices.setter
+    def prices(self, prices: Prices) -> None:
+        self._prices = prices
+
+    # --- what may wait, for each face to call in its own way ------------------------------------------------
+
+    def reserve(self, agent: str, estimate_micros: int) -> Any:
+        """See the face's own."""
+        raise NotImplementedError
+
+    def _worst_case(self, estimate_micros: int | None, call: Call) -> int:
+        if estimate_micros is not None:
+            raise InvalidInput("reserve takes an amount or a model, not both")
+        return self.prices.worst_case_micros(**call)
+
+    def _priced(self, hold: H, call: Call) -> H:
+        """The hold, told how to turn its call's usage into micros."""
+        hold._pricing = CallPricing(self.prices, call["model"], call.get("provider"), call.get("service_tier"))
+        return hold
+
+    def _from_memory(self, agent: str, estimate_micros: object) -> H | None:
+        """A hold out of what this process has leased, or None if the counter has to be asked."""
+        estimate = estimate_micros
+        if type(estimate) is not int or not 0 <= estimate <= MAX_MICROS:
+            estimate = micros(estimate)  # It says what is wrong; this is the hot path.
+        if not here[0]:
+            process.begin()
+        if self._outbox is not None and self._outbox.full:
+            raise OutboxFull
+        try:
+            return self._book.reserve(agent, estimate)
+        except TypeError:  # It cannot even be looked up: agent_id says why.
+            agent_id(agent)
+            raise
+
+    def _steps(self, agent: str, estimate: int, start_s: float) -> Steps[H]:
+        """The steps of a top-up, for as long as reserve may take."""
+        end_s = start_s + self._settings.open_timeout_seconds
+        return top_up(self._book, agent, estimate, end_s=end_s, ask_to_open=self._renewer.ask_to_open)
+
+    def _begin_to_ask(self, agent: str) -> float:
+        """Whether the agent can be asked for at all; returns when that began, on the monotonic clock."""
+        agent_id(agent)
+        process.check()
+        self._must_be_open()
+        try:
+            self._renewer.start()
+            self._sender.start()
+        except RuntimeError as error:
+            raise BudgetUnavailable(f"agent {agent}: cannot start the thread that sends events: {error}") from error
+        return time.monotonic()
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise BudgetUnavailable("this wallet is closed")
+        if (why := self._sender.refused) is not None:
+            raise BudgetUnavailable(why)
+
+    @contextmanager
+    def _asking(self, agent: str, locks: dict[str, Any]) -> Iterator[None]:
+        """Around a top-up: what a refusal means for those who ask next. `locks` are of agents, of the face's kind."""
+        try:
+            yield
+        except CapExceeded:
+            self._renewer.refused(agent)
+            raise
+        except (UnknownAgent, NotYourAgent):
+            locks.pop(agent, None)
+            raise
+
+    @contextmanager
+    def _exchanging(self, start_s: float) -> Iterator[None]:
+        """Around a question: who waited while another's got no answer does not ask and wait as long once more."""
+        self._must_be_open()
+        if self._no_answer is not None and self._no_answer[0] >= start_s:
+            raise self._no_answer[1]
+        try:
+            yield
+        except CounterUnavailable as error:
+            self._no_answer = (time.monotonic(), error)
+            raise
+
+    def _interrupted(self) -> bool:
+        """Whether this thread is inside the wallet, and now runs a signal's handler or a finalizer."""
+        return self._book.inside() or self._renewer.inside or self._sender.inside or self._asks_here()
+
+    def _asks_here(self) -> bool:
+        """Whether this thread was interrupted while it asked the counter. An event loop's tasks do not wait there."""
+        return False
+
+    def _unsettled(self) -> tuple[str, ...]:
+        return tuple(event.reservation for event in self._renewer.unsettled())
+
+    def _flush(self, timeout: float) -> tuple[str, ...]:
+        end = time.monotonic() + timeout
+        pause_s = 0.002
+        while (unsettled := self._unsettled()) and not self._interrupted():
+            if time.monotonic() >= end:
+                logger.warning("flush: %d events are not known to be settled", len(unsettled))
+                break
+            if not self._sender.waiting:
+                self._renewer.learn_settled()
+            time.sleep(min(pause_s, max(0.0, end - time.monotonic())))
+            pause_s = min(pause_s * 1.5, 0.05)
+        return unsettled
+
+    def _close(self, timeout: float) -> tuple[str, ...]:
+        if not self._open_parts:
+            return ()
+        end = time.monotonic() + timeout
+        self._closed = True
+        if self._interrupted():
+            # It cannot be waited for: what it needs is beneath this very call.
+            self._renewer.finish(self._end_parts)
+            return self._unsettled()
+        self._book.close()
+        self._flush(timeout)
+        if live := self._book.live_holds():
+            logger.warning("closing with %d live holds; their money comes back when the lease expires", live)
+        self._renewer.renew(hand_back=True)
+        unsettled = self._unsettled()
+        if self._renewer.started and (live or (self._book.unsettled() and self._outbox is None)):
+            # What comes yet is sent, and followed until it is settled. (An outbox leaves that to the next process.)
+            self._renewer.finish(self._end_parts)
+        else:
+            self._renewer.stop(max(_LAST_S, end - time.monotonic()))
+            self._end_parts(max(_LAST_S, end - time.monotonic()))
+        return unsettled
+
+    def _end_parts(self, timeout_s: float = _LAST_S) -> None:
+        try:
+            self._open_parts.pop()
+        except IndexError:
+            return  # Another thread ends them.
+        self._renewer.let_go()
+        self._sender.close(timeout_s)
+        if self._outbox is not None:
+            self._outbox.close()
+        self._counter.close()
+        if self._reader is not None:
+            self._reader.close()
+
+    def _end(self, timeout_s: float) -> None:
+        """The process ends. What was never used is left alone."""
+        if self._renewer.started and (unsettled := self._close(timeout_s)):
+            logger.error(
+                "%d events are not known to be settled as the process ends; %s",
+                len(unsettled),
+                "the outbox keeps them for the next one"
+                if self._outbox is not None
+                else f"the broker has not taken {self._sender.waiting} of them, which are lost",
+            )
+        self._book.emit = partial(self._emit_last, time.monotonic() + process.END_S)
+
+    def _emit_last(self, until_s: float, event: FinalizeEvent) -> None:
+        """What is finalized yet, by functions of `atexit` that run after this, has to be sent before they return."""
+        self._emit(event)
+        while self._sender.waiting:
+            if time.monotonic() >= until_s:
+                logger.error(
+                    "event %s was finalized as the process ended; the broker did not take it", event.reservation
+                )
+                return
+            time.sleep(0.002)
+
+
+def _of_this_process(kind: type[BaseWallet[Any]], settings: Settings) -> BaseWallet[Any]:
+    for wallet in process.wallets():
+        if type(wallet) is kind and wallet._settings == settings and not wallet._closed:
+            return wallet
+    return kind.from_settings(settings)
+
+
+def too_many_concurrent(agent: str) -> BudgetUnavailable:
+    """Why a reserve gave up that waited for its turn."""
+    return BudgetUnavailable(f"agent {agent}: too many ask for its money at once; try again")
+
+
+def _emitter(sender: Sender, outbox: Outbox | None) -> Callable[[FinalizeEvent], None]:
+    """What is done with each event at once: it is kept on disk first, where there is an outbox."""
+    put = sender.put
+    if outbox is None:
+        return put
+
+    def keep_and_put(event: FinalizeEvent) -> None:
+        outbox.append(event)
+        put(event)
+
+    return keep_and_put

@@ -1,0 +1,295 @@
+"""The renewer: one thread that renews leases, and sees to it that every event reaches the ledger."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from daycap.delivery.outbox import AbandonedOutbox, Outbox
+from daycap.delivery.sender import Sender
+from daycap.errors import CounterUnavailable
+from daycap.protocol.counter import Answer, Counter, settled_up_to
+from daycap.protocol.wire import FinalizeEvent
+from daycap.settings import Settings
+from daycap.signal_safe import Busy, Signal, Turn, join
+from daycap.wallet.lease import Lease
+from daycap.wallet.lease_book import LeaseBook
+
+logger = logging.getLogger("daycap")
+
+_OPEN_AGAIN_S = 1.0
+"""How long to wait before asking again for a day to be opened."""
+
+_AT_ONCE = 500
+"""How many leases are renewed in one exchange: an answer to more might be too old by the time that it is applied."""
+
+_LONGEST_RENEWAL_S = 5.0
+"""How long to wait for another thread that renews: each of its exchanges is bounded, and there may be many."""
+
+_FINISH_S = 0.1
+"""How often to look, after a close, whether nothing is left."""
+
+_LOOK_S = 0.5
+"""How often to look whether a renewal is due: a lease may have come whose ttl is shorter than those before."""
+
+
+class Renewer:
+    """Renews what `book` has leased, a third of a ttl apart, and sends again what is not settled in time."""
+
+    def __init__(
+        self, book: LeaseBook[Any], counter: Counter, sender: Sender, outbox: Outbox | None, settings: Settings
+    ) -> None:
+        self._book = book
+        self._counter = counter
+        self._sender = sender
+        self._outbox = outbox
+        self._settings = settings
+        self._adopted: list[AbandonedOutbox] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._starting = Turn()
+        self._renewing = Turn()
+        self._thread: threading.Thread | None = None
+        self._stop = Signal()
+        self._finish: Callable[[], None] | None = None
+        self._finish_s = _FINISH_S
+        self._asked_to_open: dict[tuple[str, str], float] = {}
+        self._refused: set[str] = set()
+        self._adopted = []
+        self.resent = 0
+        """How many events were sent again, since the start."""
+
+    def forget(self) -> None:
+        """In a forked child: start anew with nothing to keep."""
+        for adopted in self._adopted:
+            adopted.forget()
+        self._begin()
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Start the thread, if it does not run. Raises `RuntimeError` where none can be had."""
+        if (self._thread is None or not self._thread.is_alive()) and not self._starting.mine():
+            with suppress(Busy):  # Then another thread starts it.
+                self._starting.take(self._start)
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            thread = self._thread = threading.Thread(target=self._run, name="daycap-renewer", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                if not thread.is_alive():
+                    self._thread = None
+                raise
+
+    @property
+    def inside(self) -> bool:
+        """Whether the thread that asks was interrupted in here."""
+        return self._renewing.mine() or self._starting.mine()
+
+    def finish(self, then: Callable[[], None]) -> None:
+        """Once nothing is live and nothing unsettled, call `then`, which ends all, and end the thread."""
+        self._finish = then
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread. What is adopted and not settled is left to the next process."""
+        self._stop.set()
+        if self._thread is not None:
+            join(self._thread, timeout_s)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave what is adopted to the next process."""
+        for adopted in self._adopted:
+            adopted.close()
+
+    def unsettled(self) -> list[FinalizeEvent]:
+        """Every event that the ledger is not known to have, those adopted from dead processes too."""
+        return [*self._book.unsettled(), *(event for adopted in self._adopted for event in adopted.events)]
+
+    def learn_settled(self) -> None:
+        """Ask what is settled, now."""
+        self.renew(self._book.unsettled_leases())
+        self.follow_adopted()
+
+    def ask_to_open(self, agent: str, day: str) -> None:
+        """Ask a worker to open the day, once a second at most."""
+        now = time.monotonic()
+        if now - self._asked_to_open.get((agent, day), -_OPEN_AGAIN_S) >= _OPEN_AGAIN_S:
+            self._asked_to_open[agent, day] = now
+            self._sender.open_day(agent, day)
+
+    def refused(self, agent: str) -> None:
+        """The agent's cap was reached: what this process has free of it, and is recalled, is handed back soon."""
+        self._refused.add(agent)
+
+    def renew(self, only: list[Lease] | None = None, *, hand_back: bool = False) -> bool:
+        """Sync every lease in use, or those of `only`. Returns whether all of them were renewed."""
+
+        def renew() -> bool:
+            leases = self._book.leases() if only is None else only
+            parts = [leases[start : start + _AT_ONCE] for start in range(0, len(leases), _AT_ONCE)]
+            renewed = [self._renew(part, hand_back=hand_back) for part in parts]  # Each of them, come what may.
+            return all(renewed)
+
+        if self.inside:
+            return False
+        try:
+            return self._renewing.take(renew, _LONGEST_RENEWAL_S)
+        except (CounterUnavailable, Busy) as error:
+            logger.warning("leases were not renewed: %s", str(error) or "another thread was at it")
+            return False
+
+    def _renew(self, leases: Sequence[Lease], *, hand_back: bool) -> bool:
+        """One sync; a second one of those that were asked for their free money. Raises `CounterUnavailable`."""
+        renewed = True
+        for _ in range(2):
+            pending = self._book.begin_renewal(leases, hand_back=hand_back)
+            if not pending:
+                break
+            replies = self._counter.sync([each.request for each in pending])
+            leases = []
+            for each, reply in zip(pending, replies, strict=True):
+                if self._book.apply(each, reply):
+                    leases.append(each.lease)
+                if reply.answer is Answer.NOT_OPEN:
+                    self.ask_to_open(each.request.agent, each.request.day)
+                    renewed = False
+        return renewed
+
+    def follow_adopted(self) -> None:
+        """Adopt what dead processes left in the outbox, and follow it until it is settled."""
+        if self._outbox is not None and not self._stop.is_set() and not self.inside:
+            with suppress(Busy):  # Then another thread is at it.
+                self._renewing.take(partial(self._follow_adopted, self._outbox), _LONGEST_RENEWAL_S)
+
+    def _follow_adopted(self, outbox: Outbox) -> None:
+        if found := outbox.adopt():
+            self._adopted += found
+            self.start()
+        for adopted in list(self._adopted):
+            self._follow(adopted)
+            if not adopted.events:
+                self._adopted.remove(adopted)
+                adopted.close()
+
+    def _run(self) -> None:
+        begun_s, part = time.monotonic(), 3
+        while not self._stop.is_set():
+            ttl_s = self._book.ttl_ms / 1000
+            left_s = begun_s + ttl_s / part - time.monotonic() if ttl_s else _LOOK_S
+            wait_s = max(0.0, min(left_s, _LOOK_S)) if self._finish is None else self._finish_s
+            if self._stop.wait(wait_s):
+                return
+            try:
+                self._note()
+                if self._finish is not None:
+                    if self._finished():
+                        self._finish()
+                        return
+                    continue
+                if left_s > _LOOK_S:
+                    self._hand_back_recalled()
+                    continue
+                # From one beginning to the next, however long it takes; sooner where leases were not renewed.
+                begun_s = time.monotonic()
+                part = 3 if self._tick() else 12
+            except Exception:
+                logger.exception("keeping leases and events failed; trying again")
+
+    def _note(self) -> None:
+        """What the book cannot log under its lock."""
+        for hold in self._book.take_dropped():
+            logger.error(
+                "agent %s: a hold was dropped after %.1f s without being finalized or released, and charged in full: "
+                "%d micros%s",
+                hold.agent,
+                hold.age_s,
+                hold.micros,
+                f" (reserved at {hold.where})" if hold.where else "",
+                extra={"agent": hold.agent, "micros": hold.micros, "age_s": hold.age_s},
+            )
+        error, self._book.trouble = self._book.trouble, None
+        if error is not None:
+            logger.error("an event could not be handed on at once; it is kept and will be resent", exc_info=error)
+
+    def _finished(self) -> bool:
+        """After a close that had to leave something: whether nothing is left."""
+        self._book.close()
+        if unsettled := self._book.unsettled_leases():
+            renewed = self.renew(unsettled, hand_back=True)
+            self._finish_s = _FINISH_S if renewed else self._book.ttl_ms / 1000 / 12  # As often as before the close.
+            self._resend_what_stalled()
+            if self._outbox is not None:
+                self._outbox.retry()
+        return not self._book.live_holds() and not self._book.unsettled()
+
+    def _hand_back_recalled(self) -> None:
+        """Not only at the next renewal: whoever is refused meanwhile may be so for want of what lies free here."""
+        if not self._refused:
+            return
+        agents, self._refused = self._refused, set()
+        leases = [lease for agent in agents if (lease := self._book.last_known(agent)) is not None]
+        if recalled := [lease for lease in leases if lease.recalled and lease.free > 0]:
+            self.renew(recalled)
+
+    def _tick(self) -> bool:
+        renewed = self.renew()
+        self._resend_what_stalled()
+        self.follow_adopted()
+        if self._outbox is not None:
+            self._outbox.retry()
+        oldest = time.monotonic() - _OPEN_AGAIN_S
+        self._asked_to_open = {where: at for where, at in self._asked_to_open.copy().items() if at > oldest}
+        return renewed
+
+    def _resend_what_stalled(self) -> None:
+        if self._sender.trouble is not None or not self._book.unsettled():
+            return
+        if not self._sender.waiting and (dropped := self._book.drop_expired()):
+            _warn_of_expired(dropped)
+        if events := self._book.stalled(self._resend_ns()):
+            self._resend(events, "sending %d events again: nothing says that they were settled")
+
+    def _follow(self, adopted: AbandonedOutbox) -> None:
+        if adopted.sends:
+            try:
+                totals = self._counter.read_leases(adopted.leases)
+            except CounterUnavailable as error:
+                logger.warning("it is not known whether the events of an adopted outbox are settled: %s", error)
+                return
+            for lease, settled in zip(adopted.leases, totals, strict=True):
+                if settled is not None:
+                    adopted.settled(lease, settled_up_to(settled.events, settled.last_event))
+                elif not self._book.expired(lease.day):
+                    self.ask_to_open(lease.agent, lease.day)
+                elif not self._sender.waiting:
+                    _warn_of_expired(adopted.drop(lease))
+        if adopted.events and self._sender.trouble is None and adopted.due(time.monotonic_ns(), self._resend_ns()):
+            self._resend(adopted.events, "sending %d events again that a process left in the outbox")
+
+    def _resend(self, events: Sequence[FinalizeEvent], message: str) -> None:
+        logger.warning(message, len(events))
+        self.resent += len(events)
+        self._sender.resend(events)
+
+    def _resend_ns(self) -> int:
+        # While messages are visibly waiting, so may ours be. Asked in the time that an exchange may take: the
+        # leases are renewed by this thread.
+        patience = 1 if self._sender.backlog(self._settings.redis_timeout_seconds) == 0 else 10
+        return int(self._settings.resend_seconds * patience * 1e9)
+
+
+def _warn_of_expired(events: Sequence[FinalizeEvent]) -> None:
+    logger.error(
+        "%d events are so old that it cannot be known whether they were settled; the broker has them", len(events)
+    )

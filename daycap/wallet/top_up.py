@@ -1,0 +1,73 @@
+"""A reservation that memory cannot serve, step by step: what to ask, what the answer means, when to ask anew.
+
+No I/O: whoever drives it, a thread or an event loop, sends what it yields and waits as long as it says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+from daycap.errors import BudgetUnavailable, CounterUnavailable
+from daycap.protocol.counter import Answer, SyncReply
+from daycap.wallet.hold import H, Pending
+from daycap.wallet.lease_book import LeaseBook
+
+
+class Pause(NamedTuple):
+    """Wait before the next step; answered with None."""
+
+    seconds: float
+
+
+Step = Pending | Pause
+"""A sync to send, answered with its reply or by throwing `CounterUnavailable` in; or a pause."""
+
+Steps = Generator[Step, SyncReply | None, H]
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
+
+
+def top_up(
+    book: LeaseBook[H], agent: str, estimate: int, *, end_s: float, ask_to_open: Callable[[str, str], None]
+) -> Steps[H]:
+    """Reserve `estimate` micros with the counter's help, until `end_s` of the monotonic clock at the latest.
+
+    Best one at a time for each agent. Raises what `Wallet.reserve` raises.
+    """
+    why, pause_s = "", 0.0
+    while (hold := book.reserve(agent, estimate)) is None:
+        if why and time.monotonic() >= end_s:
+            raise BudgetUnavailable(f"agent {agent}: {why}")
+        for back in book.begin_hand_back(agent):
+            book.apply(back, (yield from _asked(book, back)))
+        pending = book.begin_top_up(agent, estimate)
+        reply = yield from _asked(book, pending)
+        if (hold := book.finish_top_up(pending, reply, estimate)) is not None:
+            break
+        if reply.answer is Answer.NOT_OPEN:
+            why = f"nobody opened {pending.request.day} in the counter; is a worker running?"
+            ask_to_open(agent, pending.request.day)
+        elif reply.answer is Answer.OK:
+            why = f"{pending.request.day} is ending, or the answers come too late"
+        else:
+            why = "the totals moved under every question; try again"
+        if pause_s:
+            yield Pause(pause_s)
+        pause_s = min(max(pause_s * 1.5, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+    return hold
+
+
+def _asked(book: LeaseBook[Any], pending: Pending) -> Generator[Step, SyncReply | None, SyncReply]:
+    """The reply to a sync. What it took out of the book is put back if there is none."""
+    try:
+        reply = yield pending
+        assert reply is not None, "a sync is answered"  # noqa: S101
+    except CounterUnavailable as error:
+        book.abandon(pending)
+        raise BudgetUnavailable(f"agent {pending.request.agent}: {error}") from error
+    except BaseException:
+        book.abandon(pending)
+        raise
+    return reply

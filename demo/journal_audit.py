@@ -1,0 +1,187 @@
+"""Holds what the runners say they did against what ledger and counter say, promise by promise."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from daycap.clock import day_of
+from daycap.ledger.audit import Difference
+from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_totals, settlements
+from daycap.protocol.counter import Counter, DayReading
+from demo.journal import End, Entry
+
+_AT_ONCE = 300
+
+
+class Recorded(NamedTuple):
+    """What ledger and counter have of the replay's agents: rows of the ledger's tables, readings of the counter."""
+
+    days: list[Any]
+    settlements: list[Any]
+    leases: list[Any]
+    dead_letters: list[Any]
+    readings: list[tuple[str, str, DayReading | None]]
+
+
+class Check(NamedTuple):
+    """One comparison: the promise, what it says, how many things were compared, each difference."""
+
+    promise: str
+    says: str
+    compared: int
+    differences: list[Difference]
+
+
+def read_recorded(ledger: sa.Engine, counter: Counter, agents: Sequence[str], entries: Sequence[Entry]) -> Recorded:
+    """Everything of `agents` on the journals' days and today. Raises `CounterUnavailable` or the database's error."""
+    days = sorted({entry.day for entry in entries if entry.day} | {day_of(counter.now_ms())})
+    found = Recorded([], [], [], [], [])
+    with ledger.connect() as connection:
+        for start in range(0, len(agents), _AT_ONCE):
+            some = agents[start : start + _AT_ONCE]
+            for table, rows in (
+                (daily_agent_spending, found.days),
+                (settlements, found.settlements),
+                (lease_totals, found.leases),
+            ):
+                whose = table.c.agent_account_id.in_(some) & table.c.spending_date.in_(days)
+                rows.extend(connection.execute(sa.select(table).where(whose)))
+        found.dead_letters.extend(_letters_of(connection, agents))
+    agent_days = [(agent, day) for day in days for agent in agents]
+    readings = counter.read(agent_days)
+    found.readings.extend((*pair, reading) for pair, reading in zip(agent_days, readings, strict=True))
+    return found
+
+
+def compare(entries: Sequence[Entry], recorded: Recorded) -> list[Check]:
+    """Every check, in the order of the promises."""
+    finalized = [entry for entry in entries if entry.end is End.FINALIZED]
+    letters = [Difference("P7", "", f"dead letter: {row.reason}", "none", row.payload) for row in recorded.dead_letters]
+    checks: list[tuple[str, str, int, Callable[[], Iterator[Difference]]]] = [
+        ("P1", "spent <= cap", len(recorded.days), lambda: _check_caps(recorded)),
+        ("P2", "each finalized hold is settled once", len(finalized), lambda: _check_holds(finalized, recorded)),
+        ("P2", "leases drew what their holds took", len(recorded.leases), lambda: _check_leases(finalized, recorded)),
+        ("P3", "spent is the sum of its settlements", len(recorded.days), lambda: _check_sums(recorded)),
+        ("P3", "the counter is the ledger", len(recorded.readings), lambda: _check_counter(recorded)),
+        ("P4", "true spending <= cap", len(recorded.days), lambda: _check_true_spending(finalized, recorded)),
+        ("P5", "nothing is left leased", len(recorded.readings), lambda: _check_leased(recorded)),
+        ("P6", "no refusal far below the cap", len(entries), lambda: _check_refusals(entries, recorded)),
+        ("P7", "no dead letters", len(finalized), lambda: iter(letters)),
+    ]
+    return [Check(promise, says, compared, list(check())) for promise, says, compared, check in checks]
+
+
+def excess_micros(entries: Sequence[Entry]) -> int:
+    """By how much calls cost more than was held for them."""
+    return sum(entry.actual_micros - entry.drawn_micros for entry in entries if entry.end is End.FINALIZED)
+
+
+def _check_caps(recorded: Recorded) -> Iterator[Difference]:
+    for row in recorded.days:
+        if row.spent_micros > row.cap_micros:
+            yield Difference("P1", row.agent_account_id, "spent passes the cap", row.cap_micros, row.spent_micros)
+
+
+def _check_holds(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:
+    settled = {row.reservation_id: row for row in recorded.settlements}
+    journal = {entry.reservation: entry for entry in finalized}
+    for reservation, times in Count(entry.reservation for entry in finalized).items():
+        if times > 1:
+            yield Difference("P2", journal[reservation].agent, f"hold {reservation} in the journals", 1, times)
+    for reservation, entry in journal.items():
+        row = settled.pop(reservation, None)
+        if row is None:
+            yield Difference("P7", entry.agent, f"hold {reservation} was not settled", entry.actual_micros, "none")
+            continue
+        said = (entry.agent, entry.day, entry.held_micros, entry.actual_micros)
+        booked = (row.agent_account_id, row.spending_date, row.held_micros, row.actual_micros)
+        if said != booked:
+            yield Difference("P2", entry.agent, f"hold {reservation} was settled as another", str(said), str(booked))
+    for reservation, row in settled.items():
+        yield Difference(
+            "P2", row.agent_account_id, f"settlement {reservation} is of no finalized hold", "none", row.actual_micros
+        )
+
+
+def _check_leases(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:
+    events, drawn = Count[str](), Count[str]()
+    for entry in finalized:
+        events[entry.lease] += 1
+        drawn[entry.lease] += entry.drawn_micros
+    for row in recorded.leases:
+        said, booked = (events[row.lease_id], drawn[row.lease_id]), (row.events, row.drawn_micros)
+        if said != booked:
+            what = f"events and drawn of lease {row.lease_id}"
+            yield Difference("P2", row.agent_account_id, what, str(said), str(booked))
+
+
+def _check_sums(recorded: Recorded) -> Iterator[Difference]:
+    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for row in recorded.settlements:
+        of_day = sums[row.agent_account_id, row.spending_date]
+        of_day[0] += 1
+        of_day[1] += row.charged_micros
+        of_day[2] += row.actual_micros - row.charged_micros
+    for row in recorded.days:
+        names = ("settled_count", "spent_micros", "uncovered_micros")
+        for name, expected in zip(names, sums[row.agent_account_id, row.spending_date], strict=True):
+            found = getattr(row, name)
+            if found != expected:
+                yield Difference("P3", row.agent_account_id, f"{name} of {row.spending_date}", expected, found)
+
+
+def _check_counter(recorded: Recorded) -> Iterator[Difference]:
+    days = {(row.agent_account_id, row.spending_date): row for row in recorded.days}
+    for agent, day, reading in recorded.readings:
+        row = days.get((agent, day))
+        if reading is None or row is None:
+            if row is not None and row.settled_count:
+                yield Difference("P3", agent, f"{day} in the counter", row.spent_micros, "not open")
+            continue
+        for name in ("cap_micros", "spent_micros", "seq"):
+            if getattr(reading, name) != getattr(row, name):
+                yield Difference("P3", agent, f"{name} in the counter", getattr(row, name), getattr(reading, name))
+
+
+def _check_true_spending(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:
+    """True spending is what the calls cost, whether or not anyone booked it."""
+    spent, excess = Count[tuple[str, str]](), Count[tuple[str, str]]()
+    for entry in finalized:
+        spent[entry.agent, entry.day] += entry.actual_micros
+        excess[entry.agent, entry.day] += entry.actual_micros - entry.drawn_micros
+    given_up = {(agent, day): r.given_up_micros for agent, day, r in recorded.readings if r is not None}
+    for row in recorded.days:
+        key = (row.agent_account_id, row.spending_date)
+        most = row.cap_micros + given_up.get(key, 0) + excess[key]
+        if spent[key] > most:
+            yield Difference("P4", key[0], "true spending passes cap, given up and excess", most, spent[key])
+
+
+def _check_leased(recorded: Recorded) -> Iterator[Difference]:
+    for agent, day, reading in recorded.readings:
+        if reading is not None and reading.leased_micros and not reading.fenced:
+            yield Difference("P5", agent, f"leased on {day} after all runners ended", 0, reading.leased_micros)
+
+
+def _check_refusals(entries: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:
+    """Where all that was ever asked for is not half the cap, leases of others cannot explain a refusal."""
+    asked, refused = Count[str](), Count[str]()
+    for entry in entries:
+        asked[entry.agent] += max(entry.held_micros, entry.actual_micros)
+        refused[entry.agent] += entry.end is End.REFUSED
+    for row in recorded.days:
+        agent = row.agent_account_id
+        if refused[agent] and asked[agent] <= row.cap_micros // 2:
+            what = f"refusals, {asked[agent]} micros asked of a cap of {row.cap_micros}"
+            yield Difference("P6", agent, what, 0, refused[agent])
+
+
+def _letters_of(connection: sa.Connection, agents: Sequence[str]) -> list[Any]:
+    """Dead letters that name one of the agents."""
+    letters = connection.execute(sa.select(dead_letters).order_by(dead_letters.c.last_seen_at.desc()).limit(10_000))
+    return [row for row in letters if any(f'"{agent}"' in row.payload for agent in agents)]

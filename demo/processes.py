@@ -1,0 +1,139 @@
+"""The runner processes, seen from the one that starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from daycap.errors import Unavailable
+from demo.journal import Entry, JournalReader
+from demo.plan import Plan, write_calls
+from demo.runner import STOP_S
+
+_ROOT = Path(__file__).resolve().parent.parent
+_ERROR_BYTES = 2_000
+
+
+class RunnerProcess:
+    """One runner: started at once, waits to be told to go. Its files are `runner-<number>.*` in `directory`."""
+
+    def __init__(self, number: int, directory: Path) -> None:
+        self.number = number
+        self._log = directory / f"runner-{number}.log"
+        journal = directory / f"runner-{number}.journal"
+        self._journal = JournalReader(journal)
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603  (our own arguments)
+                [sys.executable, "-P", "-m", "demo.runner", directory / f"runner-{number}.calls", journal],
+                env={**os.environ, "PYTHONPATH": str(_ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the replay, which tells its runners to stop.
+            )
+        assert process.stdin is not None  # noqa: S101  (both are pipes)
+        assert process.stdout is not None  # noqa: S101
+        self._process, self._input, self._output = process, process.stdin, process.stdout
+
+    def wait_until_ready(self) -> None:
+        """Raises `Unavailable` with the runner's last words if it ends instead."""
+        if self._output.readline() != b"ready\n":
+            self._process.wait(STOP_S)
+            raise Unavailable(f"runner {self.number} did not start: {self.last_words}")
+
+    def go(self) -> None:
+        """Let it begin. One that has died meanwhile is seen by its status."""
+        with contextlib.suppress(BrokenPipeError):
+            self._input.write(b"go\n")
+            self._input.flush()
+
+    def stop(self) -> None:
+        """Ask it to end, by closing its input; `join` waits for it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for it; kill it when that takes too long."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, None while it runs."""
+        return self._process.poll()
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it wrote to its log."""
+        return self._log.read_bytes()[-_ERROR_BYTES:].decode(errors="replace").strip() or "it said nothing"
+
+    def read_journal(self) -> list[Entry]:
+        """The entries that came since the last time."""
+        return self._journal.read()
+
+    def close(self) -> None:
+        """Let go of its files."""
+        self._output.close()
+        self._journal.close()
+
+
+class Runners:
+    """All runners of a plan, from entering the block, where they wait for `go`, to leaving it, where all end."""
+
+    def __init__(self, plan: Plan, directory: Path) -> None:
+        self._plan = plan
+        self._directory = directory
+        self.processes: list[RunnerProcess] = []
+
+    def __enter__(self) -> Runners:
+        try:
+            for number, calls in enumerate(self._plan.runners, 1):
+                write_calls(self._directory / f"runner-{number}.calls", calls)
+                self.processes.append(RunnerProcess(number, self._directory))
+            for process in self.processes:
+                process.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def go(self) -> None:
+        """Let all begin, at the same time."""
+        for process in self.processes:
+            process.go()
+
+    @property
+    def running(self) -> bool:
+        """Whether any of them has not ended."""
+        return any(process.status is None for process in self.processes)
+
+    def read_journals(self) -> list[Entry]:
+        """The entries of all that came since the last time."""
+        return [entry for process in self.processes for entry in process.read_journal()]
+
+    def stop(self) -> None:
+        """End those that still run. Their journals can still be read."""
+        for process in self.processes:
+            process.stop()
+        end = time.monotonic() + STOP_S
+        for process in self.processes:
+            process.join(max(0.1, end - time.monotonic()))
+
+    def close(self) -> None:
+        """End those that still run and let go of everything."""
+        self.stop()
+        for process in self.processes:
+            process.close()

@@ -1,0 +1,110 @@
+"""One runner process: makes its share of the calls through a wallet, as any embedder would.
+
+`python -m demo.runner CALLS JOURNAL`. It writes a line when it is ready, begins when it is sent one, and
+ends when its calls are settled, or soon after its input is closed: a runner never outlives whoever started it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from daycap import AgentPaused, BudgetUnavailable, CapExceeded, Hold, Wallet
+from demo.journal import End, Entry, JournalWriter
+from demo.plan import Outcome, PlannedCall, read_calls
+
+SETTLE_S = 60.0
+"""How long a runner waits, after its last call, until everything it spent is settled."""
+
+STOP_S = 5.0
+"""How long a runner that was told to stop may take."""
+
+_AT_ONCE = 32
+_TRIES = 5
+_TRY_AGAIN_S = 0.2
+
+
+class CallFailed(Exception):
+    """the provider broke the call off; it may have billed it"""
+
+
+def make_calls(wallet: Wallet, calls: Sequence[PlannedCall], journal: JournalWriter, stop: threading.Event) -> None:
+    """Make each call at its time, many at once, until all have ended or `stop` is set."""
+    start_s = time.monotonic()
+    made = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for call in calls:
+            if stop.wait(max(0.0, start_s + call.at_s - time.monotonic())):
+                break
+            made.append(pool.submit(_make, wallet, call, journal, stop))
+    for each in made:
+        each.result()  # What nobody expected must not go unseen.
+
+
+def _make(wallet: Wallet, call: PlannedCall, journal: JournalWriter, stop: threading.Event) -> None:
+    journal.write(_made(wallet, call, stop))
+
+
+def _made(wallet: Wallet, call: PlannedCall, stop: threading.Event) -> Entry:
+    for unavailable in range(_TRIES):
+        try:
+            hold = wallet.reserve(call.agent, call.estimate_micros)
+        except (CapExceeded, AgentPaused):
+            return Entry(End.REFUSED, call.agent, call.estimate_micros, unavailable)
+        except BudgetUnavailable:
+            stop.wait(_TRY_AGAIN_S)
+        else:
+            return _spend(hold, call, unavailable, stop)
+    return Entry(End.UNAVAILABLE, call.agent, call.estimate_micros, _TRIES)
+
+
+def _spend(hold: Hold, call: PlannedCall, unavailable: int, stop: threading.Event) -> Entry:
+    end, actual = End.FINALIZED, call.actual_micros
+    if call.outcome is Outcome.NOT_SENT:
+        hold.release()
+        end, actual = End.RELEASED, 0
+    else:
+        try:
+            with hold:
+                stop.wait(call.duration_s)
+                if call.outcome is Outcome.FAILED:
+                    raise CallFailed
+                hold.actual = actual
+        except CallFailed:
+            actual = hold.held_micros
+    # An overage raises the hold from the lease's free money, so held is read after the end.
+    return Entry(end, hold.agent, hold.held_micros, unavailable, hold.id, hold.day, actual)
+
+
+def main(calls_file: str, journal_file: str) -> int:
+    """Returns 0 if all that was spent is known to be settled."""
+    calls = read_calls(Path(calls_file))
+    journal = JournalWriter(Path(journal_file))
+    go, stop = threading.Event(), threading.Event()
+    threading.Thread(target=_obey, args=(go, stop), daemon=True).start()
+    with Wallet.from_env() as wallet:
+        print("ready", flush=True)
+        go.wait()
+        make_calls(wallet, calls, journal, stop)
+        journal.close()
+        return 1 if wallet.close(timeout=1 if stop.is_set() else SETTLE_S) else 0
+
+
+def _obey(go: threading.Event, stop: threading.Event) -> None:
+    """A line of input says go; its end says stop."""
+    os.read(0, 1)  # Not sys.stdin: a thread that waits in it would stand in the way of the interpreter's end.
+    go.set()
+    while os.read(0, 64):
+        pass
+    stop.set()
+    time.sleep(STOP_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
