@@ -31,9 +31,9 @@ from typing import IO
 
 from daycap.errors import DaycapError, InvalidSetting
 from daycap.protocol.counter import LeaseKey
+from daycap.protocol.resend import resend_wait_ns
 from daycap.protocol.wire import FinalizeEvent
 from daycap.signal_safe import Busy, Turn
-from daycap.protocol.resend import resend_wait_ns
 
 logger = logging.getLogger("daycap")
 
