@@ -58,11 +58,11 @@ def root_page(path: str) -> str:
 
 
 def settings_page() -> str:
-    """Return the tables of settings: one for each section of `Settings`, in the order of the source."""
+    """Return all settings, by the sections of `Settings`, in the order of the source."""
     introduction = (ROOT / "docs" / "includes" / "settings.md").read_text()
     return introduction + "".join(
-        f"\n## {title}\n\n| variable | default | meaning |\n|---|---|---|\n"
-        + "".join(f"| `DAYCAP_{name.upper()}` | {default} | {meaning} |\n" for name, default, meaning in rows)
+        f"\n## {title}\n"
+        + "".join(f"\n`DAYCAP_{name.upper()}`{default}\n:   {meaning}\n" for name, default, meaning in rows)
         for title, rows in settings_by_section()
     )
 
@@ -81,7 +81,7 @@ def settings_by_section() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
     starts = sorted(titles)
     for start, end in zip(starts, [*starts[1:], settings.end_lineno or 0], strict=True):
         rows = [
-            (field.target.id, _default(field.value), _cell(doc.value.value))
+            (field.target.id, _default(field.value), _line(doc.value.value))
             for field, doc in zip(settings.body, settings.body[1:], strict=False)
             if isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)
@@ -96,11 +96,11 @@ def _default(value: ast.expr | None) -> str:
     if isinstance(value, ast.Call):  # field(default=..., repr=False)
         value = next(each.value for each in value.keywords if each.arg == "default")
     default = ast.literal_eval(value) if value is not None else ""
-    return f"`{int(default) if isinstance(default, bool) else default}`" if default != "" else ""
+    return f" (default `{int(default) if isinstance(default, bool) else default}`)" if default != "" else ""
 
 
-def _cell(text: object) -> str:
-    return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").strip()
+def _line(text: object) -> str:
+    return re.sub(r"\s+", " ", str(text)).strip()
 
 
 # --- the command line ----------------------------------------------------------------------------------------
@@ -127,9 +127,6 @@ def _command(command: click.Command, path: tuple[str, ...]) -> str:
     context = click.Context(command, info_name=" ".join(path))
     usage = " ".join([*path, *command.collect_usage_pieces(context)])
     text = re.sub(r"\s*\n\s*\n\s*", "\n\n", re.sub(r"[ \t]*\n[ \t]*", "\n", (command.help or "").replace("\b", "")))
-    rows = [each.get_help_record(context) for each in command.params]
-    options = "".join(
-        f"| `{names}` | {_cell(meaning)} |\n".replace("|  |", "| |") for names, meaning in filter(None, rows)
-    )
-    table = f"\n| option | |\n|---|---|\n{options}" if options else ""
-    return f"\n## {' '.join(path)}\n\n    {usage}\n\n{text.strip()}\n{table}"
+    records = filter(None, (each.get_help_record(context) for each in command.params))
+    options = "".join(f"\n`{names}`\n:   {_line(meaning) or '&nbsp;'}\n" for names, meaning in records)
+    return f"\n## {' '.join(path)}\n\n    {usage}\n\n{text.strip()}\n{options}"
