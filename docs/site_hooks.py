@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {name: root_page(path) for path, name in ROOT_PAGES.items()}
     pages["reference/settings.md"] = settings_page()
     pages["reference/cli.md"] = command_page()
+    pages["layout.md"] = layout_page()
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -130,3 +132,40 @@ def _command(command: click.Command, path: tuple[str, ...]) -> str:
     records = filter(None, (each.get_help_record(context) for each in command.params))
     options = "".join(f"\n`{names}`\n:   {_line(meaning) or '&nbsp;'}\n" for names, meaning in records)
     return f"\n## {' '.join(path)}\n\n    {usage}\n\n{text.strip()}\n{options}"
+
+
+# --- the layout ---------------------------------------------------------------------------------------------
+
+
+def layout_page() -> str:
+    """Return a drawing of the import contract, and what each module is for, from `pyproject.toml` and docstrings."""
+    introduction = (ROOT / "docs" / "includes" / "layout.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    library, worker = (
+        next(each for each in project["tool"]["importlinter"]["contracts"] if each["name"].startswith(name))
+        for name in ("The library", "The worker")
+    )
+    outer = [(layer, ROOT) for layer in worker["layers"] if layer != "daycap"]
+    inner = [(layer, ROOT / "daycap") for layer in library["layers"] if layer != "__main__"]
+    layers = [[folder / name for name in re.split(r" *[|:] *", layer)] for layer, folder in outer + inner]
+    drawing = "".join(f'<div class="layer">{"".join(map(_room, layer))}</div>\n' for layer in layers)
+    rooms = "".join(_modules(room) for layer in layers for room in layer if room.is_dir())
+    return f'{introduction}\n<div class="layers">\n{drawing}</div>\n{rooms}'
+
+
+def _room(path: Path) -> str:
+    init = path / "__init__.py"
+    summary = _summary(init if init.exists() else path.with_suffix(".py")).replace("`", "")
+    return f'<div class="room"><b>{path.name}</b><span>{summary}</span></div>'
+
+
+def _modules(room: Path) -> str:
+    modules = [path for path in sorted(room.glob("*.py")) if path.stem != "__init__"]
+    rows = "".join(f"\n`{path.name}`\n:   {_summary(path)}\n" for path in modules)
+    return f"\n## {room.relative_to(ROOT)}/\n{rows}"
+
+
+def _summary(path: Path) -> str:
+    """Return the first sentence of a module's docstring."""
+    text = _line(ast.get_docstring(ast.parse(path.read_text())) or "")
+    return re.split(r"(?<=\.) ", text)[0]

@@ -1,1 +1,1 @@
-"""The deployable: ledger, settling, publishing and the command line."""
+"""Celery's side: the app, batching, publishing, housekeeping and metrics."""
