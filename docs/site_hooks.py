@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import tomllib
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
+from daycap.cli.main import cli
+from daycap.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Point links to files of the repository's root at their pages in the site."""
     for path, name in ROOT_PAGES.items():
-        markdown = re.sub(rf"\]\((\.\./)+{path}", lambda found, name=name: _up(found, name), markdown)
+        markdown = re.sub(rf"\]\(((?:\.\./)*)\.\./{path}", rf"](\g<1>{name}", markdown)
     return markdown
 
 
@@ -42,10 +46,6 @@ def on_post_page(output: str, **_: object) -> str:
     if found := re.search(r'<(script|link|img|iframe|source)\b[^>]*\b(src|href)="(https?:)?//[^"]*"', output):
         raise PluginError(f"a page fetches from another host: {found[0]}")
     return output
-
-
-def _up(found: re.Match[str], name: str) -> str:
-    return "](" + found[0].removeprefix("](").rpartition("/")[0].removesuffix("..") + name
 
 
 def root_page(path: str) -> str:
@@ -62,10 +62,14 @@ def root_page(path: str) -> str:
 def settings_page() -> str:
     """Return all settings, by the sections of `Settings`, in the order of the source."""
     introduction = (ROOT / "docs" / "includes" / "settings.md").read_text()
+    sections = list(settings_by_section())
+    shown = [name for _, rows in sections for name, _, _ in rows]
+    if shown != [each.name for each in dataclasses.fields(Settings)]:
+        raise PluginError("daycap/settings.py: each setting needs a docstring and stands below a section's comment")
     return introduction + "".join(
         f"\n## {title}\n"
         + "".join(f"\n`DAYCAP_{name.upper()}`{default}\n:   {meaning}\n" for name, default, meaning in rows)
-        for title, rows in settings_by_section()
+        for title, rows in sections
     )
 
 
@@ -110,8 +114,6 @@ def _line(text: object) -> str:
 
 def command_page() -> str:
     """Return every command with its arguments and options, as its own `--help` gives them."""
-    from daycap.cli.main import cli  # noqa: PLC0415
-
     introduction = (ROOT / "docs" / "includes" / "cli.md").read_text()
     return introduction + "".join(_command(command, path) for path, command in _commands(cli, ("daycap",)))
 

@@ -112,7 +112,8 @@ def test_snippets_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with noting_calls() as called:
         for number, each in enumerate(snippets(page)):
             exec(compile(each, f"{page}#{number}", "exec"), names)
-        CHECKS.get(page, lambda _: None)(names)
+        if check := CHECKS.get(page):
+            check(names)
 
     assert [name for name, code in functions(names, page) if code not in called] == [], "defined, but never called"
     if (wallet := names.get("wallet")) is not None:
@@ -147,7 +148,7 @@ def noting_calls() -> Iterator[set[CodeType]]:
         yield called
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 def functions(names: Names, page: str) -> Iterator[tuple[str, CodeType]]:
@@ -156,6 +157,13 @@ def functions(names: Names, page: str) -> Iterator[tuple[str, CodeType]]:
         code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
         if code is not None and code.co_filename.startswith(page):
             yield name, code
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_of_root_pages_lead_somewhere(page: str) -> None:
+    """Those of docs/ are checked when the site is built."""
+    links = re.findall(r"\]\(([^)#:]+)[^):]*\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
