@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 import click
 from click.core import ParameterSource
 
+from daycap.delivery.celery import ignore_celery_variables
 from daycap.settings import Settings
 
 _MOVES_FLOWER = ("FLOWER_BROKER_API", "FLOWER_CONF")
@@ -22,9 +23,9 @@ def make_own(environ: MutableMapping[str, str], settings: Settings) -> None:
     Airflow project those are that project's. Flower takes its port from FLOWER_PORT, which Kubernetes sets for a
     service called `flower`.
     """
-    for name in list(environ):
-        if name.startswith("CELERY_") or name in _MOVES_FLOWER:
-            del environ[name]
+    ignore_celery_variables(environ)
+    for name in _MOVES_FLOWER:
+        environ.pop(name, None)
     environ["FLOWER_ADDRESS"] = settings.flower_address
     environ["FLOWER_PORT"] = str(settings.flower_port)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import getpass
+import os
 import socket
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from celery.exceptions import TimeoutError as NoAnswer
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from daycap.delivery.celery import producer_app
+from daycap.delivery.celery import ignore_celery_variables, producer_app
 from daycap.errors import DaycapError
 from daycap.protocol.wire import CONTROL_QUEUE
 from daycap.settings import Settings
@@ -64,6 +65,7 @@ def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> 
 @functools.cache
 def operator_app() -> Celery:
     """The Celery app that asks workers and waits for their answers."""
+    ignore_celery_variables(os.environ)
     url = Settings.from_env().broker_url
     broker = celery_broker(url)
     on_redis = url.startswith(("redis://", "rediss://"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -130,6 +130,13 @@ def producer_app(name: str, url: str, queues: Sequence[str], **settings: Any) ->
         }
     )
     return app
+
+
+def ignore_celery_variables(environ: MutableMapping[str, str]) -> None:
+    """Drop the variables that Celery prefers to an app's settings: they are another program's."""
+    for name in list(environ):
+        if name.startswith("CELERY_"):
+            del environ[name]
 
 
 def waiting_messages(app: Celery, url: str | None = None) -> int:

@@ -104,12 +104,15 @@ def test_commands_and_flower_work_as_they_are_installed(
 
 
 def test_a_command_says_what_it_misses(install: Install, sync: Install) -> None:
-    said = install().run("daycap", "status", status=1)
-    assert "only the library is installed here" in said
-    assert "uv sync --no-dev --extra cli" in said
-    assert "needs rich, which is not installed: uv sync --no-dev --extra cli" in sync("worker").run(
-        "daycap", "status", status=1
-    )
+    advice = 'which is not installed: pip install "daycap[cli]"'
+    assert advice in install().run("daycap", "status", status=1)
+    assert f"needs rich, {advice}" in sync("worker").run("daycap", "status", status=1)
+
+
+def test_the_command_works_from_the_wheel(install: Install) -> None:
+    command = install("cli")
+    assert "set DAYCAP_BROKER_URL" in command.run("daycap", "status", status=1)
+    assert "needs daycap's source checkout" in command.run("daycap", "run", status=1)
 
 
 # --- extras -----------------------------------------------------------------------------------------------

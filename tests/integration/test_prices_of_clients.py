@@ -365,9 +365,9 @@ def test_perplexitys_research_comes_on_top_of_its_tokens() -> None:
     # 2 in, 8 out, 3 reasoning, 2 cited, 5,000 for a search
     expected = 33 * 2 + 7163 * 8 + 157_139 * 3 + 20_016 * 2 + 30 * 5000
     assert PRICES.actual_micros("perplexity/sonar-deep-research", usage) == expected
-    # Who tells its thoughts alone has counted them as output.
+    # A usage of reasoning tokens alone has counted them as output; of its searches at least one is billed.
     del usage["citation_tokens"]
-    assert PRICES.actual_micros("perplexity/sonar-deep-research", usage) == 33 * 2 + 7163 * 8
+    assert PRICES.actual_micros("perplexity/sonar-deep-research", usage) == 33 * 2 + 7163 * 8 + 5000
 
 
 @pytest.mark.filterwarnings("ignore:Item:UserWarning")  # Pydantic, of a type of LiteLLM's with fields to read only.
