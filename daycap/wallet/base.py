@@ -127,7 +127,7 @@ class BaseWallet(Generic[H]):
         environ: Mapping[str, str] | None = None,
         anchor: str | None = None,
     ) -> Self:
-        """A wallet as the environment says; the README has the table. Raises `InvalidSetting`.
+        """Create a wallet from the `DAYCAP_` variables of the environment. Raises `InvalidSetting`.
 
         Without `DAYCAP_REDIS_URL` the counter is in this process's memory: opened from the ledger if
         `DAYCAP_LEDGER_URL` is set, else with `caps` (agent to micros a day). Without `DAYCAP_BROKER_URL` events

@@ -1,4 +1,4 @@
-"""What people install: the wheel in environments that have nothing else, and a worker as the README says."""
+"""What people install: the wheel in environments that have nothing else, and a worker as docs/how-to/deploy.md says."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def install(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
 
 @pytest.fixture(scope="session")
 def sync(tmp_path_factory: pytest.TempPathFactory) -> Install:
-    """Make an environment of the checkout as the README says: `uv sync --no-dev --extra ...`, once for the session."""
+    """Make an environment of the checkout, once for the session: docs/how-to/deploy.md says how."""
 
     @cache
     def make(*extras: str) -> Installed:

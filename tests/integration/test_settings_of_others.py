@@ -136,7 +136,7 @@ def test_beat_sends_to_our_own_broker(
 
 
 class LocalFlower(LocalProcess):
-    """Flower as the README starts it."""
+    """Flower as docs/how-to/deploy.md starts it."""
 
     ready_prompt = "Visit me at"
 
