@@ -1,5 +1,7 @@
 """daycap keeps AI agents inside their daily budget."""
 
+from typing import TYPE_CHECKING
+
 from daycap.errors import (
     AgentPaused,
     BudgetUnavailable,
@@ -51,6 +53,18 @@ __all__ = [
     "UnknownModel",
     "Wallet",
     "WalletStats",
+    "__version__",
     "format_usd",
     "usd",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version  # noqa: PLC0415  (looks the package up on disk)
+
+    return version("daycap")

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from daycap.errors import InvalidInput, InvalidSetting
@@ -91,6 +92,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_servers()
+        for name in ("outbox", "prices_file"):
+            # The process may change its directory later, as a daemon does.
+            object.__setattr__(self, name, _absolute(f"DAYCAP_{name.upper()}", getattr(self, name)))
         if self.identity_anchor:
             try:
                 identity_anchor(self.identity_anchor)
@@ -177,6 +181,14 @@ def _refuse_unknown(names: set[str], known: list[str]) -> None:
     for name in sorted(names.difference(known)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)
         raise InvalidSetting(f"there is no setting {name:.60}; did you mean {near[0]}?")
+
+
+def _absolute(variable: str, path: str) -> str:
+    """Expand `~` and make `path` absolute; an empty one stays empty."""
+    try:
+        return path and str(Path(path).expanduser().absolute())
+    except (OSError, RuntimeError) as error:
+        raise InvalidSetting(f"{variable}={path!r:.200} cannot be made absolute: {error}") from error
 
 
 def _text(_: str, text: str) -> str:

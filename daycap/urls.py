@@ -56,6 +56,12 @@ def check_url(variable: str, url: str) -> str:
     return url
 
 
+def without_secrets(url: str) -> str:
+    """Return `url` without its user, password and options, to show it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _check_server(parts: SplitResult, schemes: tuple[str, ...]) -> None:
     """Raises `InvalidSetting` for what a client library would ignore, or read in another way than it is meant."""
     if parts.scheme not in schemes:

@@ -30,6 +30,7 @@ from daycap.pricing.usage import Call
 from daycap.process import here
 from daycap.protocol.wire import FinalizeEvent, agent_id
 from daycap.settings import Settings
+from daycap.urls import without_secrets
 from daycap.wallet.binding import Binding
 from daycap.wallet.hold import BaseHold, H
 from daycap.wallet.lease_book import LeaseBook
@@ -156,6 +157,13 @@ class BaseWallet(Generic[H]):
         if not self._settings.redis_url:
             raise InvalidInput("this wallet's counter is in its process's memory: to use several, set DAYCAP_REDIS_URL")
         return _of_this_process, (type(self), self._settings)
+
+    def __repr__(self) -> str:
+        redis_url, broker_url = self._settings.redis_url, self._settings.broker_url
+        counter = without_secrets(redis_url) if redis_url else "memory"
+        broker = without_secrets(broker_url) if broker_url else "none"
+        state = "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {counter=!s} {broker=!s} {state} live_holds={self._book.live_holds()}>"
 
     def stats(self) -> WalletStats:
         """Counts for a metrics endpoint."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from daycap.errors import InvalidSetting
@@ -72,3 +75,25 @@ def test_what_is_no_port_is_refused(value: str) -> None:
     for name in ("DAYCAP_METRICS_PORT", "DAYCAP_FLOWER_PORT"):
         with pytest.raises(InvalidSetting, match=name):
             Settings.from_env({name: value})
+
+
+@pytest.mark.parametrize("name", ["outbox", "prices_file"])
+@pytest.mark.parametrize(("given", "meant"), [("~/x", "home/x"), ("x/y", "here/x/y"), ("/x", "/x")], ids=str)
+def test_paths_are_expanded(name: str, given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    settings = Settings.from_env({f"DAYCAP_{name.upper()}": given})
+    monkeypatch.chdir("/")
+    assert getattr(settings, name) == str(tmp_path / meant)
+    assert dataclasses.replace(settings) == settings
+
+
+@pytest.mark.parametrize("name", ["DAYCAP_OUTBOX", "DAYCAP_PRICES_FILE"])
+def test_unknown_home_is_refused(name: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"{name}='~nobody-here/x'"):
+        Settings.from_env({name: "~nobody-here/x"})
+
+
+def test_empty_paths_stay_empty() -> None:
+    assert (Settings().outbox, Settings().prices_file) == ("", "")
