@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from daycap.errors import (
+    AgentExists,
     AgentPaused,
     BudgetUnavailable,
     CapExceeded,
@@ -30,6 +31,7 @@ from daycap.wallet.sync import Wallet
 
 __all__ = [
     "MAX_MICROS",
+    "AgentExists",
     "AgentPaused",
     "AsyncHold",
     "AsyncWallet",

@@ -54,6 +54,10 @@ class HoldEnded(Refused):
     """this hold was finalized or released before"""
 
 
+class AgentExists(Refused):
+    """the agent exists already; change its cap with: daycap cap set NAME USD"""
+
+
 class AgentRefused(Refused):
     """refused for this agent"""
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import atexit
 import encodings.idna  # noqa: F401  (else the first connection imports it)
+import getpass
 import logging
 import mmap
 import os
+import socket
 import sys
 import threading
 import time
@@ -120,6 +122,15 @@ lock, or keep for the whole process."""
 _wallets: weakref.WeakSet[Wallet] = weakref.WeakSet()
 _finalizers: dict[str, Any] = {}
 _beginning = threading.RLock()
+
+
+def me() -> str:
+    """Who changes the ledger, for the record: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def watch(wallet: Wallet) -> None:

@@ -17,10 +17,11 @@ import click
 from honcho.environ import parse_procfile
 from rich.console import Console
 
-from daycap.cli.client import answer_of, ask, me
+from daycap.cli.client import answer_of, ask
 from daycap.delivery.celery import CeleryTransport
 from daycap.errors import Unavailable
 from daycap.ledger.engine import Ledger
+from daycap.process import me
 from daycap.settings import Settings
 from demo.local_server import LocalProcess, LocalServer, free_port
 

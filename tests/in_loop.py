@@ -47,6 +47,12 @@ class InLoop:
     def spent(self, agent: str) -> Reading:
         return _run(self._wallet.spent(agent))
 
+    def add_agent(self, agent: str, cap_micros: int) -> None:
+        _run(self._wallet.add_agent(agent, cap_micros))
+
+    def set_cap(self, agent: str, cap_micros: int) -> None:
+        _run(self._wallet.set_cap(agent, cap_micros))
+
     def verify_identity_binding(self, agent: str, anchor: str) -> bool:
         return _run(self._wallet.verify_identity_binding(agent, anchor))
 

@@ -54,7 +54,7 @@ def check_before_work(options: dict[str, Any], **_: Any) -> None:
 def _ledger_error() -> DaycapError | None:
     """Why this worker cannot work with its ledger now."""
     try:
-        deployment().ledger.check_tables()
+        deployment().take_ledger()
     except DaycapError as error:
         return error
     except Exception as error:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from daycap.counters.redis import RedisCounter
+from daycap.delivery.embedded import outbox_beside, settle_outbox
 from daycap.errors import InvalidSetting
 from daycap.ledger.engine import Ledger
+from daycap.ledger.lock import LedgerLock, sqlite_file
 from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.retention import open_days
 from daycap.settings import Settings
 from worker.metrics import CountedPublisher
 
@@ -23,6 +26,8 @@ class Deployment:
     settings: Settings
     ledger: Ledger
     publisher: CounterPublisher
+    lock: LedgerLock | None = None
+    """Held until the process ends; None where the ledger is no SQLite file."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Deployment:
@@ -30,7 +35,19 @@ class Deployment:
         if not settings.ledger_url:
             raise InvalidSetting("a worker needs DAYCAP_LEDGER_URL, for example sqlite:///daycap.sqlite3")
         counter = RedisCounter(settings.redis_url, _PUBLISH_TIMEOUT_S) if settings.redis_url else None
-        return cls(settings, Ledger(settings.ledger_url), CountedPublisher(counter, settings.terms))
+        file = sqlite_file(settings.ledger_url)
+        lock = LedgerLock(file, shared=True) if file is not None else None
+        return cls(settings, Ledger(settings.ledger_url), CountedPublisher(counter, settings.terms), lock)
+
+    def take_ledger(self) -> None:
+        """Check the ledger's tables, keep embedded wallets out, and settle what a killed one left beside the file.
+
+        Raises `LedgerInUse` while such a wallet lends, `LedgerUnavailable`, and the database's error.
+        """
+        self.ledger.check_tables()
+        file = sqlite_file(self.settings.ledger_url)
+        if self.lock is not None and file is not None and self.lock.take():
+            settle_outbox(self.ledger, outbox_beside(file), open_days(self.settings, self.publisher.last_heard_ms()))
 
 
 @lru_cache(maxsize=1)

@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
-from daycap.cli.client import ANSWER_TIMEOUT_S, NoWorker, ask, me
+from daycap.cli.client import ANSWER_TIMEOUT_S, NoWorker, ask
 from daycap.cli.output import Bar, Usd, json_option, money, show, table
 from daycap.counters.redis import RedisCounter
 from daycap.errors import CounterUnavailable
 from daycap.ledger import accounts
 from daycap.ledger.engine import ReadOnlyLedger, unavailable
 from daycap.ledger.publish import CounterPublisher
+from daycap.process import me
 from daycap.protocol.counter import ACTIVE, PAUSED, DayReading
 from daycap.settings import Settings
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import getpass
 import os
-import socket
 import time
 from typing import Any
 
@@ -15,6 +13,7 @@ from celery.exceptions import TimeoutError as NoAnswer
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
+from daycap.cli import local
 from daycap.delivery.celery import ignore_celery_variables, producer_app
 from daycap.errors import DaycapError
 from daycap.protocol.wire import CONTROL_QUEUE
@@ -39,7 +38,10 @@ def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
 
 def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> dict[str, Any]:
     """All that the task says, a refusal too."""
-    if not Settings.from_env().broker_url:
+    settings = Settings.from_env()
+    if local.is_possible(settings):
+        return local.answer_of(settings, task, **kwargs)
+    if not settings.broker_url:
         raise NoWorker("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
     app = operator_app()
     try:
@@ -93,12 +95,3 @@ def _wait(sent: AsyncResult[Any], timeout_s: float) -> Any:
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.1)
     return sent.get(timeout=1)
-
-
-def me() -> str:
-    """Who changes the ledger: user and host."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from daycap.errors import InvalidSetting
 from daycap.protocol.counter import DaySnapshot
 from daycap.protocol.wire import FinalizeEvent
 
@@ -35,6 +36,17 @@ class Transport(ABC):
         """The day, where this transport settles it in this process; None where somebody else does."""
         return None
 
+    def hear_changes(self) -> None:  # noqa: B027  (most are told)
+        """Look, before leases are renewed, whether others changed caps or states. Raises `LedgerUnavailable`."""
+
+    def add_agent(self, agent: str, cap_micros: int) -> None:
+        """See `Wallet.add_agent`."""
+        raise _no_accounts(f"daycap agent add {agent} --cap USD")
+
+    def set_cap(self, agent: str, cap_micros: int) -> None:
+        """See `Wallet.set_cap`."""
+        raise _no_accounts(f"daycap cap set {agent} USD")
+
     @abstractmethod
     def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
         """Be told where the counter's time comes from, None while it is not known; messages carry it."""
@@ -46,3 +58,10 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of connections."""
+
+
+def _no_accounts(command: str) -> InvalidSetting:
+    return InvalidSetting(
+        "this wallet keeps no agents: only one with DAYCAP_LEDGER_URL=sqlite:///... and without Redis and broker does; "
+        f"run: {command} (or pass caps= to a wallet in memory)"
+    )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
-from daycap.errors import InvalidInput, Refused, UnknownAgent
+from daycap.errors import AgentExists, InvalidInput, UnknownAgent
 from daycap.identity import identity_anchor
 from daycap.ledger.anchors import record_anchor
 from daycap.ledger.engine import Ledger, insert
@@ -21,10 +21,6 @@ from daycap.protocol.counter import ACTIVE, KEPT_DAYS, PAUSED
 from daycap.protocol.wire import agent_id
 
 _MOST_AT_ONCE = 1000
-
-
-class AgentExists(Refused):
-    """the agent exists already; change its cap with: daycap cap set NAME USD"""
 
 
 class Account(NamedTuple):
@@ -96,6 +92,15 @@ def set_status(ledger: Ledger, publisher: CounterPublisher, agent: str, status: 
     if status not in (ACTIVE, PAUSED):
         raise InvalidInput(f"a status is {ACTIVE} or {PAUSED}, not {status!r:.40}")
     return _alter(ledger, publisher, agent, {"status": status}, changed_by)
+
+
+def changed_since(ledger: Ledger, change: int) -> tuple[int, set[str]]:
+    """The number of the last change, and the agents whose cap or status changed after number `change`."""
+    columns = cap_changes.c
+    statement = sa.select(columns.cap_change_id, columns.agent_account_id).where(columns.cap_change_id > change)
+    with ledger.reading() as connection:
+        changes = connection.execute(statement).all()
+    return max((number for number, _ in changes), default=change), {agent for _, agent in changes}
 
 
 def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict[str, Any], changed_by: str) -> Account:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import alembic.command
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -19,7 +20,7 @@ from sqlalchemy.dialects.postgresql import psycopg
 from daycap.errors import InvalidSetting, LedgerUnavailable
 from daycap.ledger.postgresql import SCHEMES, postgresql_engine, reason
 from daycap.ledger.reader import read_only_engine
-from daycap.ledger.revisions import check_revision
+from daycap.ledger.revisions import check_revision, numbers
 from daycap.ledger.tables import APPEND_ONLY, dead_letters, metadata
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -72,6 +73,17 @@ class Ledger:
             check_revision(MigrationContext.configure(connection).get_current_revision(), newest)
             if connection.dialect.name == "postgresql":
                 _check_rights(connection)
+
+    def migrate(self) -> None:
+        """Make the tables, or bring them up to this release. Raises `LedgerUnavailable` if they are too new for it."""
+        newest = ScriptDirectory.from_config(config := alembic_config()).get_current_head()
+        with self.reading() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        if found is None or numbers(found) < numbers(str(newest)):
+            with self.writing() as connection:  # Alembic looks again: another process may have done it meanwhile.
+                config.attributes["connection"] = connection
+                alembic.command.upgrade(config, "head")
+        self.check_tables()
 
     def check(self) -> None:
         """The same, and write to the disk. Raises the database's error if it is busy, full or read-only."""

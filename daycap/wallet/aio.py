@@ -96,6 +96,14 @@ class AsyncWallet(BaseWallet[AsyncHold]):
         """See `Wallet.spent`."""
         return await _in_thread(self._readings.spent, agent)
 
+    async def add_agent(self, agent: str, cap_micros: int) -> None:
+        """See `Wallet.add_agent`."""
+        await _in_thread(self._add_agent, agent, cap_micros)
+
+    async def set_cap(self, agent: str, cap_micros: int) -> None:
+        """See `Wallet.set_cap`."""
+        await _in_thread(self._set_cap, agent, cap_micros)
+
     async def verify_identity_binding(self, agent: str, anchor: str) -> bool:
         """See `Wallet.verify_identity_binding`."""
         return await _in_thread(self._binding.verify, agent, anchor)

@@ -86,7 +86,9 @@ class BaseWallet(Generic[H]):
             trace_holds=self._settings.trace_holds,
         )
         transport.use_clock(self._book.counter_ms)
-        self._renewer = Renewer(self._book, self._counter, self._sender, self._outbox, self._settings)
+        self._renewer = Renewer(
+            self._book, self._counter, self._sender, self._outbox, self._settings, transport.hear_changes
+        )
         self._readings = Readings(self._book, self._counter, self._reader, transport)
         self._prices: Prices | None = None
 
@@ -131,8 +133,10 @@ class BaseWallet(Generic[H]):
         """Create a wallet from the `DAYCAP_` variables of the environment. Raises `InvalidSetting`.
 
         Without `DAYCAP_REDIS_URL` the counter is in this process's memory: opened from the ledger if
-        `DAYCAP_LEDGER_URL` is set, else with `caps` (agent to micros a day). Without `DAYCAP_BROKER_URL` events
-        are settled in memory and are gone with the process.
+        `DAYCAP_LEDGER_URL` is set, else with `caps` (agent to micros a day). Without `DAYCAP_BROKER_URL` too, a SQLite
+        ledger is this process's own: the file is created or migrated, and a thread of the wallet settles into it.
+        Raises `InvalidSetting` while another process uses it, `LedgerUnavailable` if it cannot be read or written.
+        Without a ledger, events are settled in memory and are gone with the process.
 
         With `anchor`, else `DAYCAP_IDENTITY_ANCHOR`, the wallet is bound: it serves the agent of that identity anchor
         and no other. That needs `DAYCAP_LEDGER_URL`. Raises `InvalidInput` for what cannot be an anchor.
@@ -194,6 +198,16 @@ class BaseWallet(Generic[H]):
     def reserve(self, agent: str, estimate_micros: int) -> Any:
         """See the face's own."""
         raise NotImplementedError
+
+    def _add_agent(self, agent: str, cap_micros: int) -> None:
+        agent, cap = agent_id(agent), micros(cap_micros)
+        self._must_be_open()
+        self._sender.transport.add_agent(agent, cap)
+
+    def _set_cap(self, agent: str, cap_micros: int) -> None:
+        agent, cap = agent_id(agent), micros(cap_micros)
+        self._must_be_open()
+        self._sender.transport.set_cap(agent, cap)
 
     def _worst_case(self, estimate_micros: int | None, call: Call) -> int:
         if estimate_micros is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from daycap.delivery.outbox import AbandonedOutbox, Outbox
 from daycap.delivery.sender import Sender
-from daycap.errors import CounterUnavailable
+from daycap.errors import CounterUnavailable, LedgerUnavailable
 from daycap.protocol.counter import Answer, Counter, settled_up_to
 from daycap.protocol.wire import FinalizeEvent
 from daycap.settings import Settings
@@ -42,13 +42,20 @@ class Renewer:
     """Renews what `book` has leased, a third of a ttl apart, and sends again what is not settled in time."""
 
     def __init__(
-        self, book: LeaseBook[Any], counter: Counter, sender: Sender, outbox: Outbox | None, settings: Settings
+        self,
+        book: LeaseBook[Any],
+        counter: Counter,
+        sender: Sender,
+        outbox: Outbox | None,
+        settings: Settings,
+        hear_changes: Callable[[], None] = lambda: None,
     ) -> None:
         self._book = book
         self._counter = counter
         self._sender = sender
         self._outbox = outbox
         self._settings = settings
+        self._hear_changes = hear_changes
         self._adopted: list[AbandonedOutbox] = []
         self._begin()
 
@@ -243,6 +250,10 @@ class Renewer:
             self.renew(recalled)
 
     def _tick(self) -> bool:
+        try:
+            self._hear_changes()
+        except LedgerUnavailable as error:
+            logger.warning("changes of caps are not known: %s", error)
         renewed = self.renew()
         self._resend_what_stalled()
         self.follow_adopted()

@@ -106,6 +106,19 @@ class Wallet(BaseWallet[Hold]):
         """What was settled of the agent's money today. Tiers and errors as in `remaining`."""
         return self._readings.spent(agent)
 
+    def add_agent(self, agent: str, cap_micros: int) -> None:
+        """Add the agent with its cap of micros a day. An agent that exists with this cap is left as it is.
+
+        For a wallet whose ledger is a SQLite file of its own (no Redis, no broker). Raises `AgentExists` if the agent
+        has another cap (`set_cap` changes it), `InvalidAmount`, `InvalidInput`, `LedgerUnavailable`, and
+        `InvalidSetting` in other set-ups, where a worker keeps the agents: `daycap agent add`.
+        """
+        self._add_agent(agent, cap_micros)
+
+    def set_cap(self, agent: str, cap_micros: int) -> None:
+        """Change the agent's cap, from today on. Raises `UnknownAgent`, and otherwise what `add_agent` raises."""
+        self._set_cap(agent, cap_micros)
+
     def verify_identity_binding(self, agent: str, anchor: str) -> bool:
         """Whether `anchor` is the agent's identity anchor now, says the ledger. False too where it has none.
 

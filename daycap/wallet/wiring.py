@@ -46,10 +46,27 @@ def make_parts(settings: Settings, caps: Mapping[str, int] | None) -> Parts:
     """
     if caps and (settings.redis_url or settings.ledger_url):
         raise InvalidSetting("caps in code are for a wallet in memory; with Redis or a ledger the worker keeps them")
+    if settings.ledger_url.startswith("sqlite") and not (settings.redis_url or settings.broker_url):
+        return _embedded(settings)
     reader = LedgerReader(settings.ledger_url) if settings.ledger_url else None
     counter, transport = _counter_and_transport(settings, caps, reader)
     in_loop = AsyncRedisCounter(settings.redis_url, settings.redis_timeout_seconds) if settings.redis_url else None
     return Parts(counter, transport, reader, _outbox(settings), in_loop)
+
+
+def _embedded(settings: Settings) -> Parts:
+    """One process, no server: the wallet settles into a SQLite file of its own."""
+    try:
+        from daycap.delivery.embedded import EmbeddedLedger  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise InvalidSetting('DAYCAP_LEDGER_URL needs SQLAlchemy: pip install "daycap[ledger]"') from error
+    ledger = EmbeddedLedger.of_this_process(settings)
+    try:
+        outbox = Outbox(ledger.outbox, _outbox_bytes(settings))
+        return Parts(ledger.counter, ledger, LedgerReader(ledger.url), outbox)
+    except BaseException:
+        ledger.close()
+        raise
 
 
 def _counter_and_transport(
@@ -99,5 +116,11 @@ def _outbox(settings: Settings) -> Outbox | None:
     if not settings.outbox:
         return None
     if not settings.broker_url:
-        raise InvalidSetting("DAYCAP_OUTBOX keeps events for a worker: it needs DAYCAP_BROKER_URL")
-    return Outbox(Path(settings.outbox), settings.outbox_megabytes * 1024 * 1024)
+        raise InvalidSetting(
+            "DAYCAP_OUTBOX keeps events for a worker: it needs DAYCAP_BROKER_URL, or a SQLite ledger and no Redis"
+        )
+    return Outbox(Path(settings.outbox), _outbox_bytes(settings))
+
+
+def _outbox_bytes(settings: Settings) -> int:
+    return settings.outbox_megabytes * 1024 * 1024

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from daycap import InvalidInput, UnknownAgent
+from daycap import AgentExists, InvalidInput, UnknownAgent
 from daycap.ledger import accounts, anchors
-from daycap.ledger.accounts import AgentExists
 from daycap.ledger.anchors import AnchorChange, AnchorSet, AnchorTaken
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher

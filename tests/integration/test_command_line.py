@@ -274,7 +274,7 @@ def test_without_a_worker_counter_and_ledger_are_read(spine: Spine) -> None:
 def test_reading_a_ledger_makes_no_file(tmp_path: Path) -> None:
     path = tmp_path / "mistyped.sqlite3"
     said = run("status", environment={"DAYCAP_LEDGER_URL": f"sqlite:///{path}"}, status=1)
-    assert "the ledger did not do it: unable to open database file" in said
+    assert f"there is no ledger {path}" in said
     assert "Traceback" not in said
     assert not path.exists()
 

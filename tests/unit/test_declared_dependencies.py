@@ -22,7 +22,7 @@ PARTS = {
     "httpx": ["daycap/httpx_transport.py", "daycap/integrations"],
     "litellm": ["daycap/litellm.py", "daycap/integrations/litellm*.py"],
     "identity": ["daycap/identity.py"],
-    "ledger": ["daycap/ledger", "migrations"],
+    "ledger": ["daycap/ledger", "daycap/delivery/embedded.py", "migrations"],
     "worker": ["worker", "tasks", "celeryconfig.py"],
     "cli": ["daycap/cli", "demo"],
 }

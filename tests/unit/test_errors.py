@@ -19,9 +19,8 @@ import pytest
 
 import daycap
 from daycap import CapExceeded, errors
-from daycap.errors import DaycapError, UnknownModel
+from daycap.errors import AgentExists, DaycapError, UnknownModel
 from daycap.integrations.httpx import _with_roots
-from daycap.ledger.accounts import AgentExists
 from tests.in_memory import CAP, Deployment
 from tests.refused import adds_up, ask_for_a_price, reserve_too_much
 from tests.runner_without_io import CAP as SMALL_CAP

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -424,9 +423,8 @@ def test_a_failure_names_what_waits(
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [said]
 
 
-def test_without_a_broker_the_ledger_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "empty.sqlite3").touch()
-    settings = Settings(ledger_url=f"sqlite:///{tmp_path}/empty.sqlite3", open_timeout_seconds=0.1)
+def test_without_a_broker_the_ledger_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(ledger_url="postgresql://127.0.0.1:1/away", open_timeout_seconds=0.1)
     with Wallet.from_settings(settings) as wallet, pytest.raises(BudgetUnavailable):
         wallet.reserve("agent-7", 1)
     said = [message for message in caplog.messages if "requests to open a day" in message]

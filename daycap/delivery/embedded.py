@@ -1,0 +1,235 @@
+"""One process, no server, durable: the wallet's own thread settles into a SQLite file.
+
+The process holds the ledger's lock while it lends, so that its counter in memory knows every lease there is. An event
+is in the outbox beside the file before `finalize` returns, and leaves it once it is settled. Whoever takes the lock
+next settles what a killed process left before it lends anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from daycap.clock import DAY_MS, day_of
+from daycap.counters.memory import MemoryCounter
+from daycap.delivery.outbox import Outbox
+from daycap.delivery.transport import Transport
+from daycap.errors import AgentExists, InvalidSetting
+from daycap.ledger import accounts, opening
+from daycap.ledger.engine import Ledger, unavailable
+from daycap.ledger.lock import LedgerInUse, LedgerLock, sqlite_file
+from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import read_snapshots
+from daycap.ledger.retention import OpenDays, open_days, prune
+from daycap.ledger.settle import Outcome, settle
+from daycap.ledger.slices import slice_of
+from daycap.money import format_usd
+from daycap.process import me, whole
+from daycap.protocol.counter import KEPT_DAYS, UNKNOWN, DaySnapshot, PublishReply
+from daycap.protocol.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
+from daycap.settings import Settings
+
+logger = logging.getLogger("daycap")
+
+
+class _OnlyLender(CounterPublisher):
+    """Publishes without a fence: this process made every lease there is."""
+
+    def publish(
+        self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
+    ) -> list[PublishReply | None]:
+        return super().publish(snapshots, expire_before_ms=expire_before_ms, opened_at_ms=self.now_ms())
+
+
+class EmbeddedLedger(Transport):
+    """Settles events in this process, into the SQLite ledger of `settings`. Made by `of_this_process`.
+
+    Wallets of one process share it, with its lock and counter: a program may have a `Wallet` and an `AsyncWallet`, and
+    a notebook makes its wallet anew each time a cell runs.
+    """
+
+    def __init__(self, file: Path, settings: Settings) -> None:
+        self.file = file
+        self.settings = settings
+        self.url = sa.make_url(settings.ledger_url).set(database=str(file)).render_as_string(hide_password=False)
+        self.outbox = Path(settings.outbox or outbox_beside(file)).absolute()
+        self.counter = MemoryCounter()
+        self._publisher = _OnlyLender(self.counter, settings.terms)
+        self._lock = LedgerLock(file)
+        self._ledger = Ledger(self.url)
+        self._inherited: list[Ledger] = []
+        self._wallets = 0
+        self._last_change = 0
+        self._pruned_on = ""
+
+    @staticmethod
+    def of_this_process(settings: Settings) -> EmbeddedLedger:
+        """The ledger for one more wallet, until its `close`.
+
+        Raises `LedgerInUse` if another process lends from the file, `InvalidSetting` if a wallet of this process
+        does so with other settings, `LedgerUnavailable` if the file cannot be read or written.
+        """
+        file = sqlite_file(settings.ledger_url)
+        if file is None:
+            raise InvalidSetting("DAYCAP_LEDGER_URL must be sqlite:///path/to/file, without a file: URI")
+        with whole:
+            found = _open.get(file)
+            if found is None:
+                found = EmbeddedLedger(file, settings)
+            elif _unbound(found.settings) != _unbound(settings):
+                raise InvalidSetting(f"another wallet of this process uses {file} with other settings")
+            found._own()
+            _open[file] = found
+            found._wallets += 1
+            return found
+
+    def send(self, events: Sequence[FinalizeEvent]) -> None:
+        with whole, _database_errors():
+            outcome = _settle(self._ledger, events, self._open_days())
+            self._own()  # What is published may be lent.
+            self._publisher.publish(outcome.snapshots)
+            self._prune()
+
+    def open_day(self, agent: str, day: str) -> None:
+        with whole, _database_errors():
+            self._own()
+            opening.open_on_request(self._ledger, self._publisher, agent, day)
+
+    def connect(self) -> None:
+        with whole:
+            self._own()
+
+    def refusal(self, error: Exception) -> str | None:
+        return str(error) if isinstance(error, LedgerInUse) else None
+
+    def backlog(self) -> int:
+        return 0
+
+    def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
+        """The counter's clock is this process's."""
+
+    def hear_changes(self) -> None:
+        """Tell the counter of caps and states that other processes changed in the ledger."""
+        with whole, _database_errors():
+            last, agents = accounts.changed_since(self._ledger, self._last_change)
+            if not agents:
+                return
+            now_ms = self._publisher.authoritative_ms()
+            recent = {day_of(now_ms - back * DAY_MS) for back in range(-1, KEPT_DAYS + 1)}
+            wanted = [(agent, day) for agent in agents for day in sorted(recent)]
+            is_open = [reading is not None for reading in self.counter.read(wanted)]
+            today = day_of(now_ms)
+            wanted = [where for where, known in zip(wanted, is_open, strict=True) if known or where[1] == today]
+            with self._ledger.reading() as connection:
+                snapshots = read_snapshots(connection, wanted)
+            self._publisher.publish([snapshot for snapshot in snapshots if snapshot.status != UNKNOWN])
+            self._last_change = last
+
+    def add_agent(self, agent: str, cap_micros: int) -> None:
+        with whole.lock, _database_errors():
+            self._own()
+            try:
+                accounts.add(self._ledger, self._publisher, {agent: cap_micros}, me())
+            except AgentExists:
+                (found,) = accounts.find(self._ledger, self._publisher, [agent])
+                if found.daily_cap_micros != cap_micros:
+                    cap = format_usd(found.daily_cap_micros)
+                    raise AgentExists(
+                        f"agent {agent} exists with a cap of {cap} a day; change it with wallet.set_cap(...), "
+                        f"or: daycap cap set {agent} USD"
+                    ) from None
+
+    def set_cap(self, agent: str, cap_micros: int) -> None:
+        with whole.lock, _database_errors():
+            self._own()
+            accounts.set_cap(self._ledger, self._publisher, agent, cap_micros, me())
+
+    def forget(self) -> None:
+        self._lock.forget()
+        # The connections are the parent's. To close one here, or to let it be collected, is not safe with SQLite.
+        self._inherited.append(self._ledger)
+        self._ledger = Ledger(self.url)
+
+    def close(self) -> None:
+        with whole:
+            self._wallets -= 1
+            if self._wallets == 0:
+                _open.pop(self.file, None)
+                self._ledger.close()
+                self._lock.release()
+
+    def _own(self) -> None:
+        """Hold the lock. Once it is new here: bring the file up to date, and settle what a dead process left."""
+        if not self._lock.take():
+            return
+        try:
+            with _database_errors():
+                self._ledger.migrate()
+                settle_outbox(self._ledger, self.outbox, self._open_days())
+                self._last_change, _ = accounts.changed_since(self._ledger, 0)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open_days(self) -> OpenDays:
+        return open_days(self.settings, self._publisher.authoritative_ms())
+
+    def _prune(self) -> None:
+        """Once a day delete what is past its time, a slice after each send: events wait meanwhile, in the outbox."""
+        now_ms = self._publisher.authoritative_ms()
+        if (today := day_of(now_ms)) != self._pruned_on:
+            left = slice_of(partial(prune, self._ledger, self.settings, now_ms), [])
+            if left.place is None:
+                self._pruned_on = today
+
+
+_open: dict[Path, EmbeddedLedger] = {}
+"""The ledgers that wallets of this process use, by file."""
+
+
+def outbox_beside(file: Path) -> Path:
+    """Where an embedded wallet keeps events, unless `DAYCAP_OUTBOX` says otherwise."""
+    return file.with_name(f"{file.name}-outbox")
+
+
+def settle_outbox(ledger: Ledger, directory: Path, days: OpenDays) -> None:
+    """Settle what dead processes left in the outbox, if there is one. Raises the database's error."""
+    if not directory.is_dir():
+        return
+    for left in Outbox(directory, limit_bytes=0).adopt():
+        try:
+            events = left.events
+            for start in range(0, len(events), MAX_EVENTS_PER_MESSAGE):
+                _settle(ledger, events[start : start + MAX_EVENTS_PER_MESSAGE], days)
+            for lease in left.leases:
+                left.drop(lease)
+            logger.info("settled %d events that a process left in %s", len(events), directory)
+        finally:
+            left.close()
+
+
+def _settle(ledger: Ledger, events: Sequence[FinalizeEvent], days: OpenDays) -> Outcome:
+    outcome = settle(ledger, [event.to_wire() for event in events], days)
+    for letter in outcome.dead_letters:
+        logger.error("dead letter %s (%s): %s", letter.id, letter.kind, letter.reason)
+    return outcome
+
+
+def _unbound(settings: Settings) -> Settings:
+    """What wallets of one process must agree on: all but the agent that each is bound to, and its prices."""
+    return dataclasses.replace(settings, identity_anchor="", prices_file="")
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Raise the database's errors as `LedgerUnavailable`."""
+    try:
+        yield
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        raise unavailable(error) from error

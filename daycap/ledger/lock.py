@@ -1,0 +1,104 @@
+"""Who lends from a SQLite ledger: one embedded wallet or any number of workers, never both.
+
+The lock is `flock` on a file beside the ledger. The kernel frees it however its holder ends, kill -9 included. The
+file stays: a process that waits for a removed lock would not see the next holder. Readers take no lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from daycap.errors import InvalidSetting
+
+_LONGEST_NOTE = 300
+
+
+class LedgerInUse(InvalidSetting):
+    """another process lends from this ledger"""
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite ledger, absolute and without links; None where `url` names no plain file."""
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        return None
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    if str(parsed.database).startswith("file:"):
+        return None
+    return Path(str(parsed.database)).resolve()
+
+
+class LedgerLock:
+    """The lock beside the ledger in `file`: for one wallet alone, or `shared` by workers. Used under one other lock."""
+
+    def __init__(self, file: Path, *, shared: bool = False) -> None:
+        self._file = file
+        self._path = file.with_name(f"{file.name}.lock")
+        self._shared = shared
+        self._descriptor: int | None = None
+
+    def take(self) -> bool:
+        """Take the lock, without waiting. Returns False if this process had it already.
+
+        Raises `LedgerInUse` if another process has it, and `InvalidSetting` if the lock's file cannot be opened.
+        """
+        if self._descriptor is not None and self._is_mine(self._descriptor):
+            return False
+        self.release()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise InvalidSetting(f"DAYCAP_LEDGER_URL: cannot open {self._path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, _LONGEST_NOTE, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise LedgerInUse(self._refusal(holder)) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise InvalidSetting(f"DAYCAP_LEDGER_URL: cannot lock {self._path}: {error.strerror}") from error
+        self._descriptor = descriptor
+        self._sign(descriptor)
+        return True
+
+    def forget(self) -> None:
+        """In a forked child: let go of the inherited descriptor. The parent's own keeps the lock."""
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)  # Not LOCK_UN, which would free it for a parent too.
+
+    def _is_mine(self, descriptor: int) -> bool:
+        """Whether the file at the path is still the one that is locked."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except OSError:
+            return False
+
+    def _sign(self, descriptor: int) -> None:
+        """Say who has it. Of several workers the last one to start is named."""
+        kind = "a worker" if self._shared else "a wallet"
+        with suppress(OSError):  # A full disk: it is locked all the same.
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{kind} (process {os.getpid()} on {socket.gethostname()})\n".encode(), 0)
+
+    def _refusal(self, holder: str) -> str:
+        said = f"the ledger {self._file} is in use by {holder or 'another process'}"
+        if self._shared:
+            return f"{said}: end that program, and start it again with DAYCAP_REDIS_URL and DAYCAP_BROKER_URL"
+        return (
+            f"{said}; without Redis one process alone can lend from it: end that one, or set DAYCAP_REDIS_URL and "
+            "DAYCAP_BROKER_URL and start a worker to share budgets among processes"
+        )
