@@ -268,12 +268,22 @@ def _others() -> list[threading.Thread]:
 
 
 def _after_fork() -> None:
+    """Begin anew in a forked child, even if a signal's handler raises meanwhile: Python loses what a hook raises."""
     global _beginning  # noqa: PLW0603  (a thread of the parent may have held it)
-    _beginning = threading.RLock()
-    begin()
+    raised: BaseException | None = None
+    while not here[0]:
+        try:
+            whole.in_child()
+            _beginning = threading.RLock()
+            begin()
+        except Exception:
+            raise
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
 
 
-os.register_at_fork(before=whole.before_fork, after_in_parent=whole.after_fork, after_in_child=whole.in_child)
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=whole.before_fork, after_in_parent=whole.after_fork, after_in_child=_after_fork)
 atexit.register(_end)
 worker_process_shutdown.connect(_end, weak=False)

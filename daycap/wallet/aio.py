@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Unpack, cast, overload
 
 from daycap.counters.per_loop import PerLoop
@@ -172,7 +173,12 @@ class AsyncWallet(BaseWallet[AsyncHold]):
 
 
 async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Where the loop does not wait for it; at the end of the process, when no thread can be had, at once."""
+    """Call it in another thread, or directly at the end of the process, when Python starts none."""
     if threading.main_thread().is_alive():
-        return await asyncio.to_thread(call, *args, **kwargs)
+        context = contextvars.copy_context()
+        try:
+            waiting = asyncio.get_running_loop().run_in_executor(None, partial(context.run, call, *args, **kwargs))
+        except RuntimeError:  # A process that was forked while its parent ended has an executor that ended, too.
+            return call(*args, **kwargs)
+        return await waiting
     return call(*args, **kwargs)

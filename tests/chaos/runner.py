@@ -41,13 +41,16 @@ class _Work:
         self._threads = [
             threading.Thread(target=self._run, args=(random.Random(f"{seed} {number}"),)) for number in range(_THREADS)
         ]
+
+    def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def _run(self, rng: random.Random) -> None:
         while not self._stop.is_set():
@@ -106,6 +109,7 @@ def main(journal: str, intents: str, face: str, seed: str) -> None:
             agents = json.loads(line)
             if agents:
                 work = _Work(wallet, agents, files, seed)
+                work.start()  # Not before it is assigned: a SIGTERM in between would leave nobody to stop it.
             else:
                 work = None
                 wallet._renewer.follow_adopted()  # What its children left in the outbox is flushed too.

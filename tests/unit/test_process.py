@@ -117,3 +117,50 @@ def test_isolated_interpreter_is_refused() -> None:
     """)
 
     assert said.strip() in ("BudgetUnavailable", "ImportError")
+
+
+def test_fork_hook_outlives_a_handlers_exception() -> None:
+    """Python drops what an at-fork hook raises: the child would have half of its parent's locks."""
+    said = says("""
+        import os, signal, sys, threading
+        sys.unraisablehook = lambda _: None
+        from daycap import process
+
+        class Wallet:
+            forgot = 0
+
+            def _forget(self):
+                self.forgot += 1
+                if self.forgot == 1:
+                    signal.raise_signal(signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        wallet = Wallet()
+        process.watch(wallet)
+        if os.fork() == 0:
+            free = []
+            thread = threading.Thread(target=lambda: free.append(process.whole.lock.acquire(timeout=5)))
+            thread.start()
+            thread.join()
+            os._exit(0 if (wallet.forgot, process.here[0], free) == (2, 1, [True]) else 1)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+        print("well")
+    """)
+    assert said.split() == ["well"]
+
+
+def test_async_wallet_works_in_a_fork_of_an_ending_parent() -> None:
+    """Its parent's executor takes no more work, and so does the child's."""
+    says("""
+        import asyncio, concurrent.futures.thread as pool
+        from daycap import AsyncWallet
+
+        pool._shutdown = True
+        async def main():
+            async with AsyncWallet.from_env(caps={"agent-7": 100}) as wallet:
+                (await wallet.reserve("agent-7", 60)).finalize(50)
+                assert await wallet.flush() == ()
+                assert (await wallet.spent("agent-7")).micros == 50
+
+        asyncio.run(main())
+    """)
