@@ -129,6 +129,9 @@ def test_fork_hook_outlives_a_handlers_exception() -> None:
         class Wallet:
             forgot = 0
 
+            def _end(self, timeout_s):
+                pass
+
             def _forget(self):
                 self.forgot += 1
                 if self.forgot == 1:
@@ -152,9 +155,10 @@ def test_fork_hook_outlives_a_handlers_exception() -> None:
 def test_async_wallet_works_in_a_fork_of_an_ending_parent() -> None:
     """Its parent's executor takes no more work, and so does the child's."""
     says("""
-        import asyncio, concurrent.futures.thread as pool
+        import asyncio, logging, concurrent.futures.thread as pool
         from daycap import AsyncWallet
 
+        logging.disable()
         pool._shutdown = True
         async def main():
             async with AsyncWallet.from_env(caps={"agent-7": 100}) as wallet:
