@@ -15,7 +15,7 @@ from click import ClickException
 from kombu import pools
 
 from daycap import BudgetUnavailable, Settings, Wallet
-from daycap.cli.client import answer_of
+from daycap.cli.client import answer_of, operator_app
 from daycap.clock import day_of
 from daycap.ledger.audit import Difference
 from daycap.ledger.engine import Ledger
@@ -188,7 +188,8 @@ class Campaign:
         try:
             answer = answer_of(task, timeout_s=30, **kwargs)
         except ClickException:
-            pools.reset()  # The command line makes its connections anew; these may be from before a fault.
+            pools.reset()  # Its connections may be from before a fault.
+            operator_app.cache_clear()
             answer = answer_of(task, timeout_s=30, **kwargs)
         assert "error" not in answer, answer
         return answer.get("result", answer)
