@@ -22,13 +22,22 @@ help:            ## show the targets
 $(TOOLS)/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "daycap needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.12"; exit 2; }
+	@echo "installing uv into $(TOOLS)"
 	@$(PYTHON) -m venv $(TOOLS) || { echo "python3 -m venv failed; install your system's python3-venv package"; exit 2; }
 	@$(TOOLS)/bin/pip install --quiet --disable-pip-version-check uv
 
-setup: $(UV)     ## make the environment in .venv
-	@$(UV) sync --locked --quiet --compile-bytecode
+# Show uv's own progress on a terminal, else a line.
+define sync
+	@$(UV) sync --locked --quiet --check $(1) 2> /dev/null || { \
+		echo "installing $(2) into .venv"; \
+		if [ -t 2 ]; then $(UV) sync --locked $(1); else $(UV) sync --locked --quiet $(1); fi; }
+endef
 
-run: setup       ## show the main job: every server, runners, a live table, an audit
+setup: $(UV)     ## make the environment in .venv, with every tool
+	$(call sync,--compile-bytecode,what development needs)
+
+run: $(UV)       ## show the main job: every server, runners, a live table, an audit
+	$(call sync,--inexact --no-default-groups --group tools,what the demo needs (90 MB))
 	@$(UV) run --no-sync daycap run $(ARGS)
 
 lint: setup      ## style and types

@@ -1,1 +1,1 @@
-"""What `daycap replay` does: real runner processes make a trace's calls, then everything recorded is compared."""
+"""What `daycap run` and `daycap demo` do: real runner processes make calls, then everything recorded is compared."""

@@ -1,4 +1,4 @@
-"""Chaos: the server and the worker are killed, and started again, in the middle of a replay."""
+"""Chaos: the server and the worker are killed, and started again, in the middle of the demo."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _schedule(seconds: float, seed: int) -> list[_Step]:
 
 
 def _without_overlap(steps: Sequence[_Step]) -> list[_Step]:
-    """A process that is away is not killed again, in a replay so short that it would be."""
+    """A process that is away is not killed again, in a demo so short that it would be."""
     kept: list[_Step] = []
     away: dict[str, int] = Count()
     for step in steps:

@@ -1,56 +1,52 @@
-"""daycap run and replay: the main job, with every server that it needs."""
+"""The commands daycap run and daycap demo: runner processes at work, with or without servers of their own."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
-import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-from honcho.environ import parse_procfile
-from rich.console import Console
 
 from daycap.cli.client import answer_of, ask
 from daycap.delivery.celery import CeleryTransport
-from daycap.errors import Unavailable
 from daycap.ledger.engine import Ledger
 from daycap.process import me
 from daycap.settings import Settings
-from demo.local_server import LocalProcess, LocalServer, free_port
-
-_ROOT = Path(__file__).resolve().parent.parent
-_PROCFILE = _ROOT / "Procfile"
-_START_S = 60
+from demo.stack import START_S, everything, new_directory, notes
 
 _SHORT_TIMES = {
     "DAYCAP_LEASE_TTL_SECONDS": "3",
     "DAYCAP_GRACE_SECONDS": "1",
     "DAYCAP_RESEND_SECONDS": "2",
 }
-"""With chaos: a replay is too short to wait half a minute each time that the counter lost everything."""
-
-Process = TypeVar("Process", bound=LocalProcess)
-
-notes = Console(stderr=True)
+"""With chaos: the demo is too short to wait half a minute each time that the counter lost everything."""
 
 
-def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what is replayed."""
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which calls are made."""
     for option in reversed(
         (
-            click.option("--trace", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV file."),
-            click.option("--seed", type=int, help="Of the synthetic day; without it one is drawn and printed."),
+            click.option(
+                "--trace",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Make the calls of a CSV file with columns TIMESTAMP, ContextTokens, GeneratedTokens.",
+            ),
+            click.option("--seed", type=int, help="Repeat a run; without it a seed is drawn and printed."),
             click.option("--seconds", type=click.FloatRange(1), default=30, show_default=True, help="How long."),
-            click.option("--agents", type=click.IntRange(1, 1000), default=50, show_default=True),
+            click.option("--agents", type=click.IntRange(1, 1000), default=20, show_default=True),
             click.option("--runners", type=click.IntRange(1, 64), default=4, show_default=True),
-            click.option("--chaos", is_flag=True, help="Kill worker and server in the middle of it, and restart them."),
+            click.option(
+                "--chaos",
+                is_flag=True,
+                help="Kill worker and Redis in the middle, and compare with a naive Redis counter on the same calls.",
+            ),
             click.option("--json", "as_json", is_flag=True, help="Write the result as JSON."),
         )
     ):
@@ -59,22 +55,30 @@ def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@replay_options
-def replay(as_json: bool, chaos: bool, **options: Any) -> None:
-    """Replay inference calls through real runner processes and audit what was recorded.
+@_options
+def demo(as_json: bool, chaos: bool, **options: Any) -> None:
+    """Let agents work on your servers, and audit what was recorded.
 
-    The trace has columns TIMESTAMP, ContextTokens, GeneratedTokens; without one a day is made up. A worker
-    must be running, but for --chaos, which starts its own servers as daycap run does. Ends with status 1 if
-    anything differs.
+    A worker must be running. --chaos starts servers of its own, as daycap run does. Ends with status 1 if anything
+    differs.
     """
-    sys.exit(_run(as_json, chaos, keep=False, **options) if chaos else _replay(as_json, **options))
+    if chaos:
+        sys.exit(_run(as_json, chaos, keep=False, **options))
+    _draw_seed(options)
+    again = f"daycap demo {_same_again(options['seed'])}"
+    suggestions = [("daycap status", "what is left"), ("daycap audit", "check the books"), (again, "same calls again")]
+    sys.exit(_demo(as_json, suggestions=suggestions, **options))
+
+
+replay = demo
+"""The old name."""
 
 
 @click.command()
-@replay_options
+@_options
 @click.option("--keep", is_flag=True, help="Keep everything running afterwards, until Ctrl-C.")
 def run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> None:
-    """Show the main job: start every server here, replay a day, audit it, stop all.
+    """Show daycap at work: start every server here, let agents work, audit, stop all.
 
     Needs nothing installed or running. Servers listen on free ports of 127.0.0.1; ledger and logs stay in
     .run/latest until the next run.
@@ -84,21 +88,51 @@ def run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> None:
 
 def _run(as_json: bool, chaos: bool, keep: bool, **options: Any) -> int:
     _stop_on_signals()
-    directory = _new_directory()
+    _draw_seed(options)
+    directory = new_directory()
     if chaos:
         os.environ.update(_SHORT_TIMES)
+    suggestions = [] if keep else _suggestions(chaos, options["seed"])
     try:
-        with _everything(directory, chaos) as (flower, victims):
-            note = f"Flower {flower}"
-            status = _replay(as_json, note=note, victims=victims, directory=directory / "replay", **options)
+        with everything(directory, chaos) as (flower, victims):
+            status = _demo(
+                as_json,
+                notes=[f"Flower {flower}"],
+                victims=victims,
+                directory=directory / "runners",
+                suggestions=suggestions,
+                **options,
+            )
             if keep:
                 _keep(flower)
-            else:
-                _say(f"Flower {flower} ends now, with all else; --keep leaves everything up")
     except KeyboardInterrupt:
         notes.print("\nstopped everything")
         return 130
     return status
+
+
+def _draw_seed(options: dict[str, Any]) -> None:
+    if options["seed"] is None:
+        options["seed"] = secrets.randbelow(1_000_000)
+
+
+def _same_again(seed: int) -> str:
+    """The words of this command that make the same calls again."""
+    words = sys.argv[2:]
+    given = any(word.startswith("--seed") for word in words)
+    return shlex.join(words if given else [*words, "--seed", str(seed)])
+
+
+def _suggestions(chaos: bool, seed: int) -> list[tuple[str, str]]:
+    """Three commands to try next."""
+
+    def command(words: str) -> str:
+        return f"make run ARGS={shlex.quote(words)}" if "MAKELEVEL" in os.environ else f"daycap run {words}"
+
+    logs = ("less .run/latest/worker.log", "what the worker said")
+    kill = (command("--chaos"), "kill worker and Redis")
+    keep = (command("--keep"), "keep Flower and servers up")
+    return [keep, logs if chaos else kill, (command(_same_again(seed)), "same calls again")]
 
 
 def _keep(flower: str) -> None:
@@ -108,9 +142,13 @@ def _keep(flower: str) -> None:
     for name in names:
         if name in os.environ:
             _say(f"  export {name}={shlex.quote(os.environ[name])}")
-    _say(f"  export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
-    for words in ("status", "agent add me --cap 5.00", "reserve me 0.05", "audit", "doctor"):
-        _say(f"  daycap {words}")
+    _say(f"  export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n")
+    for words, meaning in (
+        ("status", "what each agent spent"),
+        ("agent add me --cap 5.00", "a cap of yours"),
+        ("reserve me 0.05", "hold five cents"),
+    ):
+        _say(f"  daycap {words:<24} # {meaning}")
     _say(f"\nFlower {flower}\nCtrl-C stops everything")
     with suppress(KeyboardInterrupt):
         signal.pause()
@@ -121,130 +159,26 @@ def _say(line: str) -> None:
     notes.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _new_directory() -> Path:
-    """A directory of this run's own below .run, where `latest` leads to; those of runs that ended go."""
-    runs = Path(".run").absolute()
-    runs.mkdir(exist_ok=True)
-    for old in runs.glob("run-*"):
-        try:
-            os.kill(int(old.name.removeprefix("run-")), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(old, ignore_errors=True)
-    made = runs / f"run-{os.getpid()}"
-    made.mkdir()
-    latest = runs / "latest"
-    if latest.is_dir() and not latest.is_symlink():
-        shutil.rmtree(latest)
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(made.name)
-    return made
-
-
-@contextmanager
-def _everything(directory: Path, chaos: bool) -> Iterator[tuple[str, dict[str, LocalProcess]]]:
-    """Server, ledger, worker, beat and Flower, while the block runs. Yields Flower's address and who may be killed."""
-    server = LocalServer(directory=directory / "redis")
-    with _started(server), ExitStack() as stack:
-        notes.print(f"[green]✓[/] {server.name:<11} {server.url(0)} (counter), database 1 is the broker")
-        flower_port = free_port()
-        os.environ.update(
-            DAYCAP_REDIS_URL=server.url(0),
-            DAYCAP_BROKER_URL=server.url(1),
-            DAYCAP_LEDGER_URL=f"sqlite:///{directory}/ledger.sqlite3",
-            DAYCAP_FLOWER_PORT=str(flower_port),
-            PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        )
-        migration = LocalProcess(["alembic", "upgrade", "head"], directory / "release.log", directory=_ROOT)
-        with _started(migration) as release:
-            if release.wait(_START_S):
-                raise _failed("the ledger was not migrated", release)
-        notes.print(f"[green]✓[/] ledger      sqlite:///{_near(directory / 'ledger.sqlite3')}")
-        victims: dict[str, LocalProcess] = {}
-        if chaos:
-            # honcho ends everything when one process does: the one that will be killed is started apart from it.
-            victims = {"server": server, "worker": stack.enter_context(_started(_of_procfile(directory, "worker")))}
-            processes = stack.enter_context(_started(_honcho(directory, "beat", "flower")))
-        else:
-            processes = stack.enter_context(_started(_honcho(directory, "worker", "beat", "flower")))
-        _wait_for_worker(victims.get("worker", processes))
-        notes.print(f"[green]✓[/] worker, beat and Flower; their log is {_near(processes.log)}")
-        yield f"http://127.0.0.1:{flower_port}", victims
-
-
-@contextmanager
-def _started(process: Process) -> Iterator[Process]:
-    process.start()
-    try:
-        yield process
-    finally:
-        process.stop()
-
-
-def _honcho(directory: Path, *names: str) -> LocalProcess:
-    """Processes of the Procfile, each ended with all others."""
-    command = [sys.executable, "-m", "honcho", "start", "-f", str(_PROCFILE), *names]
-    return LocalProcess(command, directory / f"{'-'.join(names)}.log", directory=_ROOT)
-
-
-def _of_procfile(directory: Path, name: str) -> LocalProcess:
-    """One process of the Procfile, by itself."""
-    command = parse_procfile(_PROCFILE.read_text()).processes[name]
-    return LocalProcess(["sh", "-c", f"exec {command}"], directory / f"{name}.log", directory=_ROOT)
-
-
-def _wait_for_worker(worker: LocalProcess) -> None:
-    end = time.monotonic() + _START_S
-    with notes.status("starting worker, beat and Flower"):
-        while worker.alive:
-            try:
-                ask("daycap.check_ledger", timeout_s=3)
-            except click.ClickException:
-                if time.monotonic() > end:
-                    break
-            else:
-                return
-    raise _failed("the worker did not start", worker)
-
-
-def _replay(
-    as_json: bool,
-    note: str = "",
-    directory: Path | None = None,
-    victims: dict[str, LocalProcess] | None = None,
-    **options: Any,
-) -> int:
+def _demo(as_json: bool, **options: Any) -> int:
     settings = Settings.from_env()
     for name in ("redis_url", "broker_url", "ledger_url"):
         if not getattr(settings, name):
-            raise click.ClickException(f"replay needs DAYCAP_{name.upper()}; daycap run brings its own servers")
-    from demo.replay import ReplayOptions  # noqa: PLC0415
-    from demo.replay import replay as replay_calls  # noqa: PLC0415
+            raise click.ClickException(f"daycap demo needs DAYCAP_{name.upper()}; daycap run brings its own servers")
+    from demo.run import Options, Services, run_demo  # noqa: PLC0415
 
     ledger = Ledger(settings.ledger_url)
+    services = Services(
+        settings=settings,
+        ledger=ledger.engine,
+        add_agents=lambda caps: ask("daycap.add_agents", caps=caps, changed_by=me()),
+        backlog=CeleryTransport(settings.broker_url).backlog,
+        reconcile=lambda: answer_of("daycap.reconcile", timeout_s=START_S),
+    )
     try:
-        result = replay_calls(
-            ReplayOptions(**options),
-            settings=settings,
-            ledger=ledger.engine,
-            add_agents=lambda caps: ask("daycap.add_agents", caps=caps, changed_by=me()),
-            backlog=CeleryTransport(settings.broker_url).backlog,
-            reconcile=lambda: answer_of("daycap.reconcile", timeout_s=_START_S),
-            chaos=victims,
-            directory=directory,
-            note=note,
-            as_json=as_json,
-        )
+        result = run_demo(Options(**options), services, as_json=as_json)
     finally:
         ledger.close()
     return 0 if result.ok else 1
-
-
-def _failed(what: str, process: LocalProcess) -> Unavailable:
-    return Unavailable(f"{what}; the end of {_near(process.log)}:\n{process.last_words}")
-
-
-def _near(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _stop_on_signals() -> None:

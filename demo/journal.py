@@ -21,6 +21,7 @@ class Entry(NamedTuple):
     """One call that ended. Amounts are micros; a call that was never held has no reservation and no day.
 
     `held_micros` is the estimate where nothing was held. `unavailable` counts the answers `BudgetUnavailable`.
+    `stopped_micros` is what a refused call would have cost.
     """
 
     end: End
@@ -30,6 +31,7 @@ class Entry(NamedTuple):
     reservation: str = ""
     day: str = ""
     actual_micros: int = 0
+    stopped_micros: int = 0
 
     @property
     def lease(self) -> str:

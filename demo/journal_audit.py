@@ -19,7 +19,7 @@ _AT_ONCE = 300
 
 
 class Recorded(NamedTuple):
-    """What ledger and counter have of the replay's agents: rows of the ledger's tables, readings of the counter."""
+    """What ledger and counter have of the demo's agents: rows of the ledger's tables, readings of the counter."""
 
     days: list[Any]
     settlements: list[Any]
@@ -64,13 +64,13 @@ def compare(entries: Sequence[Entry], recorded: Recorded) -> list[Check]:
     letters = [Difference("P7", "", f"dead letter: {row.reason}", "none", row.payload) for row in recorded.dead_letters]
     checks: list[tuple[str, str, int, Callable[[], Iterator[Difference]]]] = [
         ("P1", "spent <= cap", len(recorded.days), lambda: _check_caps(recorded)),
-        ("P2", "each finalized hold is settled once", len(finalized), lambda: _check_holds(finalized, recorded)),
-        ("P2", "leases drew what their holds took", len(recorded.leases), lambda: _check_leases(finalized, recorded)),
-        ("P3", "spent is the sum of its settlements", len(recorded.days), lambda: _check_sums(recorded)),
-        ("P3", "the counter is the ledger", len(recorded.readings), lambda: _check_counter(recorded)),
-        ("P4", "true spending <= cap", len(recorded.days), lambda: _check_true_spending(finalized, recorded)),
-        ("P5", "nothing is left leased", len(recorded.readings), lambda: _check_leased(recorded)),
-        ("P6", "no refusal far below the cap", len(entries), lambda: _check_refusals(entries, recorded)),
+        ("P2", "each hold settled once", len(finalized), lambda: _check_holds(finalized, recorded)),
+        ("P2", "lease totals match holds", len(recorded.leases), lambda: _check_leases(finalized, recorded)),
+        ("P3", "spent = sum of settlements", len(recorded.days), lambda: _check_sums(recorded)),
+        ("P3", "Redis = ledger", len(recorded.readings), lambda: _check_counter(recorded)),
+        ("P4", "true cost <= cap", len(recorded.days), lambda: _check_true_spending(finalized, recorded)),
+        ("P5", "nothing left leased", len(recorded.readings), lambda: _check_leased(recorded)),
+        ("P6", "no refusal below half a cap", len(entries), lambda: _check_refusals(entries, recorded)),
         ("P7", "no dead letters", len(finalized), lambda: iter(letters)),
     ]
     return [Check(promise, says, compared, list(check())) for promise, says, compared, check in checks]

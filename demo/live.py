@@ -1,4 +1,4 @@
-"""The live picture of a replay: a table that fits the terminal, or a line now and then where there is none."""
+"""The live picture of the demo: a table that fits the terminal, or a line now and then where there is none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daycap.cli.output import Bar, table
 from demo.watch import Tally, Watch
 
 _LOOK_S = 0.25
-_LINE_S = 2.0
+_LINE_S = 5.0
 _LEGEND = (
     "spent: booked in ledger   cap: most per day   leased: held by runners",
     "calls: made by runners   refused: over the cap   unavailable: no answer, retried",
@@ -23,7 +23,12 @@ _LEGEND = (
 )
 _LINES_AROUND = 6 + len(_LEGEND)
 """Of the picture: everything but titles and the agents' rows, and the terminal's last line."""
-_COLUMNS_BESIDE_BAR = 70
+_MOST_LAST = 30
+"""How many agents stay on the terminal at the end, however high it is."""
+_COLUMNS_BESIDE_BAR = 64
+_MODEL_COLUMNS = 19
+_WIDE = 110
+"""From so many columns on there is room for each agent's model."""
 _LONGEST_BAR = 80
 
 
@@ -33,14 +38,15 @@ def show_live(console: Console, watch: Watch, titles: list[str], look: Callable[
         return _write_lines(console, watch, look)
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while look():
-            live.update(_picture(watch, titles, console.width, console.height), refresh=True)
+            rows = console.height - _LINES_AROUND - len(titles) - (2 if watch.remark else 1)
+            live.update(_picture(watch, titles, console.width, max(1, rows)), refresh=True)
             time.sleep(_LOOK_S)
 
 
 def show_last(console: Console, watch: Watch, titles: list[str]) -> None:
     """Leave the picture of the end in the terminal."""
     if console.is_terminal:
-        console.print(_picture(watch, titles, console.width, console.height))
+        console.print(_picture(watch, titles, console.width, _MOST_LAST))
 
 
 def _write_lines(console: Console, watch: Watch, look: Callable[[], bool]) -> None:
@@ -62,7 +68,7 @@ def _sentence(watch: Watch) -> str:
     )
 
 
-def _picture(watch: Watch, titles: list[str], width: int, height: int) -> RenderableType:
+def _picture(watch: Watch, titles: list[str], width: int, rows: int) -> RenderableType:
     share = watch.total.calls / max(1, watch.plan.calls)
     progress = Table.grid(padding=(0, 1), expand=True)
     progress.add_column(ratio=1)
@@ -72,7 +78,6 @@ def _picture(watch: Watch, titles: list[str], width: int, height: int) -> Render
     state = "" if share < 1 or not unsettled else f"; {unsettled:,} still to settle"
     heading = [_line(title) for title in titles]
     sentences = [_line(_sentence(watch) + state), *([_line(watch.remark)] if watch.remark else [])]
-    rows = max(1, height - _LINES_AROUND - len(heading) - len(sentences))
     legend = [_line(line, style="dim") for line in _LEGEND]
     return Group(*heading, progress, *sentences, Text(), _agents(watch, width, rows), Text(), *legend)
 
@@ -83,9 +88,11 @@ def _line(text: str, style: str = "") -> Text:
 
 def _agents(watch: Watch, width: int, rows: int) -> Table:
     """The busiest agents, as planned, so that no row ever jumps; then all of them in one."""
-    bar_width = max(8, min(_LONGEST_BAR, width - _COLUMNS_BESIDE_BAR))
+    wide = width >= _WIDE
+    bar_width = max(8, min(_LONGEST_BAR, width - _COLUMNS_BESIDE_BAR - (_MODEL_COLUMNS if wide else 0)))
     made = table(
-        "agent",
+        "agent|",
+        *(["model|"] if wide else []),
         "spent>",
         "cap>",
         "█ spent ▒ leased" if bar_width >= 16 else "█ spent",
@@ -100,11 +107,16 @@ def _agents(watch: Watch, width: int, rows: int) -> Table:
         total_spent, total_leased, total_cap = total_spent + spent, total_leased + leased, total_cap + cap
         if rank < rows:
             share = _trouble(watch, planned.agent) or Bar(spent, leased, cap, bar_width)
-            made.add_row(planned.agent, *_row(spent, cap, share, watch.tally[planned.agent]))
+            name: list[str | Text] = [planned.agent, *([Text(planned.model, style="dim")] if wide else [])]
+            made.add_row(*name, *_row(spent, cap, share, watch.tally[planned.agent]))
     count = len(watch.plan.agents)
-    name = f"all {count}, {rows} shown" if count > rows else f"all {count}"
+    all_name = f"all {count}, {rows} shown" if count > rows else f"all {count}"
     share_of_all = Bar(total_spent, total_leased, total_cap, bar_width)
-    made.add_row(name, *_row(total_spent, total_cap, share_of_all, watch.total), style="bold")
+    made.add_row(
+        *([all_name, ""] if wide else [all_name]),
+        *_row(total_spent, total_cap, share_of_all, watch.total),
+        style="bold",
+    )
     return made
 
 
@@ -130,5 +142,5 @@ def _row(spent: int, cap: int, share: Text | Bar, tally: Tally) -> list[str | Te
 
 
 def _short(amount_micros: int) -> str:
-    """To look at, not to count with: rounded down to a hundredth of a cent."""
-    return f"${amount_micros // 1_000_000:,}.{amount_micros % 1_000_000 // 100:04d}"
+    """To look at, not to count with: rounded down to a cent."""
+    return f"${amount_micros // 1_000_000:,}.{amount_micros % 1_000_000 // 10_000:02d}"

@@ -9,11 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from demo.prices import CHEAP, DEAR, Model, cost_micros
+from demo.prices import cost_micros
+from demo.roles import Role, agent_name, role_of
 from demo.trace import Call
 
 MAX_OUTPUT_TOKENS = 600
-"""The limit that estimates are made with. About one answer in a hundred of the public trace is longer."""
+"""The output limit behind each estimate, times what a role writes. About one answer in a hundred is longer."""
 
 TOKENS_PER_SECOND = 5_000
 """How fast a model writes: a hundred times faster than life."""
@@ -51,11 +52,12 @@ class PlannedCall(NamedTuple):
 
 
 class PlannedAgent(NamedTuple):
-    """An agent, its cap in micros and how many calls are planned for it."""
+    """An agent, its cap in micros, how many calls are planned for it and the model that it uses."""
 
     agent: str
     cap_micros: int
     calls: int
+    model: str = ""
 
 
 class Plan(NamedTuple):
@@ -69,24 +71,31 @@ class Plan(NamedTuple):
         """How many calls all runners are to make."""
         return sum(len(calls) for calls in self.runners)
 
+    @property
+    def caps(self) -> dict[str, int]:
+        """Each agent's cap in micros."""
+        return {agent.agent: agent.cap_micros for agent in self.agents}
 
-def make_plan(calls: Sequence[Call], *, prefix: str, agents: int, runners: int, seconds: float, seed: int) -> Plan:
-    """Share the calls, squeezed into `seconds`, among agents `prefix`-01, -02, ... and runners.
 
-    The same calls and the same seed give the same plan, but for the agents' names.
+def make_plan(
+    calls: Sequence[Call], *, agents: int, runners: int, seconds: float, seed: int, chats: bool = True, suffix: str = ""
+) -> Plan:
+    """Share the calls, squeezed into `seconds`, among agents (researcher, coder, ...) and runners.
+
+    With `chats` the calls have the tokens of chat messages, which each role multiplies by what it reads and writes.
+    `suffix` ends each agent's name. The same calls and the same seed give the same plan.
     """
     rng = random.Random(f"plan {seed}")  # noqa: S311  (not for secrets)
-    digits = max(2, len(str(agents)))
-    names = [f"{prefix}-{number:0{digits}d}" for number in range(1, agents + 1)]
-    model_of = dict(zip(names, (CHEAP if rng.random() < 0.5 else DEAR for _ in names), strict=True))
-    callers = rng.choices(names, [1 / (rank + 5) for rank in range(agents)], k=len(calls))
-    speed = seconds / max(calls[-1].at_s - calls[0].at_s, 1e-9)
-    planned = [
-        _planned(call, agent, model_of[agent], (call.at_s - calls[0].at_s) * speed, rng.random())
-        for call, agent in zip(calls, callers, strict=True)
-    ]
+    callers = rng.choices(range(agents), [1 / (rank + 5) for rank in range(agents)], k=len(calls))
+    first_s = calls[0].at_s
+    speed = seconds / max(calls[-1].at_s - first_s, 1e-9)
+    names = [agent_name(rank, suffix) for rank in range(agents)]
     shares: list[list[PlannedCall]] = [[] for _ in range(runners)]
-    for each in planned:
+    planned = []
+    for call, rank in zip(calls, callers, strict=True):
+        role = role_of(rank) if chats else role_of(rank)._replace(reads=1, writes=1)
+        each = _planned(call, names[rank], role, (call.at_s - first_s) * speed, rng.random())
+        planned.append(each)
         rng.choice(shares).append(each)
     return Plan(_with_caps(names, planned), tuple(map(tuple, shares)))
 
@@ -103,16 +112,17 @@ def read_calls(path: Path) -> list[PlannedCall]:
         return [PlannedCall._make([*row[:-1], Outcome(row[-1])]) for row in rows]
 
 
-def _planned(call: Call, agent: str, model: Model, at_s: float, chance: float) -> PlannedCall:
+def _planned(call: Call, agent: str, role: Role, at_s: float, chance: float) -> PlannedCall:
     outcome = Outcome.ANSWERED
     if chance < _FAILED + _NOT_SENT:
         outcome = Outcome.FAILED if chance < _FAILED else Outcome.NOT_SENT
+    reads, writes = call.input_tokens * role.reads, call.output_tokens * role.writes
     return PlannedCall(
         round(at_s, 4),
         agent,
-        cost_micros(model, call.input_tokens, MAX_OUTPUT_TOKENS),
-        cost_micros(model, call.input_tokens, call.output_tokens),
-        round(call.output_tokens / TOKENS_PER_SECOND, 4),
+        cost_micros(role.model, reads, MAX_OUTPUT_TOKENS * role.writes),
+        cost_micros(role.model, reads, writes),
+        round(writes / TOKENS_PER_SECOND, 4),
         outcome,
     )
 
@@ -123,6 +133,17 @@ def _with_caps(names: Sequence[str], planned: Iterable[PlannedCall]) -> tuple[Pl
         costs[call.agent] += call.cost_micros
         counts[call.agent] += 1
     return tuple(
-        PlannedAgent(name, max(1, costs[name] * _CAP_PERCENT[rank % len(_CAP_PERCENT)] // 100), counts[name])
+        PlannedAgent(
+            name,
+            _rounded(costs[name] * _CAP_PERCENT[rank % len(_CAP_PERCENT)] // 100),
+            counts[name],
+            role_of(rank).model.name,
+        )
         for rank, name in enumerate(names)
     )
+
+
+def _rounded(amount_micros: int) -> int:
+    """Round to whole dollars, below ten dollars to ten cents: the caps that people choose. At least a cent."""
+    step = 1_000_000 if amount_micros >= 10_000_000 else 100_000 if amount_micros >= 1_000_000 else 10_000
+    return max(10_000, round(amount_micros / step) * step)

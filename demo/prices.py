@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from genai_prices import Usage, calc_price
 
-_MILLION = 1_000_000
+_TOKENS = 1_000
+"""How many tokens are looked up. Some models cost more above 200,000 tokens; the demo keeps to the first price."""
 
 
 class Model(NamedTuple):
@@ -18,20 +19,23 @@ class Model(NamedTuple):
     name: str
 
 
-CHEAP = Model("openai", "gpt-5-mini")
-DEAR = Model("anthropic", "claude-opus-4-5")
+OPUS = Model("anthropic", "claude-opus-4-5")
+SONNET = Model("anthropic", "claude-sonnet-4-5")
+HAIKU = Model("anthropic", "claude-haiku-4-5")
+GPT = Model("openai", "gpt-5")
+MINI = Model("openai", "gpt-5-mini")
+FLASH = Model("google", "gemini-2.5-flash")
 
 
 def cost_micros(model: Model, input_tokens: int, output_tokens: int) -> int:
-    """What a call costs, in micros, rounded up. The models above cost the same for every token of a kind."""
+    """Return the cost of a call in micros, rounded up."""
     input_price, output_price = _prices(model)
     return int((input_tokens * input_price + output_tokens * output_price).to_integral_value(ROUND_CEILING))
 
 
 @cache
 def _prices(model: Model) -> tuple[Decimal, Decimal]:
-    """US dollars for a million tokens read and written, which is micros for one. Looked up once: it is slow."""
-    prices = calc_price(
-        Usage(input_tokens=_MILLION, output_tokens=_MILLION), model_ref=model.name, provider_id=model.provider
-    )
-    return prices.input_price, prices.output_price
+    """Return the prices of one input and one output token in micros. Cached: a lookup is slow."""
+    usage = Usage(input_tokens=_TOKENS, output_tokens=_TOKENS)
+    prices = calc_price(usage, model_ref=model.name, provider_id=model.provider)
+    return prices.input_price * 1_000_000 / _TOKENS, prices.output_price * 1_000_000 / _TOKENS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import TracebackType
 
 from daycap.errors import Unavailable
 from demo.journal import Entry, JournalReader
+from demo.naive import naive_journal_of
 from demo.plan import Plan, write_calls
 from demo.runner import STOP_S
 
@@ -20,21 +22,26 @@ _ERROR_BYTES = 2_000
 
 
 class RunnerProcess:
-    """One runner: started at once, waits to be told to go. Its files are `runner-<number>.*` in `directory`."""
+    """One runner: started at once, waits to be told to go. Its files are `runner-<number>.*` in `directory`.
 
-    def __init__(self, number: int, directory: Path) -> None:
+    `caps` is a file for the naive counter; without one there is none.
+    """
+
+    def __init__(self, number: int, directory: Path, caps: Path | None = None) -> None:
         self.number = number
         self._log = directory / f"runner-{number}.log"
         journal = directory / f"runner-{number}.journal"
         self._journal = JournalReader(journal)
+        self._naive = JournalReader(naive_journal_of(journal))
+        files = [directory / f"runner-{number}.calls", journal, *([caps] if caps else [])]
         with self._log.open("wb") as log:
             process = subprocess.Popen(  # noqa: S603  (our own arguments)
-                [sys.executable, "-P", "-m", "demo.runner", directory / f"runner-{number}.calls", journal],
+                [sys.executable, "-P", "-m", "demo.runner", *files],
                 env={**os.environ, "PYTHONPATH": str(_ROOT)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the replay, which tells its runners to stop.
+                start_new_session=True,  # Ctrl-C is for the demo, which tells its runners to stop.
             )
         assert process.stdin is not None  # noqa: S101  (both are pipes)
         assert process.stdout is not None  # noqa: S101
@@ -79,25 +86,37 @@ class RunnerProcess:
         """The entries that came since the last time."""
         return self._journal.read()
 
+    def read_naive(self) -> list[Entry]:
+        """The entries of the naive counter that came since the last time."""
+        return self._naive.read()
+
     def close(self) -> None:
         """Let go of its files."""
         self._output.close()
         self._journal.close()
+        self._naive.close()
 
 
 class Runners:
-    """All runners of a plan, from entering the block, where they wait for `go`, to leaving it, where all end."""
+    """All runners of a plan, from entering the block, where they wait for `go`, to leaving it, where all end.
 
-    def __init__(self, plan: Plan, directory: Path) -> None:
+    With `naive` a naive counter judges the same calls in the same processes.
+    """
+
+    def __init__(self, plan: Plan, directory: Path, *, naive: bool = False) -> None:
         self._plan = plan
+        self._naive = naive
         self._directory = directory
         self.processes: list[RunnerProcess] = []
 
     def __enter__(self) -> Runners:
+        caps = self._directory / "caps.json" if self._naive else None
+        if caps is not None:
+            caps.write_text(json.dumps(self._plan.caps), "utf-8")
         try:
             for number, calls in enumerate(self._plan.runners, 1):
                 write_calls(self._directory / f"runner-{number}.calls", calls)
-                self.processes.append(RunnerProcess(number, self._directory))
+                self.processes.append(RunnerProcess(number, self._directory, caps))
             for process in self.processes:
                 process.wait_until_ready()
         except BaseException:
@@ -123,6 +142,10 @@ class Runners:
     def read_journals(self) -> list[Entry]:
         """The entries of all that came since the last time."""
         return [entry for process in self.processes for entry in process.read_journal()]
+
+    def read_naive(self) -> list[Entry]:
+        """The naive counter's entries of all runners."""
+        return [entry for process in self.processes for entry in process.read_naive()]
 
     def stop(self) -> None:
         """End those that still run. Their journals can still be read."""

@@ -1,21 +1,27 @@
 """One runner process: makes its share of the calls through a wallet, as any embedder would.
 
-`python -m demo.runner CALLS JOURNAL`. It writes a line when it is ready, begins when it is sent one, and
-ends when its calls are settled, or soon after its input is closed: a runner never outlives whoever started it.
+`python -m demo.runner CALLS JOURNAL [CAPS]`. It writes a line when it is ready, begins when it is sent one, and ends
+when its calls are settled, or soon after its input is closed: a runner never outlives whoever started it. With a file
+of CAPS a naive counter judges the same calls at the same time, for comparison; its journal is JOURNAL.naive.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded, Hold, Wallet
+from daycap.settings import Settings
 from demo.journal import End, Entry, JournalWriter
+from demo.naive import NaiveBudget, naive_journal_of
 from demo.plan import Outcome, PlannedCall, read_calls
 
 SETTLE_S = 60.0
@@ -23,6 +29,9 @@ SETTLE_S = 60.0
 
 STOP_S = 5.0
 """How long a runner that was told to stop may take."""
+
+Take = Callable[[PlannedCall, threading.Event], Entry]
+"""Takes a call to its end, or less far once the event is set."""
 
 _AT_ONCE = 32
 _TRIES = 5
@@ -33,21 +42,25 @@ class CallFailed(Exception):
     """the provider broke the call off; it may have billed it"""
 
 
-def make_calls(wallet: Wallet, calls: Sequence[PlannedCall], journal: JournalWriter, stop: threading.Event) -> None:
-    """Make each call at its time, many at once, until all have ended or `stop` is set."""
+def make_calls(
+    calls: Sequence[PlannedCall], takers: Sequence[tuple[Take, JournalWriter]], stop: threading.Event
+) -> None:
+    """Give each call at its time to each taker, many at once, until all have ended or `stop` is set."""
     start_s = time.monotonic()
-    made = []
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    taken = []
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(_AT_ONCE)) for _ in takers]
         for call in calls:
             if stop.wait(max(0.0, start_s + call.at_s - time.monotonic())):
                 break
-            made.append(pool.submit(_make, wallet, call, journal, stop))
-    for each in made:
-        each.result()  # What nobody expected must not go unseen.
+            for pool, (take, journal) in zip(pools, takers, strict=True):
+                taken.append(pool.submit(_journaled, take, call, stop, journal))
+    for each in taken:
+        each.result()  # Raise what nobody expected.
 
 
-def _make(wallet: Wallet, call: PlannedCall, journal: JournalWriter, stop: threading.Event) -> None:
-    journal.write(_made(wallet, call, stop))
+def _journaled(take: Take, call: PlannedCall, stop: threading.Event, journal: JournalWriter) -> None:
+    journal.write(take(call, stop))
 
 
 def _made(wallet: Wallet, call: PlannedCall, stop: threading.Event) -> Entry:
@@ -55,7 +68,8 @@ def _made(wallet: Wallet, call: PlannedCall, stop: threading.Event) -> Entry:
         try:
             hold = wallet.reserve(call.agent, call.estimate_micros)
         except (CapExceeded, AgentPaused):
-            return Entry(End.REFUSED, call.agent, call.estimate_micros, unavailable)
+            stopped = call.cost_micros
+            return Entry(End.REFUSED, call.agent, call.estimate_micros, unavailable, stopped_micros=stopped)
         except BudgetUnavailable:
             stop.wait(_TRY_AGAIN_S)
         else:
@@ -81,16 +95,20 @@ def _spend(hold: Hold, call: PlannedCall, unavailable: int, stop: threading.Even
     return Entry(end, hold.agent, hold.held_micros, unavailable, hold.id, hold.day, actual)
 
 
-def main(calls_file: str, journal_file: str) -> int:
-    """Returns 0 if all that was spent is known to be settled."""
+def main(calls_file: str, journal_file: str, caps_file: str = "") -> int:
+    """Return 0 if all that was spent is known to be settled."""
     calls = read_calls(Path(calls_file))
     journal = JournalWriter(Path(journal_file))
     go, stop = threading.Event(), threading.Event()
     threading.Thread(target=_obey, args=(go, stop), daemon=True).start()
     with Wallet.from_env() as wallet:
+        takers: list[tuple[Take, JournalWriter]] = [(partial(_made, wallet), journal)]
+        if caps_file:
+            naive = NaiveBudget(Settings.from_env().redis_url, json.loads(Path(caps_file).read_text("utf-8")))
+            takers.append((naive.take, JournalWriter(naive_journal_of(Path(journal_file)))))
         print("ready", flush=True)
         go.wait()
-        make_calls(wallet, calls, journal, stop)
+        make_calls(calls, takers, stop)
         journal.close()
         return 1 if wallet.close(timeout=1 if stop.is_set() else SETTLE_S) else 0
 

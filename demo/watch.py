@@ -1,4 +1,4 @@
-"""What can be seen of a replay while it runs: in the runners' journals, the counter, the ledger and the broker."""
+"""What can be seen of the demo while it runs: in the runners' journals, the counter, the ledger and the broker."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Watch:
         self.readings = dict(zip(self._agents, readings, strict=True))
 
     def _read_ledger(self) -> None:
-        # The agents are the replay's own: all that was ever settled of theirs is.
+        # The agents are the demo's own: all that was ever settled of theirs is.
         settled, latest = 0, dict[str, int]()
         with self._ledger.connect() as connection:
             for start in range(0, len(self._agents), _AT_ONCE):

@@ -14,8 +14,10 @@ from daycap.cli import agents, audit, dead_letters, doctor, identity, manual
 from daycap.errors import DaycapError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_DEMO = ("run", "replay")
-"""Commands that start every server and need the checkout: a wheel has no worker to start."""
+_DEMO = ("run", "demo")
+"""Commands that need the checkout: a wheel has no worker to start."""
+_HIDDEN = ("replay",)
+"""Old names of those."""
 
 
 class Commands(click.Group):
@@ -31,7 +33,7 @@ class Commands(click.Group):
         return sorted({*super().list_commands(ctx), *(_DEMO if _in_checkout() else ())})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _DEMO:
+        if cmd_name not in _DEMO + _HIDDEN:
             return super().get_command(ctx, cmd_name)
         if not _in_checkout():
             raise click.ClickException(f"daycap {cmd_name} needs daycap's source checkout, and in it: make run")

@@ -88,7 +88,7 @@ def test_the_main_job_from_nothing(start: Start, tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_a_trace_is_replayed(start: Start, tmp_path: Path) -> None:
+def test_a_trace_is_followed(start: Start, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     rows = [
         f"2023-11-16 18:{second // 60:02d}:{second % 60:02d}.5000000,{100 + second},{10 + second}"
@@ -103,11 +103,15 @@ def test_a_trace_is_replayed(start: Start, tmp_path: Path) -> None:
 
 
 def test_chaos_changes_no_verdict(start: Start, tmp_path: Path) -> None:
-    """Worker and server die in the middle of it, twice and more; every check still holds."""
+    """Worker and server die in the middle of it, twice and more; every check still holds. `replay` is the old name."""
     result = finished(start("replay", "--chaos", "--seconds", "16", "--agents", "20", "--json"))
 
     assert result["kills"] == {"server": 2, "worker": 3}
     assert result["settled"] == result["calls"]["finalized"] > 0
+    naive, daycap = result["comparison"]["naive"], result["comparison"]["daycap"]
+    assert naive["spent_micros"] > naive["forgotten_micros"] > 0, "Redis lost what the naive counter knew"
+    assert daycap["forgotten_micros"] == 0
+    assert daycap["over_micros"] <= result["excess_micros"]
     assert left_over(tmp_path) == []
 
 
@@ -115,7 +119,7 @@ def test_chaos_changes_no_verdict(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_every_process(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     process = start("run", "--seconds", "60")
-    journals = tmp_path / ".run" / "latest" / "replay"
+    journals = tmp_path / ".run" / "latest" / "runners"
     end = time.monotonic() + 60
     while not any(path.stat().st_size for path in journals.glob("*.journal")):
         assert time.monotonic() < end, "the runners did not begin"
@@ -141,7 +145,7 @@ def test_keep_leaves_everything_up(start: Start, tmp_path: Path) -> None:
 
     # Then everything answers another shell
     said = run_daycap("status", environment=exported)
-    assert said.count("replay-") == 3
+    assert all(agent in said for agent in ("researcher", "coder", "support"))
     with urllib.request.urlopen(flower, timeout=20) as page:
         assert page.status == 200
 
@@ -152,7 +156,8 @@ def test_keep_leaves_everything_up(start: Start, tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
     assert "seed 7" in output.splitlines()[0]
     assert output.splitlines()[1] == f"Flower {flower}"
-    assert output.splitlines()[-1] == "the same calls again: --seed 7"
+    assert output.splitlines()[-1].startswith("OK: ")
+    assert len(output.splitlines()) < 40
 
 
 def test_honcho_needs_nothing_before_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The live table of a replay: what it shows is the ledger's, also while the counter has lost everything."""
+"""The live table of the demo: what it shows is the ledger's, also while the counter has lost everything."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Stage:
         self.watch.look([])
         console = Console(width=width, height=40, file=io.StringIO(), force_terminal=True, color_system=None)
         with console.capture() as capture:
-            show_last(console, self.watch, ["replay of a synthetic day, seed 7"])
+            show_last(console, self.watch, ["a synthetic day, seed 7"])
         said = capture.get()
         assert max(map(len, said.splitlines())) <= width
         return said
@@ -73,19 +73,19 @@ def row_of(agent: str, picture: str) -> str:
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_ledgers_figure_outlives_the_counter(stage: Stage, redis_url: str, width: int) -> None:
-    assert "$1.2345" in row_of("agent-7", stage.picture(width))
+    assert "$1.23" in row_of("agent-7", stage.picture(width))
     assert "░" in row_of("agent-7", stage.picture(width))
 
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
     lost = stage.picture(width)
-    assert "$1.2345" in row_of("agent-7", lost)
+    assert "$1.23" in row_of("agent-7", lost)
     assert "not open" in row_of("agent-7", lost)
-    assert "$2.4690" in row_of("all 2", lost)
+    assert "$2.46" in row_of("all 2", lost)
 
     stage.publish()
     fenced = row_of("agent-7", stage.picture(width))
-    assert "$1.2345" in fenced
+    assert "$1.23" in fenced
     assert "fenced" in fenced
 
 
