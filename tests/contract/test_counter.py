@@ -181,7 +181,7 @@ def test_drawn_never_goes_down(counter: Counter, today: str) -> None:
     assert (reply.drawn_micros, reply.events, reply.last_event, reply.leased_micros) == (9, 3, 4, 11)
 
 
-def test_a_paused_agent_gets_nothing_new_but_keeps_what_it_holds(counter: Counter, today: str) -> None:
+def test_paused_agent_keeps_what_it_holds(counter: Counter, today: str) -> None:
     open_day(counter, today, cap=100)
     sync(counter, today, need=10)
     counter.publish([snapshot(today, status=PAUSED, seq=2)], TERMS)
@@ -197,7 +197,7 @@ def test_a_lowered_cap_refuses_at_once_and_recalls(counter: Counter, today: str)
     assert (reply.answer, reply.recall) == (Answer.REFUSED, True)
 
 
-def test_what_was_drawn_under_a_lowered_cap_counts_when_it_is_raised_again(counter: Counter, today: str) -> None:
+def test_drawn_money_counts_under_a_raised_cap(counter: Counter, today: str) -> None:
     """P4: the money is spent, though the ledger could not charge it under the cap of that moment."""
     open_day(counter, today, cap=100)
     sync(counter, today, A, need=60)
@@ -289,7 +289,7 @@ def test_a_second_publish_does_not_fence_an_open_day(counter: Counter, today: st
     assert (reply.opened, reply.fenced) == (False, False)
 
 
-def test_a_lease_that_nobody_renews_is_given_up_and_its_late_totals_are_exact(counter: Counter, today: str) -> None:
+def test_given_up_leases_late_totals_are_exact(counter: Counter, today: str) -> None:
     """P5, and no phantom: what the dead runner had drawn still counts when its events come in."""
     open_day(counter, today, cap=100)
     sync(counter, today, A, need=60)

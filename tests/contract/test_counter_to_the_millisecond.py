@@ -101,7 +101,7 @@ def test_one_micro_too_much_is_refused(day: Day) -> None:
     assert day.sync(need=0).answer is Answer.OK
 
 
-def test_a_lease_is_given_up_a_millisecond_after_its_deadline_and_grace(day: Day) -> None:
+def test_lease_is_given_up_after_its_grace(day: Day) -> None:
     day.open()
     day.sync(A, need=60)
     day.ms += 5_000
@@ -129,7 +129,7 @@ def test_a_given_up_lease_that_had_handed_back_comes_back_exact(day: Day) -> Non
     assert day.sync(A, granted=60, returned=30).leased_micros == 30
 
 
-def test_a_lease_that_handed_back_all_is_not_put_back_by_a_message_from_before(day: Day) -> None:
+def test_old_message_revives_no_returned_lease(day: Day) -> None:
     """Where nothing is given up, the totals stay."""
     day.open()
     day.sync(A, need=60)
@@ -325,7 +325,7 @@ def test_an_open_day_is_not_made_unknown(day: Day) -> None:
     assert day.sync(need=100).answer is Answer.OK
 
 
-def test_an_agent_that_was_unknown_and_is_opened_lasts_as_long_as_any_other(day: Day) -> None:
+def test_opened_stranger_lasts_as_long_as_others(day: Day) -> None:
     day.counter.publish([DaySnapshot("agent", DAY, 0, UNKNOWN, 0, 0)], TERMS)
     day.open()
     day.ms += 10_000
@@ -353,7 +353,7 @@ def test_what_others_have_is_what_is_leased_less_ones_own_outstanding(day: Day) 
     assert day.sync(A, granted=65, returned=10, need=50).recall
 
 
-def test_a_counter_in_memory_is_empty_in_a_child_that_was_forked_in_the_middle_of_a_question() -> None:
+def test_memory_counter_is_empty_in_a_forked_child() -> None:
     children = []
 
     def now_ms() -> int:

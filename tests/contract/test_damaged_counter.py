@@ -145,9 +145,7 @@ def test_an_expiry_that_someone_changed_is_repaired(
     assert client.pexpiretime(key) == right_ms
 
 
-def test_another_life_of_the_server_lends_nothing_of_what_an_old_copy_had_lent(
-    counter: RedisCounter, client: redis.Redis, key: str
-) -> None:
+def test_restored_server_lends_no_old_money(counter: RedisCounter, client: redis.Redis, key: str) -> None:
     """P4: whoever lives puts its lease back; what was drawn still counts."""
     client.hset(key, mapping={"run_id": "another life", f"lease:{LEASE}": "60 20 12 3 4 1", "drawn": 12, "leased": 28})
     assert not lends(counter)

@@ -116,7 +116,7 @@ def test_an_operator_may_charge_a_day_whose_books_are_closed(parts: Deployment) 
     assert spent(parts) == before + 31_200
 
 
-def test_an_event_that_the_ledger_refused_once_is_charged_when_it_takes_it(parts: Deployment) -> None:
+def test_refused_event_is_charged_later(parts: Deployment) -> None:
     before = spent(parts)
     letter = kept(parts, DeadLetter(Kind.FAILED, "the ledger refused the row", event("agent-7", TODAY, number=2)))
 
@@ -156,7 +156,7 @@ def test_a_letter_that_fails_for_another_reason_is_kept_under_that(parts: Deploy
     assert (now.kind, now.id != letter.id) == (Kind.WRONG_LEASE, True)
 
 
-def test_a_conflict_is_never_charged_not_even_when_its_settlement_is_gone(parts: Deployment) -> None:
+def test_conflict_is_never_charged(parts: Deployment) -> None:
     letter = kept(parts, settled(parts, LETTERS[Kind.CONFLICT]).dead_letters[0])
     with parts.ledger.writing() as connection:
         connection.execute(sa.delete(settlements))
@@ -166,7 +166,7 @@ def test_a_conflict_is_never_charged_not_even_when_its_settlement_is_gone(parts:
         assert connection.execute(sa.select(sa.func.count()).select_from(settlements)).scalar_one() == 0
 
 
-def test_an_event_of_a_closed_day_is_charged_unless_it_may_have_been_before(parts: Deployment) -> None:
+def test_closed_days_event_is_charged_once(parts: Deployment) -> None:
     before = spent(parts)
     long_closed = day_of(wall_ms() - 9 * DAY_MS)
     first, second = (event("agent-7", long_closed, number=number, lease="d" * 32) for number in (1, 2))
@@ -265,9 +265,7 @@ JSON = st.recursive(
 
 @given(payload=JSON | st.dictionaries(st.sampled_from(sorted(LETTERS[Kind.MALFORMED])), JSON))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_could_not_be_settled_is_the_same_letter_when_it_is_replayed(
-    parts: Deployment, payload: object
-) -> None:
+def test_replayed_letter_stays_the_same(parts: Deployment, payload: object) -> None:
     (letter,) = settled(parts, payload).dead_letters
     found = dead_letters.get(parts.ledger, letter.id)
     replay(parts, found)

@@ -103,7 +103,7 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher) -> dict[str, int]:
 # --- expire -----------------------------------------------------------------------------------------------
 
 
-def test_what_runners_that_are_gone_had_set_aside_is_given_up_and_counted(
+def test_gone_runners_money_is_given_up(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, clock: ServerClock, agents: list[str]
 ) -> None:
     take(counter, "agent-0", 30)
@@ -149,7 +149,7 @@ def test_a_day_that_the_counter_lost_is_left_to_reconcile(
     assert counter.read([("agent-0", DAY)]) == [None]
 
 
-def test_nothing_is_given_up_while_it_is_not_known_what_the_queue_holds(
+def test_unknown_queue_gives_nothing_up(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, clock: ServerClock, agents: list[str]
 ) -> None:
     """P4: what is in the queue is spent."""
@@ -213,7 +213,7 @@ def test_an_empty_ledger_has_nothing_to_do(ledger: Ledger, publisher: CounterPub
     assert housekeeping.reconcile(ledger, publisher, []) == Slice({"days": 0, "drift": 0}, None)
 
 
-def test_a_counter_that_goes_away_in_the_middle_is_left_for_the_next_time(
+def test_vanished_counter_is_left_for_later(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, clock: ServerClock, agents: list[str]
 ) -> None:
     take(counter, "agent-0", 30)
@@ -297,7 +297,7 @@ def test_what_was_never_published_is_published_and_counted(
     assert [reading(counter, agent).spent_micros for agent in agents] == [10, 0, 10]
 
 
-def test_a_publish_that_another_worker_has_under_way_is_no_drift(
+def test_publish_under_way_is_no_drift(
     ledger: Ledger,
     publisher: CounterPublisher,
     counter: Counter,
@@ -322,7 +322,7 @@ def test_a_publish_that_another_worker_has_under_way_is_no_drift(
     assert len(waits) == 1, "where none is behind nothing is waited for"
 
 
-def test_a_counter_that_tells_something_else_under_the_same_seq_is_repaired(
+def test_drift_under_the_same_seq_is_repaired(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, agents: list[str]
 ) -> None:
     publisher.publish([DaySnapshot("agent-1", DAY, 1, "active", 100, 70)])

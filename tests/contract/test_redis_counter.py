@@ -156,9 +156,7 @@ def test_one_thread_or_loop_needs_one_connection_however_often_it_asks(
     assert server.connections == 1
 
 
-def test_closing_ends_the_connections_and_the_next_question_connects_anew(
-    server: Server, counter: RedisCounter
-) -> None:
+def test_closed_counter_connects_anew(server: Server, counter: RedisCounter) -> None:
     before_ms = counter.now_ms()
     counter.close()
     wait_for(lambda: server.connections == 0)
@@ -206,7 +204,7 @@ def test_the_fence_and_what_was_repaired_are_told(counter: RedisCounter) -> None
 
 @pytest.mark.skipif(not AVAILABLE, reason="needs libfaketime")
 @pytest.mark.parametrize("ms", [0, 1, 999])
-def test_the_servers_time_is_told_to_the_millisecond_as_its_scripts_see_it(tmp_path: Path, ms: int) -> None:
+def test_server_time_has_milliseconds(tmp_path: Path, ms: int) -> None:
     now_ms = wall_ms() // DAY_MS * DAY_MS + ms
     clock = FakeClock(tmp_path / "clock")
     clock.stop_at(now_ms)
@@ -249,7 +247,7 @@ def test_a_connection_is_tried_once(asked: Asked, server: Server, monkeypatch: p
     assert len(tried) == 1
 
 
-def test_a_connection_whose_answer_is_late_is_never_used_again(server: Server, asked: Asked, today: str) -> None:
+def test_connection_with_a_late_answer_is_dropped(server: Server, asked: Asked, today: str) -> None:
     """The late answer would be taken for that to the next question."""
     take(asked, today)
     assert server.local.process is not None
@@ -263,9 +261,7 @@ def test_a_connection_whose_answer_is_late_is_never_used_again(server: Server, a
     assert take(asked, today) is Answer.OK
 
 
-def test_an_interrupt_between_question_and_answer_leaves_no_answer_for_the_next_question(
-    server: Server, asked: Asked, today: str
-) -> None:
+def test_interrupted_exchange_leaves_no_stale_answer(server: Server, asked: Asked, today: str) -> None:
     """Ctrl-C comes where it likes: here it has sent, and has not begun to read."""
     take(asked, today)
 
@@ -326,9 +322,7 @@ def test_a_forked_child_has_connections_of_its_own(server: Server, counter: Redi
     assert server.connections == 1
 
 
-def test_more_tasks_than_one_exchange_may_carry_are_answered_each_its_own(
-    server: Server, of_a_loop: OfALoop, today: str
-) -> None:
+def test_many_tasks_get_their_own_answers(server: Server, of_a_loop: OfALoop, today: str) -> None:
     agents = [f"agent-{number}" for number in range(MAX_PER_ROUND_TRIP)]
     agents.insert(250, "agent")
     answers = of_a_loop.sync([question(today, agent) for agent in agents])
@@ -356,9 +350,7 @@ def test_none_of_them_waits_for_ever_whatever_goes_wrong(
     ]
 
 
-def test_whoever_asked_when_a_loops_counter_is_closed_is_answered_and_no_connection_is_left(
-    server: Server, of_a_loop: OfALoop, today: str
-) -> None:
+def test_closing_a_loops_counter_answers_the_waiting(server: Server, of_a_loop: OfALoop, today: str) -> None:
     async def main() -> list[SyncReply]:
         asking = [asyncio.create_task(of_a_loop.counter.sync(question(today))) for _ in range(MAX_PER_ROUND_TRIP + 1)]
         await asyncio.sleep(0)
@@ -369,7 +361,7 @@ def test_whoever_asked_when_a_loops_counter_is_closed_is_answered_and_no_connect
     wait_for(lambda: server.connections == 0)
 
 
-def test_a_loop_that_stopped_in_the_middle_of_a_question_holds_up_no_other(server: Server, today: str) -> None:
+def test_stopped_loop_blocks_no_other(server: Server, today: str) -> None:
     counter = AsyncRedisCounter(server.local.url(), TIMEOUT_S)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     asking = first.create_task(counter.sync(question(today)))

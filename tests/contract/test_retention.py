@@ -84,7 +84,7 @@ def test_a_day_that_is_not_yet_there_is_not_charged(ledger: Ledger, agent: str) 
     assert [letter.kind for letter in settled_now(ledger, event(day_ago(-2))).dead_letters] == ["wrong_day"]
 
 
-def test_an_operator_may_have_a_closed_day_charged_while_its_settlements_are_kept(ledger: Ledger, agent: str) -> None:
+def test_operator_may_charge_a_kept_closed_day(ledger: Ledger, agent: str) -> None:
     settled_in_time(ledger, day_ago(30))
 
     late = [event(day_ago(30)), event(day_ago(30), 2), event(day_ago(31))]

@@ -280,7 +280,7 @@ def test_many_workers_at_once_charge_each_event_once_and_keep_the_cap(ledger: Le
     assert day(ledger).uncovered_micros == 40 * 7 - 100
 
 
-def test_a_cap_change_and_settles_at_once_keep_the_cap_of_each_transaction(ledger: Ledger, agent: str) -> None:
+def test_concurrent_cap_change_and_settles(ledger: Ledger, agent: str) -> None:
     caps = [30, 60, 90, 40, 100]
 
     def change() -> None:

@@ -64,7 +64,7 @@ def test_a_reader_sees_one_state_of_the_ledger(ledger: Ledger, ledger_url: str, 
     assert (after.spent_micros, after.leases) == (60, (LeaseTotals(A, 60, 1, 1),))
 
 
-def test_a_day_that_is_opened_again_while_it_is_settled_is_not_lent_twice(
+def test_reopening_during_settling_lends_nothing_twice(
     ledger: Ledger, ledger_url: str, agent: str, publisher: CounterPublisher
 ) -> None:
     """P4: two runners ask for the day to be opened; the second request comes while a worker settles."""

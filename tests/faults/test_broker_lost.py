@@ -117,7 +117,7 @@ def _everything(broker: redis.Redis) -> None:
 
 @pytest.mark.usefixtures("both_faces")
 @pytest.mark.parametrize("lose", [_queue, _one_by_one, _everything])
-def test_messages_that_the_broker_loses_are_sent_again_and_settled_once(
+def test_lost_messages_are_resent_and_settled_once(
     spine: Spine, broker: redis.Redis, lose: Callable[[redis.Redis], None]
 ) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
@@ -153,9 +153,7 @@ def test_a_message_that_is_lost_while_a_worker_has_it_is_sent_again(
     spine.wait_for(lambda: spine.settled_once(agent) == (1, ACTUAL))
 
 
-def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
-    spine: Spine, broker: redis.Redis
-) -> None:
+def test_resends_back_off(spine: Spine, broker: redis.Redis) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     spine.worker.kill()
     sent_s: list[float] = []
@@ -176,9 +174,7 @@ def test_events_are_sent_again_in_time_and_later_each_time_that_brings_nothing(
 # --- the broker restarts ----------------------------------------------------------------------------------------
 
 
-def test_a_broker_that_restarts_under_load_costs_no_event_and_ends_no_worker(
-    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
-) -> None:
+def test_broker_restart_loses_no_event(spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
 
     with spending(wallet, agent) as load:
@@ -195,7 +191,7 @@ def test_a_broker_that_restarts_under_load_costs_no_event_and_ends_no_worker(
     assert spine.worker.container.status == "running"
 
 
-def test_a_worker_whose_sign_of_life_falls_due_without_a_broker_notices_and_can_be_told_to_end(
+def test_worker_survives_a_heartbeat_without_broker(
     spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
 ) -> None:
     """Celery's own tries for ever to tell Flower that it lives, silently, and deaf to SIGTERM."""

@@ -118,7 +118,7 @@ def test_events_wait_until_the_ledger_takes_them(spine: Spine, ledger_directory:
     run_daycap("doctor", environment=spine.environment)
 
 
-def test_administration_without_a_ledger_is_answered_in_words(spine: Spine, ledger_directory: Path) -> None:
+def test_admin_without_ledger_explains_itself(spine: Spine, ledger_directory: Path) -> None:
     agent = spine.add("agent-7", 5 * M)
     with full(spine, ledger_directory):
         for task, kwargs in (

@@ -96,9 +96,7 @@ def audited(spine: Spine, *days: str) -> list[object]:
 
 
 @pytest.mark.usefixtures("both_faces")
-def test_a_hold_of_the_last_second_is_charged_to_its_own_day_under_that_days_cap(
-    spine: Spine, clock: FakeClock
-) -> None:
+def test_last_seconds_hold_is_charged_to_its_day(spine: Spine, clock: FakeClock) -> None:
     agent, wallet = spine.add("agent-7", 100_000), spine.wallet()
     clock.set(DAY, "23:59:50")
     rollover(spine)
@@ -125,9 +123,7 @@ def test_a_hold_of_the_last_second_is_charged_to_its_own_day_under_that_days_cap
 
 @pytest.mark.usefixtures("both_faces")
 @pytest.mark.parametrize("opened_ahead", [True, False])
-def test_reserving_goes_on_over_midnight_and_each_hold_is_of_the_day_that_it_is(
-    spine: Spine, clock: FakeClock, opened_ahead: bool
-) -> None:
+def test_holds_over_midnight_belong_to_their_day(spine: Spine, clock: FakeClock, opened_ahead: bool) -> None:
     agent, wallet = spine.add("agent-7", 100 * M), spine.wallet()
     clock.set(DAY, "23:59:58.5")
     if opened_ahead:
@@ -159,7 +155,7 @@ def test_reserving_goes_on_over_midnight_and_each_hold_is_of_the_day_that_it_is(
 
 
 @pytest.mark.usefixtures("both_faces")
-def test_what_is_held_over_midnight_stays_held_and_the_rest_is_handed_back(spine: Spine, clock: FakeClock) -> None:
+def test_midnight_keeps_holds_and_returns_the_rest(spine: Spine, clock: FakeClock) -> None:
     agent, wallet = spine.add("agent-7", 100 * M), spine.wallet()
     clock.set(DAY, "23:59:58")
     rollover(spine)
@@ -196,7 +192,7 @@ def deadline_ms(spine: Spine, agent: str, lease: str) -> int:
     return int(fields.split()[-1])
 
 
-def test_a_worker_that_was_down_at_midnight_opens_the_day_when_it_starts(spine: Spine, clock: FakeClock) -> None:
+def test_starting_worker_opens_a_missed_day(spine: Spine, clock: FakeClock) -> None:
     agents = [spine.add(f"agent-{number}", 5 * M) for number in range(3)]
     clock.set(DAY, "23:59:50")
     spine.worker.kill()

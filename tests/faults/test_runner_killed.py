@@ -32,7 +32,7 @@ def killed_runner(environment: dict[str, str], when: str) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
-def test_with_the_outbox_a_killed_runners_events_are_settled_by_the_next(spine: Spine, tmp_path: Path) -> None:
+def test_next_runner_settles_the_killed_ones_outbox(spine: Spine, tmp_path: Path) -> None:
     """P7: the broker was away when the runner was killed, so its events were nowhere but in the outbox."""
     agent, outbox = spine.add("agent-7", 5 * M), tmp_path / "outbox"
     without_broker = {"DAYCAP_BROKER_URL": "redis://127.0.0.1:1/0", "DAYCAP_OUTBOX": str(outbox)}

@@ -124,7 +124,7 @@ def test_two_workers_that_reach_a_cap_at_the_same_time_do_not_pass_it(spine: Spi
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_a_postgresql_that_is_killed_under_load_costs_no_event(spine: Spine, postgresql: LocalPostgreSQL) -> None:
+def test_killed_postgresql_costs_no_event(spine: Spine, postgresql: LocalPostgreSQL) -> None:
     agent, wallet, worker = spine.add("agent-7", 50 * M), spine.wallet(), spine.worker.container
 
     with spending(wallet, agent, pause_s=0.05) as load:

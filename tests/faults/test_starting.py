@@ -36,7 +36,7 @@ def test_a_worker_waits_for_its_broker(spine: Spine) -> None:
     assert spine.settled_once(agent) == (5, 5 * ACTUAL)
 
 
-def test_a_worker_stops_before_a_ledger_that_is_not_migrated_and_says_what_to_run(spine: Spine, tmp_path: Path) -> None:
+def test_worker_refuses_an_unmigrated_ledger(spine: Spine, tmp_path: Path) -> None:
     environment = {**spine.environment, "DAYCAP_LEDGER_URL": f"sqlite:///{tmp_path / 'new.sqlite3'}"}
 
     said = ended(LocalWorker(made(tmp_path / "worker"), environment))

@@ -39,9 +39,7 @@ def test_worker_killed_and_started_again_settles_what_waited(spine: Spine) -> No
 # --- killed at each step of settle --------------------------------------------------------------------------------
 
 
-def test_what_a_worker_had_when_it_was_killed_goes_to_the_next_in_half_a_minute(
-    spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger
-) -> None:
+def test_killed_workers_messages_go_to_the_next(spine: Spine, broker: redis.Redis, locked_ledger: LockedLedger) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     with locked_ledger:
         spend_one_that_is_taken(wallet, agent, broker)
@@ -56,9 +54,7 @@ def test_what_a_worker_had_when_it_was_killed_goes_to_the_next_in_half_a_minute(
     assert wallet.stats().resent == 0
 
 
-def test_killed_between_commit_and_acknowledgement_nothing_is_settled_again(
-    spine: Spine, broker: redis.Redis, counter_server: LocalRedis
-) -> None:
+def test_kill_before_ack_settles_nothing_twice(spine: Spine, broker: redis.Redis, counter_server: LocalRedis) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     hold = wallet.reserve(agent, HELD)
     # Given a counter that hangs, so that the worker, which publishes next, has committed and not acknowledged
@@ -113,7 +109,7 @@ def test_killed_at_any_moment_under_load_each_event_is_settled_once(spine: Spine
     assert spine.ask("daycap.audit")["differences"] == []
 
 
-def test_a_change_of_cap_that_is_delivered_again_does_not_undo_a_later_one(spine: Spine, broker: redis.Redis) -> None:
+def test_redelivered_cap_change_undoes_nothing(spine: Spine, broker: redis.Redis) -> None:
     agent = spine.add("agent-7", 5 * M)
     # Given a worker that died when it had lowered the cap and before it could acknowledge that
     spine.worker.kill()
@@ -136,7 +132,7 @@ def test_a_change_of_cap_that_is_delivered_again_does_not_undo_a_later_one(spine
 # --- asked to end --------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_under_load_ends_the_worker_and_leaves_nothing_half_done(spine: Spine, broker: redis.Redis) -> None:
+def test_sigterm_under_load_leaves_nothing_half_done(spine: Spine, broker: redis.Redis) -> None:
     agent, wallet = spine.add("agent-7", 50 * M), spine.wallet()
     with spending(wallet, agent) as load:
         for _ in range(3):

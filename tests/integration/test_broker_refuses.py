@@ -107,7 +107,7 @@ def test_no_money_is_held_for_a_broker_that_refuses(
 
 
 @on_both_faces
-def test_no_money_is_held_where_the_certificate_is_a_strangers(
+def test_strange_certificate_holds_no_money(
     face: Any, redis_url: str, counter: RedisCounter, broker: LocalServer, tmp_path: Path
 ) -> None:
     proxy = TlsProxy(broker.port, Authority(tmp_path).server("127.0.0.1")).start()
@@ -136,7 +136,7 @@ def test_a_broker_that_is_away_stops_nobody(face: Any, redis_url: str, counter: 
 
 @pytest.mark.parametrize("by", ["password", "right", "wrong type"])
 @on_both_faces
-def test_a_broker_that_begins_to_refuse_stops_warm_runners_until_it_ends(
+def test_refusing_broker_stops_warm_runners(
     face: Any, by: str, redis_url: str, counter: RedisCounter, broker: LocalServer, admin: Any, caplog: Any
 ) -> None:
     with wallet_of(face, redis_url, f"redis://127.0.0.1:{broker.port}/0", slice_seconds=60) as wallet:

@@ -112,7 +112,7 @@ class TestACall:
 
         assert refused.value.estimate_micros == worst(max_tokens=held)
 
-    def test_holds_as_long_an_answer_as_litellm_knows_of_a_model_with_one_limit_for_all(
+    def test_one_limit_for_all_bounds_the_answer(
         self, calls: Any, litellm: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(litellm, "get_model_info", lambda *_: {"max_output_tokens": None, "max_tokens": 7_000})
@@ -205,7 +205,7 @@ class TestACall:
             ("priority", None, "priority"),
         ],
     )
-    def test_is_charged_at_the_service_tier_that_it_was_served_at_and_else_the_dearer_one(
+    def test_charged_at_the_tier_that_served_it(
         self, calls: Any, litellm: Any, asked: str | None, served: str | None, charged: str
     ) -> None:
         said = {} if served is None else {"service_tier": served}
@@ -271,7 +271,7 @@ class TestAStream:
 
         assert calls.spent() == Prices.default().actual_micros(MODEL, USAGE, service_tier="priority")
 
-    def test_is_not_asked_for_where_nothing_could_end_its_hold_once_it_is_dropped(
+    def test_usage_needs_something_that_ends_the_hold(
         self, calls: Any, answer: Any, sent: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail() -> None:

@@ -25,7 +25,7 @@ def extend(wallet: Any, hold: Any, more: int) -> None:
         hold.extend(more)
 
 
-def test_a_hold_is_extended_from_memory_and_from_the_counter_up_to_the_cap(spine: Spine) -> None:
+def test_hold_is_extended_up_to_the_cap(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet(slice_seconds=0)
     hold = wallet.reserve(agent, 1 * M)
 
@@ -97,7 +97,7 @@ def test_parts_are_settled_while_the_call_goes_on_and_each_once(spine: Spine) ->
     assert spine.ask("daycap.audit")["differences"] == []
 
 
-def test_a_part_that_costs_more_than_is_held_is_charged_and_leaves_nothing_held(spine: Spine) -> None:
+def test_part_above_its_hold_is_charged(spine: Spine) -> None:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet(slice_seconds=0)
     hold: BaseHold = wallet.reserve(agent, 1_000)
 

@@ -225,7 +225,7 @@ def test_streams_pass_unchanged_and_are_charged_by_their_last_usage(provider: Pr
         assert spent(wallet) == 2 * CHAT_MICROS + 2 * MESSAGE_MICROS
 
 
-def test_a_stream_that_says_no_usage_is_charged_all_that_is_held(provider: Provider, wallet: Wallet) -> None:
+def test_stream_without_usage_is_charged_in_full(provider: Provider, wallet: Wallet) -> None:
     provider.answers = [stream([WORD, "[DONE]"])]
     with openai_of(provider, wallet) as client:
         list(client.chat.completions.create(**CHAT, stream=True))
@@ -233,7 +233,7 @@ def test_a_stream_that_says_no_usage_is_charged_all_that_is_held(provider: Provi
     assert spent(wallet) == most(provider)
 
 
-def test_a_stream_that_is_given_up_or_breaks_is_charged_all_that_is_held(provider: Provider, wallet: Wallet) -> None:
+def test_abandoned_stream_is_charged_in_full(provider: Provider, wallet: Wallet) -> None:
     provider.answers = [stream(MESSAGE_EVENTS)]
     with anthropic_of(provider, wallet) as client:
         with client.messages.create(**MESSAGE, stream=True) as events:
@@ -253,9 +253,7 @@ def test_a_stream_that_is_given_up_or_breaks_is_charged_all_that_is_held(provide
 
 
 @pytest.mark.parametrize("retries", [0, 3])
-def test_what_the_cap_does_not_allow_reaches_the_caller_at_once_and_is_not_sent(
-    provider: Provider, retries: int
-) -> None:
+def test_refused_request_is_not_sent(provider: Provider, retries: int) -> None:
     with Wallet.from_env(caps={"agent-7": 10}, environ={}) as wallet:
         with openai_of(provider, wallet, retries=retries) as of_openai, pytest.raises(CapExceeded) as refused:
             of_openai.chat.completions.create(**CHAT)
@@ -325,7 +323,7 @@ def test_the_prices_of_a_service_tier_are_held_and_charged(provider: Provider, w
         ("flex", {}, ""),
     ],
 )
-def test_the_tier_that_a_call_was_served_at_counts_and_else_the_dearer_one(
+def test_call_is_charged_at_its_served_tier(
     provider: Provider, wallet: Wallet, asked: Any, said: dict[str, str], charged: str
 ) -> None:
     provider.answers = [answer(200, {**CHAT_ANSWER, "model": "gpt-5", **said})]
@@ -393,9 +391,7 @@ def test_a_400_that_nobody_read_may_have_been_billed(provider: Provider, wallet:
     assert spent(wallet) == most(provider)
 
 
-def test_no_answer_in_time_is_charged_in_full_and_no_connection_costs_nothing(
-    provider: Provider, wallet: Wallet
-) -> None:
+def test_timeout_is_charged_but_no_connection_is_free(provider: Provider, wallet: Wallet) -> None:
     provider.answers = [provider.never]
     with openai_of(provider, wallet, timeout=httpx2.Timeout(20, read=0.2)) as client:
         with pytest.raises(openai.APITimeoutError):
@@ -463,7 +459,7 @@ def test_the_client_may_be_of_httpx_or_of_httpx2(provider: Provider, wallet: Wal
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
-def test_an_answer_that_was_read_below_is_charged_though_it_does_not_pass_by(wallet: Wallet, library: Any) -> None:
+def test_answer_read_below_is_charged(wallet: Wallet, library: Any) -> None:
     events = "".join(f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n" for each in CHAT_EVENTS)
     answers = [
         library.Response(200, json=CHAT_ANSWER),
@@ -535,7 +531,7 @@ def test_calls_and_streams_of_an_event_loop_are_charged_by_their_usage(provider:
     assert asyncio.run(main()) == CHAT_MICROS + MESSAGE_MICROS
 
 
-def test_an_event_loops_stream_that_is_given_up_is_charged_all_that_is_held(provider: Provider) -> None:
+def test_abandoned_async_stream_is_charged_in_full(provider: Provider) -> None:
     async def main() -> int:
         async with loop_of(provider) as (wallet, of_openai, _):
             provider.answers = [stream(CHAT_EVENTS)]
@@ -546,7 +542,7 @@ def test_an_event_loops_stream_that_is_given_up_is_charged_all_that_is_held(prov
     assert asyncio.run(main()) == most(provider)
 
 
-def test_a_task_that_is_cancelled_in_its_call_is_charged_all_that_is_held(provider: Provider) -> None:
+def test_cancelled_task_is_charged_in_full(provider: Provider) -> None:
     async def main() -> int:
         async with loop_of(provider) as (wallet, of_openai, _):
             asked = asyncio.Event()
@@ -601,7 +597,7 @@ def test_a_request_that_is_streamed_is_read_before_it_is_held_for(provider: Prov
     assert [asked for _, asked in provider.asked] == [body, body]
 
 
-def test_a_streams_cost_is_known_at_its_last_event_though_nobody_closes_it(provider: Provider, wallet: Wallet) -> None:
+def test_unclosed_stream_is_charged_at_its_end(provider: Provider, wallet: Wallet) -> None:
     provider.answers = [stream(CHAT_EVENTS)]
     url = f"{provider.url}/v1/chat/completions"
     with (
@@ -643,7 +639,7 @@ class Closed(httpx2.SyncByteStream, httpx2.AsyncByteStream):
         self.closed = True
 
 
-def test_an_answer_that_is_given_up_is_closed_below_and_so_is_what_sends(wallet: Wallet) -> None:
+def test_abandoned_answer_is_closed_below(wallet: Wallet) -> None:
     said = Closed()
     wrapped = httpx2.MockTransport(lambda _: httpx2.Response(200, stream=said))
     url = "http://127.0.0.1/v1/chat/completions"

@@ -87,7 +87,7 @@ ODD_MESSAGES = {
 
 
 @pytest.mark.parametrize("queue", [FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE])
-def test_odd_messages_become_dead_letters_and_the_worker_lives(spine: Spine, queue: str) -> None:
+def test_odd_messages_become_dead_letters(spine: Spine, queue: str) -> None:
     agent = spine.add("agent-7", 5_000_000)
     broker = redis.Redis.from_url(spine.settings.broker_url)
     odd = [text for text in ODD_MESSAGES.values() if queue != CONTROL_QUEUE or "daycap.finalize" not in str(text)]

@@ -40,7 +40,7 @@ def each_form(usage: Any) -> list[Any]:
     return [usage, usage.model_dump(), usage.model_dump(mode="json", by_alias=True, exclude_none=True)]
 
 
-def test_openais_chat_completions_have_cached_and_reasoning_tokens_inside() -> None:
+def test_openai_counts_cached_tokens_inside() -> None:
     usage = CompletionUsage(
         prompt_tokens=1000,
         completion_tokens=200,
@@ -124,7 +124,7 @@ def test_anthropics_searches_batches_and_fast_mode_have_their_prices() -> None:
             PRICES.actual_micros("claude-opus-5", form)
 
 
-def test_what_anthropic_sends_at_the_end_of_a_stream_may_lack_what_went_in() -> None:
+def test_anthropics_last_usage_may_lack_input() -> None:
     whole = anthropic.types.MessageDeltaUsage(input_tokens=100, output_tokens=200, cache_read_input_tokens=5000)
     part = anthropic.types.MessageDeltaUsage(output_tokens=200)
 
@@ -133,7 +133,7 @@ def test_what_anthropic_sends_at_the_end_of_a_stream_may_lack_what_went_in() -> 
         PRICES.actual_micros("claude-opus-4-5", part)
 
 
-def test_anthropics_compactions_come_on_top_and_other_models_are_refused() -> None:
+def test_anthropic_counts_compactions_on_top() -> None:
     def counts(tokens: int) -> dict[str, Any]:
         return {
             "input_tokens": tokens,
@@ -164,7 +164,7 @@ def modal(**counts: int) -> list[google.ModalityTokenCount]:
     ]
 
 
-def test_googles_thoughts_and_tool_prompts_come_on_top_and_cached_tokens_are_inside() -> None:
+def test_google_counts_thoughts_on_top() -> None:
     usage = google.GenerateContentResponseUsageMetadata(
         prompt_token_count=1000,
         prompt_tokens_details=modal(text=700, audio=300),

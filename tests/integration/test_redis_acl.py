@@ -131,7 +131,7 @@ def test_a_hold_is_made_and_charged_by_hand(operator: Callable[..., dict[str, st
     operator("finalize", "agent-2", hold["reservation"], "0.03", "--day", hold["day"], "--held", "0.05")
 
 
-def test_what_the_counter_lost_is_opened_and_what_it_has_wrong_is_repaired(
+def test_lost_and_wrong_counters_are_repaired(
     servers: Servers, wallet: Wallet, operator: Callable[..., object]
 ) -> None:
     operator("agent", "add", "agent-3", "--cap", "5")

@@ -198,7 +198,7 @@ def test_the_same_event_three_times_charges_once(spine: Spine) -> None:
     assert spine.day_row(agent)["spent_micros"] == 31_200
 
 
-def test_another_payload_for_a_settled_hold_is_a_conflict_and_changes_nothing(spine: Spine) -> None:
+def test_conflicting_payload_changes_nothing(spine: Spine) -> None:
     agent = spine.add("agent-7", 5 * M)
     spine.deliver(event(agent, spine.today))
 
@@ -225,7 +225,7 @@ def test_a_finalize_for_another_agents_hold_is_refused_from_the_queue(spine: Spi
     assert spine.day_row(b)["spent_micros"] == 0
 
 
-def test_a_foreign_lease_belongs_to_the_agent_that_it_was_first_seen_with(spine: Spine) -> None:
+def test_foreign_lease_keeps_its_first_agent(spine: Spine) -> None:
     a, b = spine.add("a", 5 * M), spine.add("b", 5 * M)
 
     spine.deliver(event(a, spine.today))

@@ -37,7 +37,7 @@ def test_a_promise_is_broken_without(mutant: Mutant) -> None:
     ],
     ids=lambda config: config.name,
 )
-def test_leaving_out_orders_of_steps_that_commute_leaves_out_no_outcome(config: Config) -> None:
+def test_partial_order_reduction_loses_no_outcome(config: Config) -> None:
     ends = []
     for reduced in (True, False):
         exploration = Exploration(config._replace(reduced=reduced))

@@ -20,7 +20,7 @@ def changes(file: str, source: str) -> set[str]:
     return {mutant.of(content).decode() for mutant in mutants(file, content)}
 
 
-def test_python_is_changed_one_thing_at_a_time_and_texts_are_left_alone() -> None:
+def test_python_mutants_change_one_thing() -> None:
     source = 'def f(a: "int | None"):\n    "Says."\n    logger.info("a %d", 1)\n    return a < 1 or not min(a, b) + b\n'
     before, _ = source.rsplit("    ", 1)
     assert changes("some.py", source) == {
@@ -37,7 +37,7 @@ def test_python_is_changed_one_thing_at_a_time_and_texts_are_left_alone() -> Non
     }
 
 
-def test_lua_is_changed_one_thing_at_a_time_and_comments_are_left_alone() -> None:
+def test_lua_mutants_change_one_thing() -> None:
     source = "-- a > 1 and b\nlocal a = math.max(b - 1, 0)\nif not a then\n  x = b\nend\n"
     assert changes("some.lua", source) == {
         source.replace(old, new)
@@ -53,7 +53,7 @@ def test_lua_is_changed_one_thing_at_a_time_and_comments_are_left_alone() -> Non
 
 
 @pytest.mark.timeout(300)
-def test_most_mutants_of_a_small_file_are_killed_and_the_others_are_named() -> None:
+def test_survivors_of_a_small_file_are_named() -> None:
     """A process of its own: the runner forks, and has loaded nothing of the project before."""
     command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/counters/scripts/read.lua", "--every", "15"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -64,7 +64,7 @@ def test_most_mutants_of_a_small_file_are_killed_and_the_others_are_named() -> N
 
 
 @pytest.mark.timeout(120)
-def test_the_runner_ends_its_trials_and_removes_its_trees_when_it_is_told_to_end(tmp_path: Path) -> None:
+def test_sigterm_ends_trials_and_removes_trees(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.mutation", "--file", "daycap/counters/scripts/read.lua", "--processes", "1"]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}) as runner:
         wait_for(lambda: list(tmp_path.glob("daycap-mutants-*/0/output")), 60)  # A trial has begun.

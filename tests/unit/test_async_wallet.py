@@ -88,7 +88,7 @@ async def read_word(reader: asyncio.StreamReader) -> bytes:
         (b"run_id:a\r\n", b"*4\r\n$2\r\nOK\r\n:1\r\n:1\r\n:1\r\n"),
     ],
 )
-def test_an_answer_that_is_no_counters_is_unavailable_at_once_on_both_faces(info: bytes, answer: bytes) -> None:
+def test_foreign_answer_is_unavailable_at_once(info: bytes, answer: bytes) -> None:
     async def main() -> None:
         async with something_else(info, answer) as environ:
             of_a_loop, of_threads = AsyncWallet.from_env(environ=environ), Wallet.from_env(environ=environ)

@@ -100,7 +100,7 @@ def test_what_says_no_usage_is_none(said: bytes) -> None:
     assert (reader.over, reader.answer.usage) == (True, None)
 
 
-def test_only_what_was_turned_away_before_its_model_was_asked_is_not_billed() -> None:
+def test_only_early_rejections_are_free() -> None:
     def not_billed(*, whole: bool) -> set[int]:
         readers = {status: UsageReader(status, "application/json") for status in range(200, 600)}
         for reader in readers.values():
@@ -170,7 +170,7 @@ def test_a_tool_of_no_known_type_is_refused() -> None:
         call_of(CHAT, body(tools={"type": "live"}), Bounds(lambda _: 7))  # Some servers take one without a list.
 
 
-def test_texts_and_the_calls_of_own_tools_are_not_more_than_their_bytes() -> None:
+def test_texts_are_bounded_by_their_bytes() -> None:
     use = {"type": "tool_use", "id": "t", "name": "draw", "input": {"type": "image", "content": [{"type": "image"}]}}
     messages = [{"role": "assistant", "content": [use]}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
 
@@ -196,7 +196,7 @@ def test_what_is_predicted_may_be_billed_besides_what_comes_out() -> None:
     assert 710 <= most <= 760, "a token for each byte"
 
 
-def test_the_most_that_comes_out_is_for_all_answers_and_none_for_embeddings() -> None:
+def test_output_limit_counts_every_answer() -> None:
     assert call_of(CHAT, body(n=3, max_completion_tokens=20), Bounds(max_output_tokens=5))["max_output_tokens"] == 60
     assert call_of(CHAT, body(max_tokens=None), Bounds(max_output_tokens=5))["max_output_tokens"] == 5
     assert call_of("/v1/embeddings", b'{"model": "m", "input": "a"}')["max_output_tokens"] == 0

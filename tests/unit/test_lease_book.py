@@ -52,7 +52,7 @@ def test_a_hold_ends_once(runner: Runner) -> None:
 
 
 @pytest.mark.parametrize("bad", [0.5, -1, 2**53, True, "1"])
-def test_an_actual_that_is_no_amount_is_refused_where_it_is_set_and_all_is_charged(runner: Runner, bad: int) -> None:
+def test_bad_actual_is_refused_and_all_is_charged(runner: Runner, bad: int) -> None:
     """Leaving a with block by an exception charges what was held: the provider may have billed."""
     hold = runner.ask(1_000)
     assert hold is not None
@@ -197,7 +197,7 @@ def test_an_answer_older_than_the_guard_is_thrown_away(runner: Runner) -> None:
     assert runner.book.free_micros("agent") == 0
 
 
-def test_money_that_came_free_of_a_dead_lease_is_not_revived_by_an_answer(runner: Runner) -> None:
+def test_answer_revives_no_dead_money(runner: Runner) -> None:
     """It was given up, and lent to another, while the question was under way."""
     other = Runner(runner)
     hold = runner.ask(CAP)
@@ -219,7 +219,7 @@ def test_money_that_came_free_of_a_dead_lease_is_not_revived_by_an_answer(runner
     assert runner.book.free_micros("agent") == 0
 
 
-def test_money_that_was_earmarked_for_a_question_does_not_outlive_its_lease(runner: Runner) -> None:
+def test_earmark_ends_with_its_lease(runner: Runner) -> None:
     hold = runner.ask(1_000)
     assert hold is not None
     hold.release()
@@ -245,7 +245,7 @@ def test_the_leases_that_have_something_to_learn_are_known(runner: Runner) -> No
     assert runner.book.unsettled_leases() == list(runner.book.leases())
 
 
-def test_nobody_is_refused_for_money_that_another_question_keeps_meanwhile(runner: Runner) -> None:
+def test_earmarked_money_refuses_nobody(runner: Runner) -> None:
     """P6: the greater of two that are asked at once, in two event loops, passes the cap; the smaller does not."""
     hold = runner.ask(CAP)
     assert hold is not None

@@ -43,7 +43,7 @@ def test_memory_serves_what_is_free_and_not_a_micro_more(runner: Runner) -> None
     assert runner.book.reserve("agent", 1) is None
 
 
-def test_past_the_local_deadline_memory_serves_nothing_and_keeps_its_sums(runner: Runner) -> None:
+def test_expired_lease_serves_nothing(runner: Runner) -> None:
     """P4: ttl less the guard after it was asked."""
     held(runner, 1_000).release()
     runner.ms += LIVES_MS - 1
@@ -59,14 +59,14 @@ def test_past_the_local_deadline_memory_serves_nothing_and_keeps_its_sums(runner
     assert runner.begin_renewal()[0].request.returned_micros == 1_000
 
 
-def test_at_its_deadline_a_lease_hands_back_what_is_free_before_it_asks(runner: Runner) -> None:
+def test_expired_lease_hands_back_before_it_asks(runner: Runner) -> None:
     held(runner, 1_000).release()
     runner.ms += LIVES_MS
     request = runner.book.begin_top_up("agent", 400).request
     assert (request.returned_micros, request.need_micros) == (1_000, 400)
 
 
-def test_an_overage_past_the_deadline_takes_nothing_that_is_handed_back(runner: Runner) -> None:
+def test_late_overage_takes_no_returned_money(runner: Runner) -> None:
     hold, other = held(runner, 1_000), held(runner, 1_000)
     other.release()
     runner.ms += LIVES_MS
@@ -183,7 +183,7 @@ def test_a_late_refusal_is_asked_anew(runner: Runner) -> None:
     assert runner.book.finish_top_up(pending, reply, 50_000) is None
 
 
-def test_a_forked_child_begins_with_nothing_and_ends_no_hold_of_its_parent(runner: Runner) -> None:
+def test_child_ends_no_hold_of_its_parent(runner: Runner) -> None:
     hold = held(runner, 1_000)
     runner.book.forget()
     for end in (lambda: hold.finalize(1), hold.release):
@@ -269,7 +269,7 @@ def test_what_is_known_of_an_agent_is_what_the_counter_said_last(runner: Runner)
     assert (lease.cap, lease.spent, lease.leased, lease.ttl_ms) == (CAP, 0, 6_000, TERMS.ttl_ms)
 
 
-def test_a_busy_lease_asks_for_two_seconds_of_its_use_and_hands_back_the_rest(runner: Runner) -> None:
+def test_busy_lease_holds_two_seconds_of_use(runner: Runner) -> None:
     held(runner, 1_000).finalize(1_000)
     runner.ms += 1_000  # 1,000 micros a second.
     pending = runner.book.begin_top_up("agent", 500)
@@ -304,7 +304,7 @@ def test_the_counters_clock_is_followed(runner: Runner) -> None:
     assert runner.book.expired(DAY) is True
 
 
-def test_patience_begins_with_the_first_event_and_anew_with_each_that_is_settled(runner: Runner) -> None:
+def test_each_settlement_restarts_the_patience(runner: Runner) -> None:
     first, second = held(runner, 1_000), held(runner, 1_000)
     runner.ms += 20_000
     runner.renew()
@@ -387,7 +387,7 @@ def test_what_memory_served_counts_as_use_and_what_it_refused_does_not(runner: R
     assert request.want_micros == 400 + 2 * 2_000_000 // LIVES_MS
 
 
-def test_a_lease_of_which_all_is_settled_and_handed_back_is_asked_after_no_more(runner: Runner) -> None:
+def test_finished_lease_is_not_asked_after(runner: Runner) -> None:
     held(runner, 1_000).finalize(400)
     runner.settle(*runner.events)
     for _ in range(3):
@@ -400,7 +400,7 @@ def test_a_lease_of_which_all_is_settled_and_handed_back_is_asked_after_no_more(
     assert runner.book._all() == ()
 
 
-def test_a_lease_grants_up_to_the_largest_amount_and_then_has_a_successor(runner: Runner) -> None:
+def test_lease_at_the_largest_amount_gets_a_successor(runner: Runner) -> None:
     publish(runner, cap=MAX_MICROS)
     hold = held(runner, 10)
     lease, granted = hold.id.rpartition("-")[0], 10
@@ -414,7 +414,7 @@ def test_a_lease_grants_up_to_the_largest_amount_and_then_has_a_successor(runner
 @pytest.mark.parametrize(
     ("days", "said"), [(1, []), (3, ["letting go of 2 holds of agent agent on 2026-11-24: never ended"])]
 )
-def test_holds_that_never_end_are_let_go_of_with_a_word_once_their_day_is_long_over(
+def test_endless_holds_of_an_old_day_are_dropped(
     runner: Runner, caplog: pytest.LogCaptureFixture, days: int, said: list[str]
 ) -> None:
     holds = [held(runner, 1_000) for _ in range(2)]
@@ -474,7 +474,7 @@ def test_a_leases_id_is_128_random_bits_bound_to_agent_and_day(runner: Runner) -
     assert not lease_fits(lease, "another", DAY)
 
 
-def test_a_lease_that_has_a_successor_hands_back_all_that_is_free_and_lends_none_to_an_overage(runner: Runner) -> None:
+def test_retired_lease_hands_back_all_free_money(runner: Runner) -> None:
     held(runner, 1_000).finalize(100)
     kept, other = held(runner, 500), held(runner, 5_000)
     for wait_ms in (15_000, 30_000, 60_000):

@@ -109,7 +109,7 @@ def test_money_granted_in_an_answer_that_did_not_count_comes_back(runner: Runner
     assert runner.renew() == []
 
 
-def test_a_hold_that_never_ends_is_not_renewed_when_the_counter_has_forgotten_its_day(runner: Runner) -> None:
+def test_endless_hold_of_a_forgotten_day_is_dropped(runner: Runner) -> None:
     assert runner.ask(1_000) is not None
 
     runner.ms = MIDNIGHT_MS + 2 * DAY_MS - 1
@@ -119,7 +119,7 @@ def test_a_hold_that_never_ends_is_not_renewed_when_the_counter_has_forgotten_it
     assert runner.book.live_holds() == 0
 
 
-def test_an_event_is_kept_when_the_counter_has_forgotten_its_day_but_nothing_is_asked_of_it(runner: Runner) -> None:
+def test_event_of_a_forgotten_day_is_kept(runner: Runner) -> None:
     hold = runner.ask(1_000)
     assert hold is not None
     hold.finalize(700)
@@ -129,7 +129,7 @@ def test_an_event_is_kept_when_the_counter_has_forgotten_its_day_but_nothing_is_
     assert runner.book.unsettled() == runner.events
 
 
-def test_a_renewal_that_overtakes_a_lost_question_does_not_hide_what_that_was_granted(runner: Runner) -> None:
+def test_renewal_does_not_hide_a_lost_grant(runner: Runner) -> None:
     pending = runner.book.begin_top_up("agent", 1_000)
     runner.ms += 1
     runner.renew()
@@ -145,7 +145,7 @@ def test_a_renewal_that_overtakes_a_lost_question_does_not_hide_what_that_was_gr
     assert runner.leased(DAY) == 0
 
 
-def test_a_hold_of_nothing_keeps_its_lease_so_that_its_event_is_kept_too(runner: Runner) -> None:
+def test_empty_hold_keeps_its_lease(runner: Runner) -> None:
     """P7: nothing is set aside for it, in the counter or here, but its call may cost something."""
     hold = runner.ask(0)
     assert hold is not None
@@ -158,7 +158,7 @@ def test_a_hold_of_nothing_keeps_its_lease_so_that_its_event_is_kept_too(runner:
     assert runner.book.unsettled() == runner.events
 
 
-def test_a_late_answer_that_nothing_is_out_does_not_hide_what_was_granted_since(runner: Runner) -> None:
+def test_late_answer_does_not_hide_a_newer_grant(runner: Runner) -> None:
     """P5: the counter answered a renewal first, and then a question; the answers came the other way round."""
     question = runner.book.begin_top_up("agent", 1)
     runner.ms += 1
@@ -178,7 +178,7 @@ def test_a_late_answer_that_nothing_is_out_does_not_hide_what_was_granted_since(
     assert runner.renew() == []
 
 
-def test_a_renewals_answer_that_nothing_is_out_is_none_to_a_question_asked_later(runner: Runner) -> None:
+def test_renewals_answer_does_not_answer_later_questions(runner: Runner) -> None:
     """P5: that question's answer came too late to count."""
     runner.book.abandon(runner.book.begin_top_up("agent", 1_000))
     (renewal,) = runner.begin_renewal()
@@ -212,7 +212,7 @@ def test_a_days_lease_is_dead_in_the_millisecond_that_its_day_ends(runner: Runne
     assert runner.book.reserve("agent", 1_000) is None
 
 
-def test_what_a_question_put_aside_is_handed_back_though_its_day_ends_meanwhile(runner: Runner) -> None:
+def test_earmark_is_handed_back_after_its_day(runner: Runner) -> None:
     """P5, to the micro: until the question is over, nothing of the lease is in use but what it is owed."""
     runner.ms = MIDNIGHT_MS - 10
     hold = runner.ask(1)

@@ -156,7 +156,7 @@ def test_an_answer_that_is_applied_as_the_day_ends_makes_no_hold(runner: Runner)
     assert runner.book.finish_top_up(pending, reply, CAP) is None
 
 
-def test_whoever_keeps_events_hears_of_each_that_is_settled_or_given_up() -> None:
+def test_keeper_hears_of_every_ended_event() -> None:
     runner, told = Runner(), list[int]()
     runner.book = LeaseBook(
         runner.events.append,

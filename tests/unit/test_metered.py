@@ -121,7 +121,7 @@ def test_the_agent_may_come_from_the_arguments(wallet: Wallet) -> None:
     assert (spent(wallet), spent(wallet, "agent-8")) == (0, 100)
 
 
-def test_without_a_cost_or_after_an_exception_all_that_is_held_is_charged(wallet: Wallet) -> None:
+def test_missing_cost_charges_the_whole_hold(wallet: Wallet) -> None:
     @wallet.metered("agent-7", 1_000)
     def search() -> int:
         return 5

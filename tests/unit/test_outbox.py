@@ -71,9 +71,7 @@ def test_adopted_events_go_when_they_are_settled(
     assert list(directory.iterdir()) == []
 
 
-def test_a_line_that_was_being_written_is_no_event_and_a_broken_one_is_kept(
-    directory: Path, opened: Opened, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_partial_line_is_no_event(directory: Path, opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
     dead = directory / "1-dead"
     dead.mkdir(parents=True)
     (dead / "lock").touch()
@@ -89,7 +87,7 @@ def test_a_line_that_was_being_written_is_no_event_and_a_broken_one_is_kept(
     assert [record.getMessage()[:8] for record in caplog.records] == ["2 lines "]
 
 
-def test_a_living_process_keeps_its_own_and_leaves_nothing_when_all_is_settled(directory: Path, opened: Opened) -> None:
+def test_settled_process_leaves_no_file(directory: Path, opened: Opened) -> None:
     outbox, other = opened(), opened()
     outbox.append(made(1))
     assert other.adopt() == outbox.adopt() == []
@@ -127,9 +125,7 @@ def test_a_full_outbox_loses_nothing_and_says_so(directory: Path, opened: Opened
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
-def test_a_disk_that_refuses_keeps_events_in_memory_until_there_is_room(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, opened: Opened
-) -> None:
+def test_full_disk_keeps_events_in_memory(directory: Path, monkeypatch: pytest.MonkeyPatch, opened: Opened) -> None:
     outbox = opened()
     directory.rmdir()  # Nothing can be made in a directory that is not there.
     outbox.append(made(1))

@@ -84,9 +84,7 @@ def test_a_file_goes_with_its_last_event_and_not_before(directory: Path, opened:
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_a_file_whose_events_were_settled_while_it_was_the_last_goes_when_the_next_begins(
-    directory: Path, opened: Opened, kept: int
-) -> None:
+def test_settled_last_file_goes_with_the_next(directory: Path, opened: Opened, kept: int) -> None:
     outbox = opened(2 * SEGMENT_BYTES)
     first = [made(number) for number in range(1, 101)]
     for event in first:
@@ -281,7 +279,7 @@ def _closed(adopted: AbandonedOutbox) -> list[FinalizeEvent]:
     return events
 
 
-def test_a_forked_child_does_not_keep_the_outbox_of_its_dead_parent_from_others(opened: Opened) -> None:
+def test_child_frees_its_dead_parents_outbox(opened: Opened) -> None:
     outbox, other = opened(), opened()
     outbox.append(made(1))
 

@@ -93,7 +93,7 @@ def test_a_pattern_may_name_the_provider(file: Path) -> None:
         worst(prices, "my deployment")
 
 
-def test_what_is_not_given_costs_what_the_next_wider_kind_does_and_a_search_is_refused(file: Path) -> None:
+def test_missing_price_falls_back_to_a_wider_kind(file: Path) -> None:
     file.write_text(GOOD, encoding="utf-8")
     prices = Prices.from_file(file)
     usage = {
@@ -116,7 +116,7 @@ def test_own_price_says_if_each_call_searches(file: Path, search: str, micros: i
     assert worst(Prices.from_file(file), "gpt-4o-search-preview") == micros
 
 
-def test_own_prices_hold_for_each_service_tier_and_each_time_in_a_cache(file: Path) -> None:
+def test_own_prices_cover_tiers_and_cache_times(file: Path) -> None:
     file.write_text(GOOD, encoding="utf-8")
     prices = Prices.from_file(file)
     kept = {"cache_write_tokens": 8, "cache_write_tokens_details": {"ttl_12h_tokens": 8}}
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         Prices.from_file(latin)
 
 
-def test_the_setting_names_the_file_and_without_it_there_are_no_own_prices(file: Path) -> None:
+def test_own_prices_come_from_the_named_file(file: Path) -> None:
     file.write_text(GOOD, encoding="utf-8")
 
     assert worst(make_prices(Settings.from_env({"DAYCAP_PRICES_FILE": str(file)})), "gpt-4o") == 7 * 1100

@@ -52,7 +52,7 @@ def test_parts_that_are_settled_are_not_charged_twice() -> None:
         assert wallet.spent("agent-7").micros == Prices.default().actual_micros("gpt-4o", USAGE)
 
 
-def test_parts_that_came_to_more_than_the_usage_leave_nothing_to_charge() -> None:
+def test_parts_above_the_usage_leave_no_charge() -> None:
     with Wallet.from_env(caps=CAPS, environ={}) as wallet:
         hold = wallet.reserve("agent-7", **CALL)
         hold.settle_part(hold.held_micros)

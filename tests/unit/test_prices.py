@@ -159,7 +159,7 @@ def test_a_price_for_a_million_in_dollars_is_one_for_a_token_in_micros() -> None
     assert actual("plain", 1000, 500) == 1000 + 2000
 
 
-def test_any_fraction_of_a_micro_is_rounded_up_once_and_no_decimal_context_of_the_callers_matters() -> None:
+def test_fractions_round_up_once_in_any_context() -> None:
     with localcontext(prec=2, rounding="ROUND_DOWN"):
         assert worst("odd", 11) == actual("odd", 11, 0) == 2
         assert worst("odd", 10) == actual("odd", 10, 0) == 1
@@ -183,7 +183,7 @@ def test_each_kind_of_cached_token_has_its_own_price() -> None:
     assert Prices.default().actual_micros("cached", usage) == 100 * 10 + 10 * 1 + 40 + 63 + 50  # 5 * 12.5 rounded up
 
 
-def test_a_token_without_a_price_of_its_kind_has_that_of_the_next_wider_kind() -> None:
+def test_unpriced_kind_takes_the_wider_price() -> None:
     details = {"cached_tokens": 10, "cache_write_tokens": 5, "audio_tokens": 3}
     assert actual("plain", 100, 10, prompt_tokens_details=details) == 100 + 40
 
@@ -203,7 +203,7 @@ def test_the_worst_case_is_all_reasoning_where_that_is_dearest() -> None:
     assert worst("reasoning", 0, 10) == 90
 
 
-def test_tokens_kept_longer_in_a_cache_than_any_price_is_for_are_refused() -> None:
+def test_unpriced_cache_time_is_refused() -> None:
     kept = {"cache_write_tokens": 5, "cache_write_tokens_details": {"ttl_30m_tokens": 4, "ttl_12h_tokens": 1}}
     with pytest.raises(UnknownModel, match="12h"):
         Prices.default().actual_micros("cached", {"input_tokens": 9, "output_tokens": 1, "input_tokens_details": kept})
@@ -232,7 +232,7 @@ def test_the_worst_case_takes_the_dearest_context_that_can_be_reached() -> None:
 
 
 @pytest.mark.parametrize(("hour", "price"), [(7, 3), (8, 1), (12, 1), (16, 3), (23, 3)])
-def test_the_hour_decides_the_price_and_the_worst_case_takes_the_dearest_hour(hour: int, price: int) -> None:
+def test_price_follows_the_hour(hour: int, price: int) -> None:
     now = datetime(2026, 11, 24, hour, tzinfo=UTC)
     assert actual("hours", 10, 0, now=now) == 10 * price
     assert worst("hours", 10, 1, now=now) == 10 * 3 + 6
@@ -256,13 +256,13 @@ def test_before_its_first_price_a_model_has_that() -> None:
     ("day", "price", "dearest"),
     [("2025-12-30", 9, 9), ("2026-11-23", 1, 1), ("2026-11-24", 1, 2), ("2026-11-25", 2, 7)],
 )
-def test_a_price_of_tomorrow_is_possible_and_a_price_of_the_past_is_not(day: str, price: int, dearest: int) -> None:
+def test_prices_may_begin_tomorrow_only(day: str, price: int, dearest: int) -> None:
     now = datetime.fromisoformat(f"{day}T12:00:00+00:00")
     assert actual("dates", 10, 0, now=now) == 10 * price
     assert worst("dates", 10, now=now) == 10 * dearest
 
 
-def test_a_service_tier_has_its_price_where_it_has_one_and_the_usual_one_elsewhere() -> None:
+def test_service_tier_has_its_own_price() -> None:
     details = {"cached_tokens": 50}
     assert actual("tiers", 100, 10, service_tier="priority", prompt_tokens_details=details) == 300 + 50 + 160
     assert actual("tiers", 100, 10, service_tier="batch") == 200 + 40
@@ -273,7 +273,7 @@ def test_a_service_tier_has_its_price_where_it_has_one_and_the_usual_one_elsewhe
         worst("tiers", 100, 10, service_tier=["priority"])
 
 
-def test_the_worst_case_of_a_service_tier_is_never_less_than_the_usual_one() -> None:
+def test_tiers_worst_case_covers_the_usual_one() -> None:
     assert worst("tiers", 100, 10, service_tier="priority") == 600 + 160
     assert worst("tiers", 100, 10, service_tier="batch") == worst("tiers", 100, 10) == 480
 
@@ -298,7 +298,7 @@ def test_a_service_tiers_price_by_the_hour_is_possible_at_any_hour() -> None:
     assert worst("tiers", 100, service_tier="night") == 700
 
 
-def test_what_the_usage_says_of_the_service_tier_goes_before_what_the_caller_says() -> None:
+def test_usages_service_tier_goes_before_the_callers() -> None:
     usage = {"input_tokens": 100, "output_tokens": 10, "service_tier": "batch"}
     assert Prices.default().actual_micros("tiers", usage, service_tier="priority") == 240
 
@@ -405,7 +405,7 @@ def test_litellms_and_googles_names_for_google_are_known(name: str) -> None:
         ("azure/eu/plain", None),
     ],
 )
-def test_an_unknown_model_is_refused_and_the_error_says_how_to_give_a_price(name: str, provider: str | None) -> None:
+def test_unknown_model_error_says_how_to_price_it(name: str, provider: str | None) -> None:
     # A model of an unknown provider is not taken for another's of the same name.
     with pytest.raises(UnknownModel, match="DAYCAP_PRICES_FILE") as refused:
         worst(name, 1, provider=provider)

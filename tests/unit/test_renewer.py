@@ -138,9 +138,7 @@ def open_days(runner: Runner, *agents: str) -> None:
 
 
 class TestRenewing:
-    def test_reaches_every_lease_though_all_of_them_take_longer_than_an_answer_may(
-        self, runner: Runner, counter: Counter, renewer: Renewer
-    ) -> None:
+    def test_reaches_all_leases_of_a_slow_counter(self, runner: Runner, counter: Counter, renewer: Renewer) -> None:
         agents = [f"agent-{number}" for number in range(1_501)]
         open_days(runner, *agents)
         for agent in agents:
@@ -189,7 +187,7 @@ class TestRenewing:
         assert counter.asked == [1, 1]
         assert (free(runner), runner.leased(DAY)) == (0, 0)
 
-    def test_of_what_is_asked_for_ends_after_two_questions_whatever_comes_free_meanwhile(
+    def test_top_up_ends_after_two_questions(
         self, runner: Runner, counter: Counter, renewer: Renewer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         held(runner, 10)
@@ -354,7 +352,7 @@ class TestWhatIsNotSettled:
         renewer._tick()
         assert (sender.sent, sender.asked_within_s) == ([], [])
 
-    def test_of_a_day_that_nobody_remembers_is_given_up_once_it_was_sent_a_last_time(
+    def test_forgotten_days_event_is_sent_once_more(
         self, runner: Runner, sender: Sender, renewer: Renewer, caplog: pytest.LogCaptureFixture
     ) -> None:
         runner.ms += 3 * DAY_MS
@@ -476,7 +474,7 @@ class TestWhatADeadProcessLeft:
         assert (sender.sent, adopter.unsettled()) == (events, events)
         assert "it is not known whether the events of an adopted outbox are settled: away" in caplog.messages
 
-    def test_of_a_day_that_nobody_remembers_is_given_up_once_the_broker_has_it(
+    def test_forgotten_days_event_ends_at_the_broker(
         self,
         runner: Runner,
         sender: Sender,

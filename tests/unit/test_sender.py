@@ -228,9 +228,7 @@ def test_a_broker_that_is_away_for_long_does_not_fill_the_log(
     assert warned_at == [1, 10, 100, 1_000, 2_000]
 
 
-def test_where_no_thread_can_be_had_the_event_is_kept_and_the_next_one_tries_again(
-    broker: Broker, sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_event_is_kept_when_no_thread_starts(broker: Broker, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -279,7 +277,7 @@ def test_the_backlog_is_what_the_broker_says_now(broker: Broker, sender: Sender)
     assert sender.backlog(SOON_S) == 8
 
 
-def test_whoever_asks_for_the_backlog_does_not_wait_for_a_broker_that_hangs(broker: Broker, sender: Sender) -> None:
+def test_backlog_is_told_while_the_broker_hangs(broker: Broker, sender: Sender) -> None:
     assert sender.backlog(SOON_S) == 7
     assert broker.asked.acquire(timeout=SOON_S)
     broker.hears.clear()
@@ -387,7 +385,7 @@ def test_a_forked_child_sends_nothing_of_its_parents(broker: Broker, sender: Sen
     soon(lambda: broker.events == [1, 2, 3])
 
 
-def test_what_nobody_should_wait_for_is_done_by_its_thread_before_each_message() -> None:
+def test_sender_does_chores_before_each_message() -> None:
     broker, done_by = Broker(), list[tuple[str, int]]()
     sender = Sender(broker, lambda: done_by.append((threading.current_thread().name, len(broker.sent))))
     for number in (1, 2):

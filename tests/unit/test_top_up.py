@@ -29,7 +29,7 @@ def answer(runner: Runner, step: Step) -> SyncReply:
     return reply
 
 
-def test_a_day_that_nobody_opened_is_asked_for_and_waited_for_longer_each_time() -> None:
+def test_unopened_day_is_awaited_with_backoff() -> None:
     runner, asked = Runner(), []
     runner.counter.flush()
     steps = begun(runner, 60, asked)

@@ -32,7 +32,7 @@ def test_what_is_no_agent_is_refused(deployment: Deployment, agent: str) -> None
         deployment.wallet().reserve(agent, 1)
 
 
-def test_a_runner_that_is_refused_hands_back_what_is_recalled_before_its_leases_are_renewed(
+def test_refused_runner_hands_back_recalled_money(
     deployment: Deployment,
 ) -> None:
     """P6: the next renewal is ten seconds away."""
@@ -50,7 +50,7 @@ def test_a_runner_that_is_refused_hands_back_what_is_recalled_before_its_leases_
     other.reserve("agent-7", CAP * 9 // 10).release()
 
 
-def test_an_agent_that_there_is_not_is_refused_each_time_and_others_are_not(deployment: Deployment) -> None:
+def test_unknown_agent_is_refused_each_time(deployment: Deployment) -> None:
     wallet = deployment.wallet()
     for _ in range(2):
         with pytest.raises(UnknownAgent):
@@ -131,7 +131,7 @@ def test_a_flush_asks_again_and_again_but_not_without_a_pause(deployment: Deploy
     wallet.close(timeout=0)
 
 
-def test_a_flush_asks_nothing_of_the_counter_while_the_broker_has_not_taken_all(deployment: Deployment) -> None:
+def test_flush_waits_for_the_broker_first(deployment: Deployment) -> None:
     wallet = deployment.wallet(lease_ttl_seconds=3_600)
     hold = wallet.reserve("agent-7", 10)
     deployment.ledger.refuses = True
@@ -168,7 +168,7 @@ def test_a_closed_wallet_reserves_nothing_and_says_so(deployment: Deployment) ->
     assert not unused._renewer.started
 
 
-def test_a_wallet_that_is_closing_reserves_nothing_and_waits_for_what_is_not_settled(deployment: Deployment) -> None:
+def test_closing_wallet_waits_for_unsettled_events(deployment: Deployment) -> None:
     wallet = deployment.wallet()
     wallet.reserve("agent-7", CAP // 2).release()  # It has much in memory.
     hold = wallet.reserve("agent-7", 10)

@@ -49,7 +49,7 @@ def waiting_for_another(wallet: Wallet, agent: str = "agent-7") -> int:
     return sum(frame.f_code.co_name == "take" for frame in sys._current_frames().values())
 
 
-def test_who_waited_while_another_got_no_answer_does_not_wait_as_long_again(deployment: Deployment) -> None:
+def test_second_waiter_does_not_wait_again(deployment: Deployment) -> None:
     wallet = deployment.wallet()
     counter = deployment.counter
     counter.answers.clear()
@@ -134,7 +134,7 @@ def test_reservations_that_fail_leave_the_way_free(deployment: Deployment) -> No
     wallet.reserve("agent-7", 10).release()
 
 
-def test_a_day_that_nobody_opens_is_waited_for_without_a_storm_of_questions(deployment: Deployment) -> None:
+def test_unopened_day_causes_no_storm(deployment: Deployment) -> None:
     deployment.ledger.opens = False
     wallet = deployment.wallet(open_timeout_seconds=0.5)
     with pytest.raises(BudgetUnavailable, match="nobody opened"):
@@ -177,7 +177,7 @@ def test_a_forked_child_begins_with_nothing_of_its_parents(deployment: Deploymen
     assert wallet.flush() == ()
 
 
-def test_a_child_of_a_process_that_closed_its_wallet_has_one_that_is_open(deployment: Deployment) -> None:
+def test_child_of_a_closed_wallet_has_an_open_one(deployment: Deployment) -> None:
     wallet = deployment.wallet()
     wallet.close()
     assert in_a_child(lambda: bool(wallet.reserve("agent-7", 10).id))

@@ -76,7 +76,7 @@ def test_a_raised_cap_is_lent_at_once(spine: LeaseSpine) -> None:
     spine.check_all_ended(agent)
 
 
-def test_a_lowered_cap_is_in_force_at_once_for_what_is_new_and_with_the_next_renewal_for_what_is_warm(
+def test_lowered_cap_reaches_warm_leases_at_renewal(
     spine: LeaseSpine,
 ) -> None:
     agent = spine.add("agent-7", 1_000)
@@ -104,7 +104,7 @@ def test_a_lowered_cap_is_in_force_at_once_for_what_is_new_and_with_the_next_ren
     assert (change["old_cap_micros"], change["new_cap_micros"], change["changed_by"]) == (1_000, 100, "ann")
 
 
-def test_money_that_a_call_frees_beyond_a_lowered_cap_is_not_held_again(spine: LeaseSpine) -> None:
+def test_money_above_a_lowered_cap_is_not_reused(spine: LeaseSpine) -> None:
     agent, a, b = spine.add("agent-7", 1_000), spine.runner(slice_seconds=WARM), spine.runner(slice_seconds=WARM)
     others, call = b.reserve(agent, 300), a.reserve(agent, 600)
 
@@ -122,7 +122,7 @@ def test_money_that_a_call_frees_beyond_a_lowered_cap_is_not_held_again(spine: L
     assert spine.day_row(agent)["spent_micros"] == 101
 
 
-def test_a_pause_stops_warm_leases_with_the_next_renewal_and_calls_under_way_end(spine: LeaseSpine) -> None:
+def test_pause_stops_warm_leases_at_renewal(spine: LeaseSpine) -> None:
     agent = spine.add("agent-7", 1_000)
     runners, late = runners_with(spine, agent, 300), spine.runner()
 

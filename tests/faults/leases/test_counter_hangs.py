@@ -37,9 +37,7 @@ def heal(proxy: Proxy, server: LocalRedis) -> None:
 
 
 @pytest.mark.parametrize("agents", [1, THREADS], ids=["one agent", "each another agent"])
-def test_threads_that_ask_a_redis_that_hangs_do_not_wait_one_behind_the_other(
-    spine: LeaseSpine, counter_server: LocalRedis, agents: int
-) -> None:
+def test_threads_do_not_queue_behind_a_hung_redis(spine: LeaseSpine, counter_server: LocalRedis, agents: int) -> None:
     names = [f"agent-{number}" for number in range(agents)]
     spine.ask("daycap.add_agents", caps=dict.fromkeys(names, 100), changed_by="test")
     a = spine.runner(open_timeout_seconds=30)
@@ -57,9 +55,7 @@ def test_threads_that_ask_a_redis_that_hangs_do_not_wait_one_behind_the_other(
     spine.check_all_ended(*names)
 
 
-def test_while_redis_is_away_the_lease_goes_on_and_then_the_answer_is_quick(
-    spine: LeaseSpine, counter_server: LocalRedis
-) -> None:
+def test_lease_outlasts_an_absent_redis(spine: LeaseSpine, counter_server: LocalRedis) -> None:
     agent, a = spine.add("agent-7", 100), spine.runner(slice_seconds=1_000)
     held = a.reserve(agent, 30)
 
@@ -114,9 +110,7 @@ def test_what_was_granted_in_a_reply_that_nobody_heard_counts_first(
     spine.check_all_ended(agent)
 
 
-def test_what_was_asked_of_a_stopped_redis_and_done_later_is_handed_back(
-    spine: LeaseSpine, counter_server: LocalRedis
-) -> None:
+def test_stopped_redis_late_grant_is_handed_back(spine: LeaseSpine, counter_server: LocalRedis) -> None:
     # Given a runner that holds nothing and has handed back what it had
     agent, a, b = spine.add("agent-7", 100), spine.runner(), spine.runner()
     a.release(a.reserve(agent, 10))

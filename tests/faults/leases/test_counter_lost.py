@@ -105,7 +105,7 @@ def answered(what: Callable[[], bool]) -> bool:
         return False
 
 
-def test_what_is_lost_is_fenced_until_every_living_runner_has_put_its_lease_back(spine: LeaseSpine, loss: Loss) -> None:
+def test_lost_counter_is_fenced_until_leases_return(spine: LeaseSpine, loss: Loss) -> None:
     agent, a, b = spine.add("agent-7", 100), spine.runner(), spine.runner()
     first = a.reserve(agent, 10)
     loss.prepare(spine.key(agent))
@@ -158,7 +158,7 @@ def test_of_a_key_that_is_lost_nobody_else_hears(spine: LeaseSpine) -> None:
     spine.check_all_ended(agent, other)
 
 
-def test_it_recovers_without_anyones_help_and_what_the_dead_had_is_counted(spine: LeaseSpine, tmp_path: Path) -> None:
+def test_lost_counter_recovers_by_itself(spine: LeaseSpine, tmp_path: Path) -> None:
     """P4: what was lent to a runner that died can not be put back; all that the fence gives free is given up."""
     beat = LocalBeat(tmp_path, spine.environment)
     agent, a, b, c = spine.add("agent-7", 100), spine.runner(), spine.runner(), spine.runner()

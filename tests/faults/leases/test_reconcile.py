@@ -148,9 +148,7 @@ def test_drift_is_repaired_and_counted(spine: LeaseSpine, agent: str, drift: str
 
 
 @pytest.mark.parametrize("drift", OPENED_ANEW)
-def test_what_cannot_be_read_or_contradicts_itself_is_opened_anew_behind_a_fence(
-    spine: LeaseSpine, agent: str, drift: str
-) -> None:
+def test_damaged_counter_is_reopened_behind_a_fence(spine: LeaseSpine, agent: str, drift: str) -> None:
     before = spine.drift
 
     OPENED_ANEW[drift](spine, agent, spine.key(agent))

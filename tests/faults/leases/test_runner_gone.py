@@ -54,7 +54,7 @@ def test_the_money_of_a_killed_runner_is_back_within_ttl_and_grace(spine: LeaseS
     assert spine.day_row(agent)["spent_micros"] == 100
 
 
-def test_what_a_killed_runner_spent_is_settled_first_and_only_the_rest_given_up(spine: LeaseSpine) -> None:
+def test_killed_runners_spending_is_settled_first(spine: LeaseSpine) -> None:
     agent, a = spine.add("agent-7", 100), spine.runner()
     spent, under_way = a.reserve(agent, 60), a.reserve(agent, 20)
     # Given a worker that stands still with another message in its hands
@@ -104,7 +104,7 @@ def lent_to_another(spine: LeaseSpine, agent: str, cap: int) -> tuple[Runner, st
     return other, other.reserve(agent, cap)
 
 
-def test_a_runner_that_stood_still_makes_no_new_hold_from_its_old_lease(spine: LeaseSpine) -> None:
+def test_stopped_runner_makes_no_hold_from_an_old_lease(spine: LeaseSpine) -> None:
     # Given a runner that holds 40 and has 60 besides
     agent, a = spine.add("agent-7", 100), spine.runner(slice_seconds=WARM)
     held = a.reserve(agent, 40)
@@ -134,7 +134,7 @@ def test_a_runner_that_stood_still_makes_no_new_hold_from_its_old_lease(spine: L
     [(60, ("reserve", "leaves", 1)), (120, ("reserve", "leaves", 3))],
     ids=["from memory", "with an answer of the counter"],
 )
-def test_a_runner_that_stood_still_in_the_middle_of_reserve_makes_no_hold_either(
+def test_runner_stopped_inside_reserve_makes_no_hold(
     spine: LeaseSpine, estimate: int, stop: tuple[str, str, int]
 ) -> None:
     """The clock is read after the money was taken, so that a pause in between cannot make a late hold."""
@@ -156,7 +156,7 @@ def test_a_runner_that_stood_still_in_the_middle_of_reserve_makes_no_hold_either
     assert spine.day_row(agent)["uncovered_micros"] == 40
 
 
-def test_a_call_that_outlasts_the_ttl_keeps_its_hold_while_the_runner_lives(spine: LeaseSpine) -> None:
+def test_long_call_keeps_its_hold_past_the_ttl(spine: LeaseSpine) -> None:
     # Given a call under way, of a runner that has another agent whose leases live for a minute
     agent, other, a, b = spine.add("agent-7", 100), spine.add("agent-8", 100), spine.runner(), spine.runner()
     snapshots = spine.snapshots(other)
@@ -179,7 +179,7 @@ def test_a_call_that_outlasts_the_ttl_keeps_its_hold_while_the_runner_lives(spin
     assert spine.day_row(agent)["spent_micros"] == 100
 
 
-def test_a_refused_runner_gets_what_others_do_not_use_within_one_renewal(spine: LeaseSpine) -> None:
+def test_refused_runner_gets_unused_money_at_renewal(spine: LeaseSpine) -> None:
     """P6. The others are busy, so that nothing of theirs lies idle: only a recall brings it back."""
     agent, others = spine.add("agent-7", 100), [spine.runner(slice_seconds=WARM) for _ in range(2)]
     used = [runner.reserve(agent, 10) for runner in others]
@@ -204,7 +204,7 @@ def test_a_refused_runner_gets_what_others_do_not_use_within_one_renewal(spine: 
     spine.check_all_ended(agent)
 
 
-def test_a_lone_runner_is_refused_at_the_true_cap_and_not_a_micro_before(spine: LeaseSpine) -> None:
+def test_lone_runner_spends_to_the_true_cap(spine: LeaseSpine) -> None:
     agent, a = spine.add("agent-7", 100), spine.runner()
     a.finalize(a.reserve(agent, 60), 15)
     for estimate in (86, 100):
