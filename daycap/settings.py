@@ -39,7 +39,8 @@ class Settings:
     broker_url: str = field(default="", repr=False)
     """Celery's broker: `redis://`, `rediss://`, `amqp://` or `amqps://`. Empty: events are settled in this process."""
     ledger_url: str = field(default="", repr=False)
-    """The ledger: `sqlite:///path` or `postgresql://...`. The worker owns it; a runner need not read it."""
+    """The ledger: `sqlite:///path` or `postgresql://...`. The worker owns it; a runner need not read it. A SQLite file
+    without Redis and broker is a runner's own: it settles by itself, as the only process on that file."""
     redis_timeout_seconds: float = 0.25
     """How long one exchange with Redis may take before `reserve` raises `BudgetUnavailable`; the same everywhere."""
 
@@ -50,7 +51,7 @@ class Settings:
     outbox: str = ""
     """A directory that keeps events until they are settled, so that they survive a killed runner. The runners of one
     user on a host may share it. It is created with mode 0700; with 1777 each user's runners read their own events only.
-    """
+    Empty: none, or `<file>-outbox` beside a SQLite ledger that is a runner's own."""
     outbox_megabytes: int = 64
     """How much each process may keep in the outbox before `reserve` raises `OutboxFull`."""
     prices_file: str = ""

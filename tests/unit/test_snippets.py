@@ -91,8 +91,6 @@ def snippets(page: str) -> list[str]:
 def pages() -> list[str]:
     found = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     with_code = {str(path.relative_to(ROOT)) for path in found} - ELSEWHERE.keys()
-    if not hasattr(Wallet, "add_agent"):
-        with_code -= EMBEDDED
     return sorted(page for page in with_code if snippets(page))
 
 
