@@ -13,6 +13,7 @@ FOUR = ((0, 0), (0, 0), (1, 0), (1, 0))
 
 
 _SHORT = Terms()
+_DELTAS = Terms(deltas=True)
 
 
 class Mutant(NamedTuple):
@@ -161,6 +162,30 @@ MUTANTS = (
         faults=("lost message",),
     ),
     _mutant("local deadline ends with the day", "P9", ONE, Terms(2, 0), midnight=2, spare=(1,)),
+    # What keeps the counter equal to the ledger where a publish carries what changed.
+    _mutant(
+        "a delta needs its base",
+        "P3",
+        RESTARTED,
+        _DELTAS,
+        spare=(1,),
+        ticks=False,
+        faults=("crash", "lost publish"),
+        most_faults=2,
+    ),
+    _mutant(
+        ("a delta needs its base", "the sum of what was drawn is compared"),
+        "P6",
+        RESTARTED,
+        _DELTAS,
+        cap=3,
+        tries=(3,),
+        ticks=False,
+        faults=("crash", "lost publish"),
+        most_faults=2,
+    ),
+    _mutant("only a whole publish opens", "P3", TWO, _DELTAS, cap=1, tries=(1,), faults=("failover",)),
+    _mutant("an older publish changes no lease", "P3", ONE, _DELTAS, publishes=2, ticks=False),
 )
 
 TWO_DAYS = ((0, 0), (0, 1))
@@ -190,6 +215,16 @@ SMALL = (
     Config("two runners, overages and releases", TWO, (1,), cap=1, spare=(0, 1, -1), release=True),
     Config("one runner, long calls", ONE, (2,), estimates=(1, 2), parts=True, spare=(0, 1), faults=("lost sync",)),
     Config("two runners, recalls", TWO, (1,), estimates=(1, 2), spare=(1,), terms=Terms(2, 0)),
+    Config("publishes of what changed, any fault", RESTARTED, caps=(1,), faults=FAULTS, terms=_DELTAS),
+    Config(
+        "publishes of what changed, two workers",
+        ONE,
+        workers=2,
+        publishes=2,
+        faults=("worker killed", "lost publish"),
+        ticks=False,
+        terms=_DELTAS,
+    ),
 )
 """Explored completely with every run of the tests."""
 
@@ -208,6 +243,15 @@ LARGE = (
         faults=("duplicate message", "worker killed"),
     ),
     Config("2 runners, recalls and slices", TWO, (1,), estimates=(1, 2), wish=1, spare=(0, 1), terms=Terms(2, 0)),
+    Config(
+        "publishes of what changed, 2 runners",
+        TWO,
+        (1,),
+        cap=1,
+        publishes=2,
+        faults=("flush", "lost publish"),
+        terms=_DELTAS,
+    ),
     Config("2 runners, calls in parts", TWO, (1,), estimates=(2,), parts=True, spare=(0, 1)),
     Config(
         "1 runner in two event loops, overlapping syncs",

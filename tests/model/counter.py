@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ACTIVE, PAUSED = 0, 1
+WHOLE = -1
 
 
 class Terms(NamedTuple):
@@ -18,6 +19,8 @@ class Terms(NamedTuple):
     guard: int = 0
     grace: int = 0
     share: int = 1
+    deltas: bool = False
+    """Whether a publish carries what changed, and not every lease of the day."""
     without: tuple[str, ...] = ()
 
 
@@ -72,18 +75,23 @@ class Reply(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """One publish: a snapshot of the ledger, with (drawn, events, last_event) of every lease of the day, in order."""
+    """One publish: a snapshot of the ledger, with (drawn, events, last_event) of the day's leases, in order."""
 
     run: int
     seq: int
     status: int
     cap: int
     spent: int
-    totals: tuple[tuple[int, int, int], ...]
+    totals: tuple[tuple[int, int, int] | tuple[()], ...]
+    """Of a delta those that did not change are ()."""
     expire_before: int = 0
     first_until: int = 0
     chosen: tuple[int, ...] = ()
     """Which leases to give up, where that is not decided by the counter: only without that guard."""
+    base: int = WHOLE
+    """A delta carries what changed in (base, seq]."""
+    drawn: int = 0
+    """Of a delta: what all leases of the day had drawn at `seq`."""
 
 
 class Published(NamedTuple):
@@ -95,6 +103,8 @@ class Published(NamedTuple):
     given_up: int
     expired: tuple[int, ...]
     lifted: bool
+    behind: int | None = None
+    """Of a delta that was not taken: the seq that changes are wanted from, `WHOLE` for all; else None."""
 
 
 NEW = Lease()
@@ -174,25 +184,25 @@ def _grant(counter: Counter, terms: Terms, now: int, said: Request) -> tuple[str
 
 def publish(
     counter: Counter | None, terms: Terms, now: int, said: Snapshot, *, ahead: bool = False, over: bool = False
-) -> tuple[Counter, Published]:
-    """Warm the counter with one ledger snapshot; open it where it is missing or of another life of the server.
+) -> tuple[Counter | None, Published]:
+    """Warm the counter with one ledger snapshot; a whole one opens it where it is missing or of another server's life.
 
     `ahead`: the day begins more than a ttl from now; `over`: it has ended.
     """
     opened = counter is None or (counter.run != said.run and "run id compared" not in terms.without)
+    if said.base != WHOLE and (behind := _behind(counter, terms, said, missing=opened)) is not None:
+        return counter, Published(False, False, 0, 0, (), False, behind)
     counter = _open(counter, terms, now, said, ahead=ahead) if opened else counter
     assert counter is not None
     first = said.first_until > 0 if "first is a time limit" in terms.without else now < said.first_until
     fence_until = 0 if first and not opened else counter.fence_until
+    newer = said.seq > counter.seq or (said.base == WHOLE and said.seq == counter.seq)
     if said.seq >= counter.seq or "older seq ignored" in terms.without:
         counter = counter._replace(seq=said.seq, status=said.status, cap=said.cap, spent=said.spent)
 
     leases, given_up, expired = list(counter.leases), 0, []
-    for number, (drawn, events, last_event) in enumerate(said.totals):
-        old = leases[number]
-        lease = old._replace(
-            drawn=max(old.drawn, drawn), events=max(old.events, events), last_event=max(old.last_event, last_event)
-        )
+    for number, said_totals in enumerate(said.totals):
+        lease = _told(leases[number], terms, said_totals, newer=newer)
         dead = lease.deadline + terms.grace < said.expire_before
         if "expiry decided inside the script" in terms.without:
             dead = number in said.chosen
@@ -211,6 +221,36 @@ def publish(
         fence_until = 0
     counter = counter._replace(run=said.run, given_up=counter.given_up + given_up, fence_until=fence_until)
     return counter, Published(opened, fence_until > 0, total, given_up, tuple(expired), lifted)
+
+
+def _behind(counter: Counter | None, terms: Terms, said: Snapshot, *, missing: bool) -> int | None:
+    """From which seq on a delta's counter lacks changes, `WHOLE` if it lacks all or has others; None if it does not."""
+    if counter is None:
+        return WHOLE
+    if missing:
+        return None if "only a whole publish opens" in terms.without else WHOLE
+    if counter.seq < said.base and "a delta needs its base" not in terms.without:
+        return counter.seq
+    if counter.seq < said.seq and "the sum of what was drawn is compared" not in terms.without:
+        changed = zip(counter.leases, said.totals, strict=True)
+        drawn = sum([totals[0] if totals else lease.drawn for lease, totals in changed])
+        if drawn != said.drawn:
+            return WHOLE
+    return None
+
+
+def _told(lease: Lease, terms: Terms, totals: tuple[int, int, int] | tuple[()], *, newer: bool) -> Lease:
+    """The lease with the ledger's totals of it."""
+    if not totals:
+        return lease
+    drawn, events, last_event = totals
+    if terms.deltas:
+        if not newer and "an older publish changes no lease" not in terms.without:
+            return lease
+        return lease._replace(drawn=drawn, events=events, last_event=last_event)
+    return lease._replace(
+        drawn=max(lease.drawn, drawn), events=max(lease.events, events), last_event=max(lease.last_event, last_event)
+    )
 
 
 def _open(counter: Counter | None, terms: Terms, now: int, said: Snapshot, *, ahead: bool) -> Counter:

@@ -8,7 +8,7 @@ from tests.model import counter as counters
 from tests.model.counter import Counter, Snapshot
 from tests.model.lease_book import DEAD, Book
 from tests.model.protocol import Protocol
-from tests.model.state import NOW, Exchange, Message, Publish, Settled, State, at, totals
+from tests.model.state import NOW, Exchange, Ledger, Message, Publish, Settled, State, at, totals
 
 _LONG_AFTER = 1000
 _TOO_OLD = (0, "OK", 0, 0, 0, 0, 0, 0, 0, 0)
@@ -28,6 +28,10 @@ def broken(protocol: Protocol, s: State) -> str:
         known = counter and (counter.seq, counter.cap, counter.status, counter.spent)
         if known and known[0] == ledger.seq and known[1:] != (ledger.cap, ledger.status, ledger.spent):
             return "P3: the counter's snapshot differs from the ledger's of the same seq"
+        if counter and protocol.terms.deltas and counter.run == s.run and counter.seq == ledger.seq:
+            settled = totals(ledger.settled, len(protocol.leases))
+            if tuple([(each.drawn, each.events, each.last_event) for each in counter.leases]) != settled:
+                return "P3: the counter's leases differ from the ledger's of the same seq"
     return _lost_event(protocol, s) or (_at_rest(protocol, s) if quiet(s) else "")
 
 
@@ -59,6 +63,7 @@ def _at_rest(protocol: Protocol, s: State) -> str:
             s.run, *ledger[3:4], ledger.status, ledger.cap, ledger.spent, told, _LONG_AFTER, 0, tuple(protocol.leases)
         )
         after, done = counters.publish(counter, protocol.terms, _LONG_AFTER, last)
+        assert after is not None
         if done.leased or done.fenced:
             return "P5: all has ended and something is still leased"
         known = tuple([(lease.drawn, lease.events, lease.last_event) for lease in after.leases])
@@ -76,7 +81,9 @@ class Tidy:
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
         # Without this guard a lease that has nothing out is not known to be renewed by anything but its deadline.
-        self._keep_deadlines = "put back accepted" in protocol.without
+        self._keep_deadlines = "put back accepted" in protocol.without or (
+            protocol.terms.deltas and bool(protocol.without)
+        )
         self._keep_late = "a late reply thrown away" in protocol.without
         half, leases = len(protocol.leases) // 2, protocol.config.leases
         alike = protocol.config.runners == 2 and len(set(protocol.tries)) == 1
@@ -84,15 +91,16 @@ class Tidy:
         self._order = (*range(half, 2 * half), *range(half)) if alike else None
 
     def __call__(self, s: State) -> State:
-        changes = {}
+        changes: dict[str, Any] = {}
         books = tuple([_tidy_book(book) for book in s.books])
         if books != s.books:
             changes["books"] = books
         all_counters = tuple([self._tidy_counter(counter) for counter in s.counters])
         if all_counters != s.counters:
             changes["counters"] = all_counters
-        if s.copies and self._protocol.fault(s, "failover") is None:
-            changes["copies"] = ()
+        if s.copies:
+            may_fail_over = self._protocol.fault(s, "failover") is not None
+            changes["copies"] = tuple([self._tidy_counter(copy) for copy in s.copies]) if may_fail_over else ()
         if s.exchanges and not self._keep_late:
             oldest = NOW - self._protocol.terms.guard
             changes["exchanges"] = tuple(
@@ -183,6 +191,10 @@ def swapped(s: State, order: tuple[int, ...]) -> State:
     def settled_of(settled: Settled) -> Settled:
         return tuple(sorted([(order[row[0]], *row[1:]) for row in settled]))
 
+    def ledger_of(row: Ledger) -> Ledger:
+        changed = tuple([row.changed[n] for n in order]) if row.changed else ()
+        return row._replace(settled=settled_of(row.settled), changed=changed)
+
     def message_of(message: Message) -> Message:
         return message._replace(lease=order[message.lease])
 
@@ -200,11 +212,11 @@ def swapped(s: State, order: tuple[int, ...]) -> State:
         exchanges=tuple(sorted([e._replace(lease=order[e.lease]) for e in s.exchanges])),
         strays=tuple(sorted([r._replace(lease=order[r.lease]) for r in s.strays])),
         queue=tuple(sorted(map(message_of, s.queue))),
-        ledgers=tuple([row._replace(settled=settled_of(row.settled)) for row in s.ledgers]),
+        ledgers=tuple(map(ledger_of, s.ledgers)),
         settling=tuple(
-            sorted([(n, message_of(m), seen._replace(settled=settled_of(seen.settled))) for n, m, seen in s.settling])
+            sorted([(n, message_of(m), ledger_of(seen)) for n, m, seen in s.settling])
         ),
         publishes=tuple(sorted(map(publish_of, s.publishes))),
-        torn=tuple([(account, row._replace(settled=settled_of(row.settled))) for account, row in s.torn]),
+        torn=tuple([(account, ledger_of(row)) for account, row in s.torn]),
         focus=order[s.focus] if s.focus >= 0 else s.focus,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tests.model import counter as counters
 from tests.model import lease_book as books
-from tests.model.counter import ACTIVE, PAUSED, Counter, Request, Snapshot
+from tests.model.counter import ACTIVE, PAUSED, WHOLE, Counter, Request, Snapshot
 from tests.model.lease_book import DEAD, FAR, LIVE, RETIRED, Asked, Book
 from tests.model.state import (
     NONE,
@@ -57,6 +57,10 @@ class Protocol:
         # Wider than it may be: to see that it must not outlast a fence.
         self.first = config.first + 2 * ("first ends before a fence can" in self.without)
 
+    @property
+    def _unchanged(self) -> tuple[int, ...]:
+        return (0,) * len(self.leases) if self.terms.deltas else ()
+
     def initial(self) -> State:
         """The state in which nothing has happened."""
         config, many = self.config, len(self.accounts)
@@ -72,7 +76,7 @@ class Protocol:
             exchanges=(),
             strays=(),
             queue=(),
-            ledgers=(Ledger(int(config.row), config.cap, ACTIVE, int(config.row), 0),) * many,
+            ledgers=(Ledger(int(config.row), config.cap, ACTIVE, int(config.row), 0, (), self._unchanged),) * many,
             settling=(),
             publishes=(),
             torn=(),
@@ -372,20 +376,24 @@ class Protocol:
         ledger, broken = s.ledgers[account], ""
         if not ledger.made:
             ledger = ledger._replace(made=1, seq=1)
+        base = ledger.seq
         known = any(row[:2] == (lease, event.number) for row in seen.settled)
         if not known or "settled-already check" in self.without:
             left = max(0, seen.cap - seen.spent)
             charged = event.actual if "charge clamped" in self.without else min(event.actual, left)
             settled = plus(ledger.settled, (lease, event.number, event.drawn, charged))
-            ledger = ledger._replace(spent=ledger.spent + charged, seq=ledger.seq + 1, settled=settled)
+            base = ledger.seq
+            ledger = ledger._replace(spent=ledger.spent + charged, seq=base + 1, settled=settled)
+            if self.terms.deltas:
+                ledger = ledger._replace(changed=at(ledger.changed, lease, ledger.seq))
             if charged and ledger.spent > ledger.cap:
                 broken = "P1: a settlement took spent above the cap"
         done = s._replace(ledgers=at(s.ledgers, account, ledger))
         what = f"settle event {event.number} of {self.names[lease]}{', known' if known else ''}"
         acknowledged = done._replace(queue=less(s.queue, message) if message in s.queue else s.queue)
-        yield what, self._enqueue(acknowledged, account, touched=lease), broken
+        yield what, self._enqueue(acknowledged, account, touched=lease, base=base), broken
         if (twice := self.fault(done, "duplicate message")) is not None:
-            yield f"{what}; it will come again", self._enqueue(twice, account, touched=lease), broken
+            yield f"{what}; it will come again", self._enqueue(twice, account, touched=lease, base=base), broken
         if (killed := self.fault(done, "worker killed")) is not None:
             yield f"{what}; the worker is killed before it publishes", killed, broken
 
@@ -400,8 +408,12 @@ class Protocol:
         expire_before: int = 0,
         first_until: int = 0,
         chosen: tuple[int, ...] = (),
+        base: int = WHOLE,
     ) -> State:
-        """Send the account's snapshot on its way; `row` and `settled` are parts of it that were read before."""
+        """Send the account's snapshot on its way; `row` and `settled` are parts of it that were read before.
+
+        Where publishes are deltas it carries what changed since `base`.
+        """
         row = row or s.ledgers[account]
         settled = s.ledgers[account].settled if settled is None else settled
         only = touched if "publish carries every lease of the day" in self.without else None
@@ -416,6 +428,11 @@ class Protocol:
             first_until,
             chosen,
         )
+        if self.terms.deltas:
+            drawn = sum([each[0] for each in snapshot.totals])
+            changed = [base == WHOLE or seq > base for seq in row.changed]
+            some = tuple([each if new else () for each, new in zip(snapshot.totals, changed, strict=True)])
+            snapshot = snapshot._replace(base=base, totals=some, drawn=drawn)
         focus = NONE if first_until or chosen else WORKER
         return s._replace(publishes=plus(s.publishes, Publish(account, snapshot, settled)), focus=focus)
 
@@ -430,7 +447,8 @@ class Protocol:
             *ledger[1:2],
             ledger.spent,
         ):
-            yield "reconcile", self._enqueue(s, account), ""
+            known = counter is not None and counter.run == s.run and counter.seq < ledger.seq
+            yield "reconcile", self._enqueue(s, account, base=counter.seq if counter and known else WHOLE), ""
         if "drawn never travels without spent of the same snapshot" in self.without:
             if (account, ledger) not in s.torn:
                 yield "open reads a part of the snapshot", s._replace(torn=((account, ledger),)), ""
@@ -451,7 +469,7 @@ class Protocol:
                 ghosts = at(s.ghosts, account, ghost._replace(top=max(ghost.top, changed.cap)))
                 after = after._replace(ledgers=at(s.ledgers, account, changed._replace(seq=seq)), ghosts=ghosts)
                 what = f"set cap to {changed.cap}" if kind == "set cap" else ("pause" if changed.status else "resume")
-                yield what, self._enqueue(after, account), ""
+                yield what, self._enqueue(after, account, base=ledger.seq), ""
 
     def _expire(self, s: State, account: int) -> Iterator[Step]:
         """Look at the queue, then read the ledger, then publish."""
@@ -467,7 +485,7 @@ class Protocol:
         ]
         if past or 0 < counter.fence_until < before - grace:
             chosen = tuple(past) if "expiry decided inside the script" in self.without else ()
-            yield "expire", self._enqueue(s, account, expire_before=before, chosen=chosen), ""
+            yield "expire", self._enqueue(s, account, expire_before=before, chosen=chosen, base=s.ledgers[account].seq), ""
 
     # --- publishes on their way -------------------------------------------------------------------------------------
 
@@ -478,6 +496,10 @@ class Protocol:
         ahead = tomorrow and s.midnight > NOW + self.terms.ttl
         over = not tomorrow and s.midnight == NOW
         counter, done = counters.publish(before, self.terms, NOW, said, ahead=ahead, over=over)
+        if done.behind is not None:
+            yield from self._repair(s, rest, publish, done.behind)
+            return
+        assert counter is not None
         after = rest._replace(counters=at(s.counters, account, counter))
         if done.given_up:
             after = self._count_gone(after, publish, before or counter, done)
@@ -491,6 +513,14 @@ class Protocol:
         yield ", ".join(notes), after, broken
         if (lost := self.fault(rest, "lost publish")) is not None:
             yield f"the publish of seq {said.seq} is lost", lost, ""
+
+    def _repair(self, s: State, rest: State, publish: Publish, base: int) -> Iterator[Step]:
+        """A delta was not taken: the worker reads what changed since the counter's seq, or all, and publishes that."""
+        what = f"publish of {publish.snapshot.base}..{publish.snapshot.seq}: the counter is behind"
+        yield what, self._enqueue(rest, publish.account, base=base), ""
+        for kind in ("worker killed", "lost publish"):
+            if (after := self.fault(rest, kind)) is not None:
+                yield f"{what}; {kind}", after, ""
 
     def _count_gone(self, s: State, publish: Publish, counter: Counter, done: counters.Published) -> State:
         """Count what is truly at risk of the money given up: the holds of those who did not renew in time, and their

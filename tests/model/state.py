@@ -94,6 +94,8 @@ class Ledger(NamedTuple):
     seq: int
     spent: int
     settled: Settled = ()
+    changed: tuple[int, ...] = ()
+    """The seq of each lease's last change: only where publishes carry what changed."""
 
 
 class Exchange(NamedTuple):
