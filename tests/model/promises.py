@@ -213,9 +213,7 @@ def swapped(s: State, order: tuple[int, ...]) -> State:
         strays=tuple(sorted([r._replace(lease=order[r.lease]) for r in s.strays])),
         queue=tuple(sorted(map(message_of, s.queue))),
         ledgers=tuple(map(ledger_of, s.ledgers)),
-        settling=tuple(
-            sorted([(n, message_of(m), ledger_of(seen)) for n, m, seen in s.settling])
-        ),
+        settling=tuple(sorted([(n, message_of(m), ledger_of(seen)) for n, m, seen in s.settling])),
         publishes=tuple(sorted(map(publish_of, s.publishes))),
         torn=tuple([(account, ledger_of(row)) for account, row in s.torn]),
         focus=order[s.focus] if s.focus >= 0 else s.focus,

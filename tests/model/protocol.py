@@ -485,7 +485,11 @@ class Protocol:
         ]
         if past or 0 < counter.fence_until < before - grace:
             chosen = tuple(past) if "expiry decided inside the script" in self.without else ()
-            yield "expire", self._enqueue(s, account, expire_before=before, chosen=chosen, base=s.ledgers[account].seq), ""
+            yield (
+                "expire",
+                self._enqueue(s, account, expire_before=before, chosen=chosen, base=s.ledgers[account].seq),
+                "",
+            )
 
     # --- publishes on their way -------------------------------------------------------------------------------------
 
