@@ -55,9 +55,6 @@ class Campaign:
         self.deployment = Deployment(directory, broker)
         around = self.deployment.broker.url(self.deployment.broker.port)
         os.environ.update(self.deployment.environment, DAYCAP_BROKER_URL=around)
-        from worker.celery import app  # (its settings need the broker's URL)
-
-        self._app = app
         self._ledger = Ledger(self.deployment.environment["DAYCAP_LEDGER_URL"])
         settings = Settings.from_env({**self.deployment.environment, "DAYCAP_SLICE_SECONDS": "0"})
         self._wallet = Wallet.from_settings(settings)
@@ -152,7 +149,7 @@ class Campaign:
             return self._ask("daycap.reconcile")["drift"] == 0
         if None in readings:
             self._ask("daycap.reconcile")
-        self._app.send_task("daycap.expire", queue=CONTROL_QUEUE)
+        operator_app().send_task("daycap.expire", queue=CONTROL_QUEUE)
         time.sleep(0.2)
         return False
 
