@@ -12,7 +12,15 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from tests.benchmarks import bench_growth, bench_memory, bench_peers, bench_settle, bench_shared, bench_wallet
+from tests.benchmarks import (
+    bench_embedded,
+    bench_growth,
+    bench_memory,
+    bench_peers,
+    bench_settle,
+    bench_shared,
+    bench_wallet,
+)
 from tests.benchmarks.figures import Figure, plot, table
 
 BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -20,6 +28,7 @@ BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
     "settle": bench_settle.figures,
     "growth": bench_growth.figures,
     "memory": bench_memory.figures,
+    "embedded": bench_embedded.figures,
     "shared": bench_shared.figures,
     "peers": bench_peers.figures,
 }
