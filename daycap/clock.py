@@ -1,4 +1,4 @@
-"""Time as the protocol needs it: a local clock that never jumps, and UTC days made from milliseconds."""
+"""Clocks and days: a local clock that never jumps, and UTC days computed from milliseconds."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 boot_ns: Callable[[], int] = (
     time.monotonic_ns if _BOOT_CLOCK is None else functools.partial(time.clock_gettime_ns, _BOOT_CLOCK)
 )
-"""Nanoseconds on a clock that no one sets and that counts through a suspend, where there is one."""
+"""Read a clock that is never set, in nanoseconds. It includes time in suspend where the platform supports that."""
 
 
 def wall_ms() -> int:
-    """This host's idea of UTC in milliseconds. Good for a first guess and for logs, never for a decision."""
+    """Return this host's UTC time in milliseconds: good for a first guess and for logs, never for a decision."""
     return time.time_ns() // 1_000_000
 
 
 def day_of(now_ms: int) -> str:
-    """The UTC day, `YYYY-MM-DD`, that `now_ms` (milliseconds since the epoch) falls in; one object for each day."""
+    """Return the UTC day, `YYYY-MM-DD`, of `now_ms` (milliseconds since the epoch), as an interned string."""
     return sys.intern(datetime.fromtimestamp(now_ms // 1000, UTC).date().isoformat())
 
 
 def day_start_ms(day: str) -> int:
-    """The first millisecond of `day`. Raises `InvalidInput` unless it is a real date, `YYYY-MM-DD`."""
+    """Return the first millisecond of `day`. Raises `InvalidInput` unless it is a real date, `YYYY-MM-DD`."""
     try:
         parsed = date.fromisoformat(day)
     except (TypeError, ValueError):

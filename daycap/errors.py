@@ -1,4 +1,4 @@
-"""What can go wrong, in one tree: catch narrow (`CapExceeded`) or broad (`Refused`, `DaycapError`)."""
+"""The errors of daycap, in one tree: catch narrow (`CapExceeded`) or broad (`Refused`, `DaycapError`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from daycap.formats import format_usd, shown
 
 
 class DaycapError(Exception):
-    """daycap could not do what was asked"""
+    """daycap could not complete the operation"""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__class__.__doc__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not by calling the class with `args`, as exceptions do: most of these are made of more than a message.
+        # The default calls the class with `args`, but most of these constructors take more than a message.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
@@ -28,13 +28,13 @@ class InvalidAmount(Refused, ValueError):
 
 
 class InvalidInput(Refused, ValueError):
-    """an agent, a day, a message or a usage is not of the form that the contract gives it"""
+    """an agent id, a day, a message or a usage is malformed"""
 
 
 class UnknownModel(Refused, LookupError):
     """there is no price for this model
 
-    `model` and `provider` as they were given; the message says what is missing, and how to give a price.
+    `model` and `provider` are as the caller passed them. The message says what is missing and how to add a price.
     """
 
     def __init__(self, model: str, provider: str | None, what: str) -> None:
@@ -47,11 +47,11 @@ class UnknownModel(Refused, LookupError):
 
 
 class InvalidSetting(DaycapError, ValueError):
-    """a setting has a value that cannot be used"""
+    """a setting has an invalid value"""
 
 
 class HoldEnded(Refused):
-    """this hold was finalized or released before"""
+    """this hold was already finalized or released"""
 
 
 class AgentExists(Refused):
@@ -75,22 +75,26 @@ class AgentPaused(AgentRefused):
 
 
 class NotYourAgent(AgentRefused):
-    """its identity anchor is not the one that this wallet is bound to (DAYCAP_IDENTITY_ANCHOR, or anchor=)"""
+    """its identity anchor differs from the one that this wallet is bound to (DAYCAP_IDENTITY_ANCHOR, or anchor=)"""
 
 
 class CapExceeded(AgentRefused):
-    """the estimate would pass the agent's cap of the day
+    """the estimate would exceed the agent's cap for the day
 
-    `retry_after_s` decides what to do: seconds until another try may succeed. That is a second while calls under way
-    may still free enough, the rest of the day where too much is spent, and None where the estimate is more than the
-    cap of a whole day, so that waiting never helps.
+    `retry_after_s` is how many seconds to wait before another try may succeed: one second while calls in progress
+    may still free enough, the rest of the day if too much is spent, and None if the estimate exceeds the cap of a
+    whole day, so that waiting never helps.
 
-    Amounts are micros, at the moment of the refusal: `estimate_micros` asked for, `cap_micros`, and what the cap is
-    made of: `spent_micros` + `held_micros` + `waiting_micros` + `leased_micros` + `remaining_micros` == `cap_micros`.
-    Spent is settled (with what was drawn uncharged under a cap since raised), held is what live holds of this process
-    have, waiting is what its calls cost that have ended and are not settled, leased is set aside by other runners.
-    Remaining could still be reserved here; it is negative where the cap was lowered below the other four.
-    `day` is the UTC date that the cap is for and `day_ends_in_s` the seconds until it ends.
+    Amounts are micros, as of the refusal. `estimate_micros` is the amount requested, and
+    `spent_micros` + `held_micros` + `waiting_micros` + `leased_micros` + `remaining_micros` == `cap_micros`:
+
+    - spent is settled, and includes what was drawn but not charged under a cap that was raised since;
+    - held is in live holds of this process;
+    - waiting is the cost of this process's calls that have ended but are not settled yet;
+    - leased is set aside for other runners;
+    - remaining can still be reserved here. It is negative if the cap was lowered below the sum of the other four.
+
+    `day` is the UTC date of the cap, and `day_ends_in_s` the seconds until it ends.
     """
 
     retry_after_s: float | None
@@ -120,25 +124,25 @@ class CapExceeded(AgentRefused):
         self.day_ends_in_s = day_ends_in_s
         if estimate_micros > cap_micros:
             self.retry_after_s = None
-            waiting_helps = "it is more than the whole day's cap, so waiting does not help"
+            advice = "it exceeds the cap of a whole day, so waiting does not help"
         elif spent_micros + waiting_micros + estimate_micros > cap_micros:
             minutes = max(0, round(day_ends_in_s / 60))
             self.retry_after_s = day_ends_in_s
-            waiting_helps = f"it cannot fit before the day ends in {minutes // 60} h {minutes % 60} min"
+            advice = f"it cannot fit before the day ends in {minutes // 60} h {minutes % 60} min"
         else:
             self.retry_after_s = min(_RETRY_S, day_ends_in_s)
-            waiting_helps = "it may fit when calls under way end"
+            advice = "it may fit when calls in progress end"
         remaining = (
             f"{format_usd(remaining_micros)} remaining"
             if remaining_micros >= 0
-            else f"{format_usd(-remaining_micros)} more than the cap, which was lowered"
+            else f"{format_usd(-remaining_micros)} over the cap, which was lowered"
         )
         super().__init__(
             agent,
-            f"agent {agent}: {format_usd(estimate_micros)} would pass the cap of {format_usd(cap_micros)} for {day}: "
+            f"agent {agent}: {format_usd(estimate_micros)} would exceed the cap of {format_usd(cap_micros)} for {day}: "
             f"{format_usd(spent_micros)} spent, {format_usd(held_micros)} held here, "
             f"{format_usd(waiting_micros)} waiting to be settled, {format_usd(leased_micros)} leased by other runners, "
-            f"{remaining}; {waiting_helps}",
+            f"{remaining}; {advice}",
         )
 
 
@@ -146,20 +150,20 @@ _RETRY_S = 1.0
 
 
 class Unavailable(DaycapError):
-    """the system cannot answer now; trying again later may succeed"""
+    """the system cannot answer now; try again later"""
 
 
 class BudgetUnavailable(Unavailable):
-    """the check could not be made safely, so nothing was reserved"""
+    """the budget could not be checked safely, so nothing was reserved"""
 
 
 class OutboxFull(BudgetUnavailable):
-    """the outbox has no room for another event: too many wait for a broker or a worker that is away"""
+    """the outbox is full: too many events wait for a broker or a worker that is down"""
 
 
 class CounterUnavailable(Unavailable):
-    """the counter did not answer in time, or cannot be reached"""
+    """the counter did not answer in time or is unreachable"""
 
 
 class LedgerUnavailable(Unavailable):
-    """the ledger did not answer, or cannot be reached"""
+    """the ledger did not answer or is unreachable"""

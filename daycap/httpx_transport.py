@@ -1,4 +1,4 @@
-"""Transports that meter what an HTTP client sends: `MeteredTransport`, `AsyncMeteredTransport`.
+"""Meter what an HTTP client sends: `MeteredTransport`, `AsyncMeteredTransport`.
 
 Needs `pip install "daycap[httpx]"`.
 """

@@ -1,6 +1,6 @@
-"""Who an agent is: its identity anchor, and the token-bound account that belongs to it (ERC-6551).
+"""An agent's identity: its anchor, and the token-bound account that belongs to it (ERC-6551).
 
-Addresses need Keccak (`pip install "daycap[identity]"`), which is only imported when one is computed.
+Computing an address needs Keccak (`pip install "daycap[identity]"`).
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ _PROXY = bytes.fromhex("3d60ad80600a3d3981f3363d3d373d3d3d363d73"), bytes.fromhe
 
 
 def identity_anchor(value: object) -> str:
-    """`value`, if it can be an identity anchor: 1..256 printable characters, no space at an end. Else `InvalidInput`.
+    """Return `value` if it is a valid anchor: 1..256 printable characters, without leading or trailing space.
 
-    It is taken as it is, as the UTF-8 of its characters: two that look alike but differ in a byte are two anchors.
+    Anchors are compared byte for byte as UTF-8: two that look alike but differ in a byte are different anchors.
+    Raises `InvalidInput`.
     """
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_ANCHOR_CHARACTERS:
         raise InvalidInput(f"not an identity anchor (1..{MAX_ANCHOR_CHARACTERS} characters): {shown(value, 160)}")
-    # Neither control characters nor invisible ones, nor half a character, which has no UTF-8.
+    # Excludes control characters, invisible ones, and lone surrogates, which have no UTF-8.
     if not value.isprintable() or value.strip() != value:
         raise InvalidInput(
-            f"an identity anchor is of printable characters, without a space at its ends: {shown(value, 160)}"
+            f"an identity anchor takes printable characters, without leading or trailing space: {shown(value, 160)}"
         )
     return value
 
 
 def salt_of(anchor: str) -> bytes:
-    """The salt that an identity anchor stands for: keccak-256 of its UTF-8, 32 bytes. Raises `InvalidInput`."""
+    """Return the salt of an identity anchor: keccak-256 of its UTF-8, 32 bytes. Raises `InvalidInput`."""
     return _keccak(identity_anchor(anchor).encode())
 
 
@@ -50,10 +51,10 @@ def account_address(
     token_id: int,
     registry: str = REGISTRY,
 ) -> str:
-    """The address of the account that ERC-6551's `registry` makes for a token, with the checksum of EIP-55.
+    """Return the address of the account that ERC-6551's `registry` creates for a token, with its EIP-55 checksum.
 
-    Addresses are `0x` and 40 hex digits; those in mixed case must have EIP-55's checksum. `salt` is 32 bytes,
-    `chain_id` and `token_id` are from 0 to 2**256 - 1. Raises `InvalidInput` that names what is wrong.
+    Addresses are `0x` and 40 hex digits; in mixed case, the EIP-55 checksum must be right. `salt` is 32 bytes.
+    `chain_id` and `token_id` are from 0 to 2**256 - 1. Raises `InvalidInput` that names the invalid argument.
     """
     before, after = _PROXY
     salt = _bytes32("salt", salt)
@@ -70,14 +71,14 @@ def account_address(
 
 
 def checksummed(address: bytes) -> str:
-    """20 bytes as an address with EIP-55's checksum: a letter is upper case where the hash's digit is 8 or more."""
+    """Format 20 bytes as an address with EIP-55's checksum: a letter is upper case if the hash's digit is 8 or more."""
     digits = address.hex()
     pairs = zip(digits, _keccak(digits.encode()).hex(), strict=False)
     return "0x" + "".join(digit.upper() if check >= "8" else digit for digit, check in pairs)
 
 
 def _create2(deployer: bytes, salt: bytes, init_code: bytes) -> bytes:
-    """The address at which CREATE2 puts a contract (EIP-1014)."""
+    """Return the address at which CREATE2 puts a contract (EIP-1014)."""
     return _keccak(b"\xff" + deployer + salt + _keccak(init_code))[12:]
 
 
@@ -87,7 +88,7 @@ def _address(name: str, value: object) -> bytes:
     digits = value.removeprefix("0x")
     address = bytes.fromhex(digits)
     if digits not in (digits.lower(), digits.upper()) and value != checksummed(address):
-        raise InvalidInput(f"{name} has a wrong checksum, is it mistyped?: {value}")
+        raise InvalidInput(f"{name} has a wrong checksum; check it for typos: {value}")
     return address
 
 
@@ -104,7 +105,7 @@ def _uint256(name: str, value: object) -> bytes:
 
 
 def _keccak(data: bytes) -> bytes:
-    """Keccak-256 as Ethereum has it: SHA3-256, of hashlib, pads otherwise and gives another hash."""
+    """Hash with Ethereum's Keccak-256. hashlib's SHA3-256 pads differently and gives another hash."""
     try:
         from Crypto.Hash import keccak  # noqa: PLC0415  (an extra)
     except ImportError as error:

@@ -20,9 +20,9 @@ _HINT = 'write digits with a decimal point, such as "1250.50" or "7.5e-05", with
 
 
 def micros(value: object) -> int:
-    """`value`, if it is an amount of micros: an `int` (not a `bool`) from 0 to `MAX_MICROS`.
+    """Return `value` if it is an amount of micros: an `int` (not a `bool`) from 0 to `MAX_MICROS`.
 
-    Raises `InvalidAmount` for everything else, floats included.
+    Raises `InvalidAmount` for everything else, including floats.
     """
     if type(value) is not int:
         raise InvalidAmount(f"an amount is an int of micros, not {type(value).__name__}; usd() makes one")
@@ -32,11 +32,11 @@ def micros(value: object) -> int:
 
 
 def usd(amount: str | int | Decimal) -> int:
-    """US dollars as micros, rounded up to the next micro: `usd("0.0312") == 31_200`.
+    """Convert US dollars to micros, rounding up: `usd("0.0312") == 31_200`.
 
-    Takes a decimal string, an `int` of dollars or a `Decimal`. The string may have the negative exponent that `str`
-    gives a small float ("7.5e-05"); a positive one is refused, for "1e3" is likelier a slip than a thousand dollars.
-    Raises `InvalidAmount` for floats (0.1 is not a tenth), bools, NaN, infinities, negatives and anything over
+    Takes a decimal string, an `int` of dollars or a `Decimal`. The string may have a negative exponent, as `str` writes
+    small floats ("7.5e-05"). A positive exponent is refused: "1e3" is more likely a typo than a thousand dollars.
+    Raises `InvalidAmount` for floats (0.1 is not exactly a tenth), bools, NaN, infinities, negatives and anything over
     `MAX_MICROS`.
     """
     if isinstance(amount, str):
@@ -57,6 +57,6 @@ def usd(amount: str | int | Decimal) -> int:
 
 
 def decimal_of(text: str) -> Decimal | None:
-    """Return the amount that a text is, exactly; None if it is not written as one, or too long."""
+    """Parse a decimal exactly; return None if `text` is malformed or too long."""
     text = text.strip()
     return Decimal(text) if len(text) <= _LONGEST_DECIMAL and _PLAIN_DECIMAL.fullmatch(text) else None

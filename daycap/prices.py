@@ -1,4 +1,4 @@
-"""Prices of model calls: `Prices`. Needs genai-prices (`pip install "daycap[prices]"`)."""
+"""Price model calls with `Prices`. Needs genai-prices (`pip install "daycap[prices]"`)."""
 
 from daycap.pricing.prices import Prices
 

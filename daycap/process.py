@@ -1,14 +1,14 @@
-"""The process that wallets live in: how it begins with a fork, and how it ends.
+"""The life of the process: forks, and its end.
 
-`atexit` does not run in every child: those of multiprocessing and of Celery's prefork pool leave by `os._exit`. Each
-has its own way to announce its end, and is listened to here. docs/how-to/processes.md has a table of what each end
-guarantees.
+`atexit` does not run in every child: children of multiprocessing and of Celery's prefork pool leave by `os._exit`.
+Each has its own exit hook, and this module registers with all of them. docs/how-to/processes.md has a table of what
+each end guarantees.
 """
 
 from __future__ import annotations
 
 import atexit
-import encodings.idna  # noqa: F401  (else the first connection imports it)
+import encodings.idna  # noqa: F401  (otherwise the first connection imports it)
 import getpass
 import logging
 import mmap
@@ -28,32 +28,32 @@ from daycap.errors import BudgetUnavailable
 logger = logging.getLogger("daycap")
 
 END_S = 5.0
-"""How long the end of a process may wait until its events are settled, for all wallets together."""
+"""How long the process's exit may wait for events to settle, for all wallets together."""
 
 _END = "daycap-end"
 
 _FORK_WAITS_S = 5.0
-"""How long a fork waits for a send that is under way: none takes longer, also at a broker that hangs."""
+"""How long a fork waits for a send in progress: no send takes longer, even if the broker hangs."""
 
 _MADV_WIPEONFORK = 18
-"""Python does not name it."""
+"""From Linux's `mman.h`; the `mmap` module has no name for it."""
 
 _BEFORE_QUEUES = -1
-"""The place among multiprocessing's finalizers: after its own children have ended, before its queues are waited for."""
+"""The priority among multiprocessing's finalizers: after its own children end, before it joins its queues."""
 
 
 class Wallet(Protocol):
-    """What a process asks of its wallets."""
+    """The part of a wallet that this module calls."""
 
     def _forget(self) -> None:
-        """In a forked child: share nothing with the parent but the settings."""
+        """Drop everything inherited from the parent, except the settings. Called in a forked child."""
 
     def _end(self, timeout_s: float) -> None:
-        """The process ends: close within `timeout_s`, and log what is left."""
+        """Close within `timeout_s`, because the process ends, and log what is left."""
 
 
 class _ByPid:
-    """`here`, where the kernel cannot wipe memory: nine times slower."""
+    """A substitute for `here` on kernels that cannot wipe memory on fork; nine times slower."""
 
     def __init__(self) -> None:
         self[0] = 1
@@ -66,7 +66,7 @@ class _ByPid:
 
 
 def _marker() -> Any:
-    """A byte that is 1 until a fork, and 0 in the child."""
+    """Return a byte that is 1 in this process and 0 in a forked child."""
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if sys.platform != "linux":
@@ -79,24 +79,25 @@ def _marker() -> Any:
 
 
 here: MutableSequence[int] = _marker()
-"""`here[0]` is false in a process that was forked and has not called `begin` yet.
+"""`here[0]` is false in a forked process that has not called `begin` yet.
 
-Python's own forks do so at once (`os.register_at_fork`); a program that embeds Python, like uwsgi, may fork without it.
+Python's own forks call it at once (`os.register_at_fork`). A program that embeds Python, such as uwsgi, may fork
+without telling Python.
 """
 
 
 class _Whole:
-    """A lock that each fork waits for, so that no child inherits half of what is done with it. Threads may nest it."""
+    """A reentrant lock that every fork waits for, so that no child inherits a half-finished operation."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        """For threads of the user's, whose signal handlers may raise anywhere: `with` on it alone is safe."""
+        """For the user's threads, whose signal handlers may raise anywhere: use a plain `with` on this lock."""
         self._forking = threading.local()
         self._forks_waiting = 0
 
     def __enter__(self) -> None:
         if self._forks_waiting:
-            time.sleep(0.001)  # A lock goes to whoever comes first, which the thread that just let go of it would be.
+            time.sleep(0.001)  # Otherwise the thread that just released the lock takes it again before the fork can.
         self.lock.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -112,12 +113,12 @@ class _Whole:
             self.lock.release()
 
     def in_child(self) -> None:
-        self.__init__()  # type: ignore[misc]  # Should the fork have waited in vain, nobody would ever let go.
+        self.__init__()  # type: ignore[misc]  # If the fork timed out, no thread here would ever release it.
 
 
 whole = _Whole()
-"""Held while something is done of which a child must not inherit half: imports, connecting, and whatever else libraries
-lock, or keep for the whole process."""
+"""Held during operations that a child must not inherit half-finished: imports, connecting, and anything for which a
+library takes a lock or keeps process-wide state."""
 
 _wallets: weakref.WeakSet[Wallet] = weakref.WeakSet()
 _finalizers: dict[str, Any] = {}
@@ -125,7 +126,7 @@ _beginning = threading.RLock()
 
 
 def me() -> str:
-    """Who changes the ledger, for the record: user and host."""
+    """Return user@host, to record who changes the ledger."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -134,17 +135,17 @@ def me() -> str:
 
 
 def watch(wallet: Wallet) -> None:
-    """Tell this wallet of forks, and of the process's end."""
+    """Notify this wallet of forks and of the process's end."""
     _wallets.add(wallet)
 
 
 def wallets() -> list[Wallet]:
-    """Those that are watched."""
+    """Return the watched wallets."""
     return list(_wallets)
 
 
 def begin() -> None:
-    """In a forked child: have every wallet forget what belongs to the parent."""
+    """Make every wallet forget what belongs to the parent. Called in a forked child."""
     with _beginning:
         if here[0]:
             return
@@ -155,61 +156,61 @@ def begin() -> None:
 
 
 def check() -> None:
-    """Make sure that the end of this process will be heard of. To be called before money is held.
+    """Make sure that the wallets are notified when this process ends. Call it before money is held.
 
-    Raises `BudgetUnavailable` where no thread could send what is spent.
+    Raises `BudgetUnavailable` if no thread could send what is spent.
     """
     if not here[0]:
         begin()
     if (why := without_threads()) is not None:
         raise BudgetUnavailable(why)
-    _heed_the_end_of_a_thread()
+    _watch_forking_thread()
     for name, end in (("multiprocessing", _end_after_threads), ("billiard", _end)):
         process, util = sys.modules.get(f"{name}.process"), sys.modules.get(f"{name}.util")
         if process is None or util is None or not process.current_process()._identity:
-            continue  # It has not begun this process.
+            continue  # It did not start this process.
         finalizer = _finalizers.get(name)
-        if finalizer is None or not finalizer.still_active():  # It forgets those from before the child was set up.
+        if finalizer is None or not finalizer.still_active():  # Setting up the child clears earlier finalizers.
             _finalizers[name] = util.Finalize(None, end, exitpriority=_BEFORE_QUEUES)
         if util.is_exiting():
-            _heed_the_end_of_threads()
+            _watch_last_threads()
 
 
-def _heed_the_end_of_threads() -> None:
-    """The child's function has returned, and a thread of it lives on: no finalizer may be called any more."""
+def _watch_last_threads() -> None:
+    """End the wallets after the last thread: the child's function has returned, so finalizers may not run any more."""
     if threading.current_thread() is threading.main_thread() or _awaited(daemon=False):
         return
     try:
         threading.Thread(target=_wait_and_end, name=_END, daemon=False).start()
     except RuntimeError as error:
-        raise BudgetUnavailable(f"the process ends, so nothing would be sent: {error}") from error
+        raise BudgetUnavailable(f"the process is ending, so no event would be sent: {error}") from error
 
 
 def _awaited(*, daemon: bool) -> bool:
-    """Whether a thread of ours waits for the end of this process."""
+    """Whether one of our threads waits for the end of this process."""
     return any(thread.name == _END and thread.daemon is daemon for thread in threading.enumerate())
 
 
 def without_threads() -> str | None:
-    """Why no thread should be started in this process now, so that nothing would be sent; None where it can."""
+    """Return why this process must not start a thread now, so that no event would be sent; None if it may."""
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is None:
         return None
     if not uwsgi.has_threads:
-        return "uwsgi runs no threads, so nothing would be sent: start it with --enable-threads"
+        return "uwsgi runs without threads, so no event would be sent: start it with --enable-threads"
     forks = uwsgi.masterpid() == os.getpid() or ((uwsgi.worker_id(), uwsgi.masterpid()) == (0, 0) and uwsgi.numproc > 1)
     if forks and "py-call-uwsgi-fork-hooks" not in uwsgi.opt:
         return (
-            "uwsgi forks its workers from this process without telling Python, which no thread outlives: reserve in a "
-            "worker, or start uwsgi with --lazy-apps or --py-call-uwsgi-fork-hooks"
+            "uwsgi forks its workers from this process without telling Python, and no thread survives that: reserve "
+            "in a worker, or start uwsgi with --lazy-apps or --py-call-uwsgi-fork-hooks"
         )
     return None
 
 
 def _end(*_: object, **__: object) -> None:
-    """Close every wallet; one that needs little time leaves more to the others.
+    """Close every wallet; time that one does not need goes to the others.
 
-    What a signal's handler raises meanwhile (SystemExit, KeyboardInterrupt) is raised when all are closed.
+    If a signal handler raises meanwhile (SystemExit, KeyboardInterrupt), re-raise after all are closed.
     """
     if not here[0]:
         begin()
@@ -229,7 +230,7 @@ def _end(*_: object, **__: object) -> None:
 
 
 def _end_after_threads() -> None:
-    """A child of multiprocessing waits for its threads only after this, and then leaves at once."""
+    """End the wallets after the last thread: a child of multiprocessing joins its threads later, then exits at once."""
     if not _others():
         _end()
         return
@@ -239,8 +240,8 @@ def _end_after_threads() -> None:
         _end()
 
 
-def _heed_the_end_of_a_thread() -> None:
-    """Of a process that a thread forked, Python does not notice the end: it is over when its last thread returns."""
+def _watch_forking_thread() -> None:
+    """Watch a process that a thread forked: it ends when its last thread returns, and Python runs no exit hook."""
     main = threading.main_thread()
     if isinstance(main, threading._MainThread):  # type: ignore[attr-defined]
         return
@@ -262,7 +263,7 @@ def _wait_and_end() -> None:
 
 
 def _others() -> list[threading.Thread]:
-    """The threads that the process's end waits for."""
+    """Return the threads that the process's exit waits for."""
     own = (threading.current_thread(), threading.main_thread())
     return [thread for thread in threading.enumerate() if not thread.daemon and thread not in own]
 

@@ -1,4 +1,4 @@
-"""The settings of a runner and of a worker, and the only place of the library that reads an environment."""
+"""The settings of runners and workers. No other module of the library reads the environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daycap.urls import check_url
 logger = logging.getLogger("daycap")
 
 _OF_THE_PROCFILE = ("DAYCAP_LOG_LEVEL",)
-"""Settings that a shell reads."""
+"""Settings that only a shell reads."""
 
 _KUBERNETES_NAME = re.compile(
     r"DAYCAP_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
@@ -29,8 +29,8 @@ _KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What can be set; each field `x` is read from `DAYCAP_X`. Times are seconds. URLs may carry a password,
-    so that none is in a repr."""
+    """All settings; each field `x` is read from `DAYCAP_X`. Times are seconds. URLs may contain passwords, so the repr
+    leaves them out."""
 
     # --- Runners and workers
 
@@ -116,7 +116,7 @@ class Settings:
             raise InvalidSetting("DAYCAP_CLOSE_AFTER_DAYS must be 3 or more: the counter keeps a day for two")
         if not self.close_after_days <= self.retention_days <= self.books_days:
             raise InvalidSetting(
-                "DAYCAP_CLOSE_AFTER_DAYS, DAYCAP_RETENTION_DAYS and DAYCAP_BOOKS_DAYS must not fall: "
+                "DAYCAP_CLOSE_AFTER_DAYS, DAYCAP_RETENTION_DAYS and DAYCAP_BOOKS_DAYS must be in ascending order: "
                 f"{self.close_after_days}, {self.retention_days}, {self.books_days}"
             )
 
@@ -130,12 +130,12 @@ class Settings:
 
     @property
     def guard_ms(self) -> int:
-        """How much earlier than the counter a runner takes its lease for dead: four exchanges that time out."""
+        """How long before the counter's deadline a runner stops using its lease: four timed-out exchanges."""
         return max(1, round(self.redis_timeout_seconds * 4000))
 
     @property
     def terms(self) -> LeaseTerms:
-        """The terms of every lease, as the worker publishes them."""
+        """The terms of every lease, which the worker publishes."""
         return LeaseTerms(
             ttl_ms=round(self.lease_ttl_seconds * 1000),
             guard_ms=self.guard_ms,
@@ -144,11 +144,11 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read `DAYCAP_...`. Raises `InvalidSetting` naming the variable and what it may be.
+        """Read `DAYCAP_...`. Raises `InvalidSetting` that names the variable and its valid values.
 
-        Every process checks every variable, also those that only others read: a deployment has one environment, and
-        its first process tells what is wrong with it. A name that does not exist is refused, because what a misspelt
-        one was meant to set would silently keep its default.
+        Every process checks every variable, including those that only other processes read: a deployment has one
+        environment, and its first process reports what is wrong. An unknown name is refused, because the setting
+        that a misspelt name was meant for would silently keep its default.
         """
         environ = os.environ if environ is None else environ
         ours = {
@@ -168,13 +168,13 @@ class Settings:
 
 
 def _is_of_kubernetes(name: str, value: str) -> bool:
-    """Whether Kubernetes sets it, in every pod, for a service whose name begins with `daycap`.
+    """Whether Kubernetes set this variable, as it does in every pod for a service whose name begins with `daycap`.
 
-    Of a service `daycap-metrics` it makes DAYCAP_METRICS_PORT=tcp://10.0.0.7:9100.
+    For a service `daycap-metrics` it sets DAYCAP_METRICS_PORT=tcp://10.0.0.7:9100.
     """
     found = _KUBERNETES_NAME.fullmatch(name) or (name.endswith("_PORT") and _KUBERNETES_PORT.fullmatch(value.strip()))
     if found:
-        logger.debug("ignoring %s: Kubernetes sets it for a service", name)
+        logger.debug("ignoring %s: Kubernetes set it for a service", name)
     return bool(found)
 
 
@@ -214,7 +214,7 @@ def _whole(variable: str, text: str) -> int:
 
 def _switch(variable: str, text: str) -> bool:
     if text not in ("0", "1"):
-        raise InvalidSetting(f"{variable}={text!r:.40} is neither 1 nor 0")
+        raise InvalidSetting(f"{variable}={text!r:.40} must be 1 or 0")
     return text == "1"
 
 

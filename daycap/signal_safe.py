@@ -1,7 +1,6 @@
-"""What code may use that a signal handler, or the garbage collector, can interrupt anywhere and call again.
+"""Reentrant primitives, for code that a signal handler or the garbage collector may interrupt anywhere and call again.
 
-A lock of `threading.Event` is held while it is set: whoever sets it again from a handler waits for itself. A
-`queue.SimpleQueue` is made to be entered again.
+`threading.Event.set` holds a lock, so a handler that sets the same event deadlocks. `queue.SimpleQueue` is reentrant.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ T = TypeVar("T")
 
 
 def join(thread: threading.Thread, timeout_s: float) -> None:
-    """Wait for the thread's end; not at all where this call interrupted the one that is just starting it."""
+    """Wait for the thread to end; return at once if this call interrupted the code that is starting it."""
     with suppress(RuntimeError):
         thread.join(timeout_s)
 
@@ -28,16 +27,16 @@ class Signal:
         self._tokens: SimpleQueue[None] = SimpleQueue()
 
     def is_set(self) -> bool:
-        """Whether it was set, and not cleared since."""
+        """Whether it is set."""
         return not self._tokens.empty()
 
     def set(self) -> None:
-        """Wake whoever waits, now or later."""
+        """Wake every thread that waits, now or later."""
         if self._tokens.empty():
             self._tokens.put(None)
 
     def clear(self) -> None:
-        """From now on `wait` waits."""
+        """Make `wait` block again."""
         try:
             while True:
                 self._tokens.get_nowait()
@@ -45,35 +44,34 @@ class Signal:
             pass
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it is set, for at most `timeout_s` seconds; whether it was."""
+        """Wait until it is set, for at most `timeout_s` seconds. Returns whether it was set."""
         try:
             self._tokens.get(timeout=timeout_s)
         except Empty:
             return False
-        self._tokens.put(None)  # For whoever else waits.
+        self._tokens.put(None)  # For the other waiters.
         return True
 
 
 class Busy(Exception):
-    """Another thread has the lock."""
+    """Another thread holds the lock."""
 
 
 class Turn:
-    """A lock that an exception cannot leave locked, wherever it comes from, and that knows who has it.
+    """A lock with a timeout that no exception can leave locked, and that knows its owner.
 
-    `with lock` alone is as safe, but waits for as long as it takes; `acquire(timeout=...)` and `try` are two steps, and
-    a signal's handler may raise between them.
+    `with lock` is as safe, but has no timeout. Between `acquire(timeout=...)` and `try`, a signal handler may raise.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self.mine: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
-        """Whether the thread that asks has it: then it was interrupted, and calls from a handler or a finalizer."""
+        """Whether the calling thread holds it: then this is a handler or a finalizer that interrupted the owner."""
 
     def take(self, call: Callable[[], T], timeout_s: float = 0) -> T:
-        """Call it with the lock. Raises `Busy` if that cannot be had in time.
+        """Run `call` under the lock. Raises `Busy` if the lock is not free in time.
 
-        In a thread that has it already it is called at once.
+        A thread that already holds the lock runs `call` at once.
         """
         if self.mine():
             return call()

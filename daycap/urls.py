@@ -1,9 +1,9 @@
-"""The URLs of counter, broker and ledger: where a server is and who asks. Nothing else: times are daycap's own.
+"""The URLs of counter, broker and ledger. They name a server and credentials, nothing else: daycap sets timeouts.
 
-`rediss://` and `amqps://` take `?ssl_ca_certs=FILE` (else the system's authorities), `ssl_certfile=` and
-`ssl_keyfile=` for a certificate of one's own, `ssl_check_hostname=false`, and `ssl_cert_reqs=none`, which trusts
-anyone. kombu alone would verify nothing, and reads other options for AMQP than for Redis. Redis also takes `?db=`,
-`username=` and `password=`. redis-py and kombu would let any other option override what daycap sets.
+`rediss://` and `amqps://` take `?ssl_ca_certs=FILE` (default: the system's authorities), `ssl_certfile=` and
+`ssl_keyfile=` for a client certificate, `ssl_check_hostname=false`, and `ssl_cert_reqs=none`, which trusts any
+server. kombu by itself verifies nothing, and its options differ between AMQP and Redis. Redis also takes `?db=`,
+`username=` and `password=`. Other options are refused: redis-py and kombu would let them override what daycap sets.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _HOST = re.compile(r"[\w.:%-]*")
 
 
 def check_url(variable: str, url: str) -> str:
-    """`url`, if daycap can use it. Raises `InvalidSetting`, without any value of it: it may carry a password."""
+    """Return `url` if daycap can use it. Raises `InvalidSetting`, which shows no part of it: it may have a password."""
     try:
         parts = urlsplit(url)
         port = parts.port
         if variable == "DAYCAP_BROKER_URL" and ";" in url:
-            raise InvalidSetting("name one broker: several in one URL are not supported (in a password ; is %3B)")
+            raise InvalidSetting("name one broker: several in one URL are not supported (write ; in a password as %3B)")
         if not parts.scheme or "://" not in url:
-            raise InvalidSetting("it is not a URL: it has no ://")
+            raise InvalidSetting("it is not a URL: :// is missing")
         if not url.startswith(parts.scheme):
-            raise InvalidSetting(f"write {parts.scheme:.20}:// in lower case")  # Or client libraries do not know it.
+            raise InvalidSetting(f"write {parts.scheme:.20}:// in lower case")  # Client libraries know no other form.
         if variable in _SCHEMES:
             _check_server(parts, _SCHEMES[variable])
             if port == 0:
@@ -50,8 +50,8 @@ def check_url(variable: str, url: str) -> str:
         raise InvalidSetting(f"{variable}: {error}") from None
     except ValueError:
         raise InvalidSetting(
-            f"{variable} is not a URL that can be read: a port is a number up to 65535, "
-            "and in a password / ? # @ : [ ] are written as %2F %3F %23 %40 ..."
+            f"{variable} cannot be parsed as a URL: a port is a number up to 65535, "
+            "and a password needs / ? # @ : [ ] written as %2F %3F %23 %40 ..."
         ) from None
     return url
 
@@ -63,19 +63,19 @@ def without_secrets(url: str) -> str:
 
 
 def _check_server(parts: SplitResult, schemes: tuple[str, ...]) -> None:
-    """Raises `InvalidSetting` for what a client library would ignore, or read in another way than it is meant."""
+    """Raise `InvalidSetting` for what a client library would ignore or misread."""
     if parts.scheme not in schemes:
         known = ", ".join(f"{scheme}://" for scheme in schemes if scheme != "pyamqp")
         raise InvalidSetting(f"{parts.scheme:.20}:// is not supported; use one of {known}")
     if "," in (parts.hostname or ""):
         raise InvalidSetting("name one server: several in one URL are not supported")
     if not _HOST.fullmatch(parts.hostname or "") or parts.fragment:
-        raise InvalidSetting("its host cannot be read; in a password # and blanks are written as %23 and %20")
+        raise InvalidSetting("its host cannot be parsed; write # and spaces in a password as %23 and %20")
     if parts.scheme == "unix":
         if parts.hostname or not parts.path:
-            raise InvalidSetting("a socket is named with its whole path: unix:///run/redis.sock?db=0")
+            raise InvalidSetting("give the socket's absolute path: unix:///run/redis.sock?db=0")
     elif "redis" in parts.scheme and not re.fullmatch(r"/?\d*", parts.path):
-        raise InvalidSetting("a database of Redis is a number: redis://host:6379/0")
+        raise InvalidSetting("a Redis database is a number: redis://host:6379/0")
     _check_options(parts)
 
 
@@ -89,25 +89,25 @@ def _check_options(parts: SplitResult) -> None:
         raise InvalidSetting(
             f"unknown option {shown}: a URL takes ssl_ options"
             + (f", {', '.join(_REDIS_OPTIONS)}" if of_redis else "")
-            + "; timeouts and all else are daycap's own"
+            + "; daycap sets timeouts and everything else"
         )
     twice = {"username": parts.username, "password": parts.password, "db": parts.scheme != "unix" and parts.path[1:]}
     for name in given:
         if twice.get(name):
-            raise InvalidSetting(f"{name} is given twice, in front of the ? and after it")
+            raise InvalidSetting(f"{name} is given twice, before the ? and after it")
     if "db" in given and not re.fullmatch(r"\d{1,9}", given["db"]):
-        raise InvalidSetting("db is a number")
+        raise InvalidSetting("db must be a number")
 
 
 def celery_broker(url: str) -> dict[str, Any]:
-    """Celery's settings for the broker at `url`. Raises `InvalidSetting`, also where its client is not installed."""
+    """Return Celery's settings for the broker at `url`. Raises `InvalidSetting`, also if a client is missing."""
     parts = urlsplit(url)
     try:
         get_transport_cls(parts.scheme)
     except ImportError as error:
         raise InvalidSetting(
-            f"DAYCAP_BROKER_URL: {parts.scheme}:// cannot be used, a module is missing: {error}; "
-            "install daycap with everything that it depends on"
+            f"DAYCAP_BROKER_URL: {parts.scheme}:// cannot be used because a module is missing: {error}; "
+            "install daycap with all its dependencies"
         ) from error
     options = _tls(parts)
     plain = _without_options(parts)
@@ -118,12 +118,12 @@ def celery_broker(url: str) -> dict[str, Any]:
     check_hostname = options.pop("ssl_check_hostname")
     options = {name.removeprefix("ssl_"): value for name, value in options.items()}
     if check_hostname:
-        options["server_hostname"] = None  # py-amqp looks at the name only if it is told one; None: that of the URL.
+        options["server_hostname"] = None  # py-amqp checks the name only if this key is set; None: the URL's host.
     return {"broker_url": plain, "broker_use_ssl": options}
 
 
 def _without_options(parts: SplitResult) -> str:
-    """The URL with user, password and database in front of the `?`: kombu would ignore them behind it."""
+    """Move user, password and database before the `?`: kombu ignores them after it."""
     given = dict(parse_qsl(parts.query))
     netloc, path = parts.netloc, f"/{given['db']}" if "db" in given else parts.path
     if "username" in given or "password" in given:
@@ -134,7 +134,7 @@ def _without_options(parts: SplitResult) -> str:
 
 
 def _tls(parts: SplitResult) -> dict[str, Any] | None:
-    """The TLS options of a URL under redis-py's names; None if its scheme is not one with TLS of ours."""
+    """Return the URL's TLS options under redis-py's names; None if its scheme has no TLS."""
     asked = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
     if parts.scheme not in (_REDIS, _AMQP):
         if asked:
@@ -144,12 +144,12 @@ def _tls(parts: SplitResult) -> dict[str, Any] | None:
         raise InvalidSetting(f"unknown option {', '.join(sorted(unknown))}")
     cert_reqs, check_hostname = asked.get("ssl_cert_reqs", "required"), asked.get("ssl_check_hostname", "true")
     if cert_reqs not in _CERT_REQS:
-        raise InvalidSetting(f"ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
+        raise InvalidSetting(f"ssl_cert_reqs must be one of {', '.join(_CERT_REQS)}")
     if check_hostname not in _BOOLS:
-        raise InvalidSetting("ssl_check_hostname is true or false")
+        raise InvalidSetting("ssl_check_hostname must be true or false")
     options: dict[str, Any] = {name: asked[name] for name in _FILES if name in asked}
     if missing := [name for name, file in options.items() if not Path(file).is_file()]:
-        raise InvalidSetting(f"{missing[0]} names no file that is here")
+        raise InvalidSetting(f"{missing[0]} names a file that does not exist")
     options["ssl_cert_reqs"] = _CERT_REQS[cert_reqs]
     options["ssl_check_hostname"] = _BOOLS[check_hostname] and cert_reqs != "none"
     return options

@@ -130,20 +130,20 @@ def test_a_process_pool_hands_errors_on() -> None:
 
 def test_it_says_its_amounts_in_dollars() -> None:
     assert str(refusal()) == (
-        "agent agent-7: $0.05 would pass the cap of $1.00 for 2026-11-24: $0.90 spent, $0.03 held here, $0.01 waiting "
-        "to be settled, $0.02 leased by other runners, $0.04 remaining; it may fit when calls under way end"
+        "agent agent-7: $0.05 would exceed the cap of $1.00 for 2026-11-24: $0.90 spent, $0.03 held here, $0.01 waiting "
+        "to be settled, $0.02 leased by other runners, $0.04 remaining; it may fit when calls in progress end"
     )
 
 
 @pytest.mark.parametrize(
     ("refused", "retry_after_s", "says"),
     [
-        (refusal(), 1.0, "it may fit when calls under way end"),
+        (refusal(), 1.0, "it may fit when calls in progress end"),
         (refusal(90_000), 1.0, "it may fit"),
         (refusal(90_001), 12_000.0, "it cannot fit before the day ends in 3 h 20 min"),
         (refusal(1_000_000), 12_000.0, "3 h 20 min"),
-        (refusal(1_000_001), None, "more than the whole day's cap, so waiting does not help"),
-        (refusal(1, cap=920_000), 1.0, "$0.04 more than the cap, which was lowered; it may fit"),
+        (refusal(1_000_001), None, "exceeds the cap of a whole day, so waiting does not help"),
+        (refusal(1, cap=920_000), 1.0, "$0.04 over the cap, which was lowered; it may fit"),
     ],
 )
 def test_it_says_whether_waiting_helps(refused: CapExceeded, retry_after_s: float | None, says: str) -> None:

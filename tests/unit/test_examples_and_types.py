@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 USES = "tests/typing/uses.py"
 
 EXAMPLES = {
-    "plain_loop": "stopped: agent agent-7: $0.05 would pass the cap of $0.50",
+    "plain_loop": "stopped: agent agent-7: $0.05 would exceed the cap of $0.50",
     "asyncio_fleet": "agent-19",
     "batch_threads": "left for tomorrow",
     "fastapi_endpoint": "402",
