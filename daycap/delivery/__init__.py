@@ -1,1 +1,1 @@
-"""The way of an event from the runner to the ledger."""
+"""Delivery of events from the runner to the ledger."""

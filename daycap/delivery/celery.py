@@ -1,4 +1,4 @@
-"""Events to the worker through Celery. The producer app never becomes the runner's current app."""
+"""Send events to the worker through Celery. The producer app never becomes the runner's current app."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from daycap.protocol.wire import (
 from daycap.urls import celery_broker
 
 _TIMEOUT_S = 3
-"""How long a send to a broker that hangs may take. The sender waits, never the runner."""
+"""How long a send to a hanging broker may take. Only the sender waits, never the runner."""
 
 
 class CeleryTransport(Transport):
@@ -54,7 +54,7 @@ class CeleryTransport(Transport):
             if self._producer is None:
                 self._producer = self._app.amqp.Producer(self._app.connection_for_write(self._url))
             try:
-                _ = self._producer.channel  # It connects, and says who it is.
+                _ = self._producer.channel  # Connects and authenticates.
             except BaseException:
                 self._disconnect()
                 raise
@@ -70,7 +70,7 @@ class CeleryTransport(Transport):
         self._counter_ms = counter_ms
 
     def forget(self) -> None:
-        self._producer = None  # Its socket is the parent's: not closed here, never written to.
+        self._producer = None  # Its socket belongs to the parent: neither close it nor write to it.
 
     def close(self) -> None:
         self._disconnect()
@@ -84,22 +84,22 @@ class CeleryTransport(Transport):
                     name,
                     kwargs=kwargs,
                     queue=queue,
-                    **self._way(queue),
+                    **self._route(queue),
                     producer=self._producer,
                     retry=False,
-                    ignore_result=True,  # Else CELERY_RESULT_BACKEND, the host program's, is asked for.
+                    ignore_result=True,  # Otherwise Celery loads the host program's CELERY_RESULT_BACKEND.
                     argsrepr="()",
                     kwargsrepr=shown,
                     headers={SENT_HEADER: self._counter_ms() or 0},
-                    mandatory=True,  # RabbitMQ confirms, and drops, what no queue is bound for.
+                    mandatory=True,  # Otherwise RabbitMQ confirms unroutable messages and drops them.
                 )
             except BaseException:
-                # After a failure nobody knows what state the connection is in: the next send makes a new one.
+                # After a failure the connection's state is unknown: the next send makes a new one.
                 self._disconnect()
                 raise
 
-    def _way(self, queue: str) -> dict[str, str]:
-        """On AMQP by the queue's exchange: by the default one, whoever may send anything may send to every queue."""
+    def _route(self, queue: str) -> dict[str, str]:
+        """Route by the queue's own exchange on AMQP: permission for the default one allows sending to every queue."""
         return {} if self._url.startswith("redis") else {"exchange": queue, "routing_key": queue}
 
     def _disconnect(self) -> None:
@@ -110,10 +110,10 @@ class CeleryTransport(Transport):
 
 
 def producer_app(name: str, url: str, queues: Sequence[str], **settings: Any) -> Celery:
-    """A Celery app that sends to `queues` of the broker at `url`, and never becomes the process's current app."""
+    """Create a Celery app that sends to `queues` of the broker at `url` and never becomes the current app."""
     broker = celery_broker(url)
-    # Loader, settings and broker are named here: else Celery takes what CELERY_LOADER, CELERY_CONFIG_MODULE and
-    # CELERY_BROKER_URL say, which are the host program's.
+    # Set loader, settings and broker explicitly: otherwise Celery reads CELERY_LOADER, CELERY_CONFIG_MODULE and
+    # CELERY_BROKER_URL, which belong to the host program.
     app = Celery(name, set_as_current=False, loader="celery.loaders.app:AppLoader")
     app.config_from_object(
         {
@@ -125,7 +125,7 @@ def producer_app(name: str, url: str, queues: Sequence[str], **settings: Any) ->
             "task_send_sent_event": True,
             "broker_transport_options": _transport_options(url),
             "task_queues": [own_queue(queue) for queue in queues],
-            "broker_heartbeat": 0,  # Nobody here would answer one: a connection lost is found at the next send.
+            "broker_heartbeat": 0,  # No thread here would answer one; the next send notices a lost connection.
             **settings,
         }
     )
@@ -140,16 +140,16 @@ def ignore_celery_variables(environ: MutableMapping[str, str]) -> None:
 
 
 def waiting_messages(app: Celery, url: str | None = None) -> int:
-    """How many messages wait in the finalize queue of `app`'s broker, those that a worker holds not counted."""
+    """Return how many messages wait in the finalize queue of `app`'s broker, except those that a worker holds."""
     with app.connection_for_read(url) as connection:
         try:
             return int(connection.default_channel.queue_declare(FINALIZE_QUEUE, passive=True).message_count)
         except ChannelError:
-            return 0  # Not there: on Redis a queue is gone when its last message is.
+            return 0  # No queue: on Redis an empty queue does not exist.
 
 
 def _transport(url: str) -> str:
-    """kombu's name for it. With amqp it would take librabbitmq, where the host program has that installed."""
+    """Return kombu's transport name. "amqp" would pick librabbitmq if the host program has it installed."""
     scheme = url.partition("://")[0]
     return "pyamqp" if scheme == "amqp" else scheme
 
@@ -160,6 +160,6 @@ def _transport_options(url: str) -> dict[str, Any]:
             "socket_timeout": _TIMEOUT_S,
             "socket_connect_timeout": _TIMEOUT_S,
             "socket_keepalive": True,
-            "max_retries": 0,  # The sender tries again, and knows when.
+            "max_retries": 0,  # The sender retries.
         }
     return {"confirm_publish": True, "read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S, "max_retries": 0}

@@ -1,4 +1,4 @@
-"""Settling in memory: for a process that has no broker, or no way to hear what was settled."""
+"""Settle in memory: for a process without a broker, or without a way to learn what was settled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daycap.protocol.wire import FinalizeEvent
 logger = logging.getLogger("daycap")
 
 DaySource = Callable[[str, str], DaySnapshot | None]
-"""Where a day that is not open yet comes from: (agent, day) to its snapshot, None for an unknown agent."""
+"""Loads a day that is not open yet: (agent, day) to its snapshot, None for an unknown agent."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class _Day:
 class MemoryLedger(Transport):
     """Charges events as the worker does and publishes them to `counter`. Nothing outlives the process.
 
-    With `onward`, events also travel there, and are only settled here once they were taken.
+    With `onward`, events are also sent there, and are settled here only once it has accepted them.
     """
 
     def __init__(self, counter: Counter, terms: LeaseTerms, source: DaySource, onward: Transport | None = None) -> None:
@@ -53,7 +53,7 @@ class MemoryLedger(Transport):
     def open_day(self, agent: str, day: str) -> None:
         with self._lock:
             self._open(agent, day)
-            # One process made every lease that there is: it needs no fence.
+            # No fence is needed: this process made every lease.
             self._counter.publish(
                 [self._snapshot(agent, day)], self._terms, first_until_ms=self._counter.now_ms() + 1000
             )
@@ -82,7 +82,7 @@ class MemoryLedger(Transport):
             self._onward.close()
 
     def snapshot(self, agent: str, day: str) -> DaySnapshot:
-        """The day as it is settled here; status `unknown` if there is no such agent."""
+        """Return the day as settled here; status `unknown` if there is no such agent."""
         with self._lock:
             self._open(agent, day)
             return self._snapshot(agent, day)
@@ -101,11 +101,11 @@ class MemoryLedger(Transport):
     def _settle(self, event: FinalizeEvent) -> None:
         day = self._open(event.agent, event.day)
         if day is None:
-            logger.error("event %s is for an agent that is not known here", event.reservation)
+            logger.error("event %s is for an unknown agent", event.reservation)
             return
         totals = day.leases.get(event.lease, LeaseTotals(event.lease, 0, 0, 0))
         if event.event <= totals.last_event:
-            return  # One process, one sender, in order: settled before.
+            return  # Already settled: one process sends in order.
         day.spent += min(event.actual_micros, max(0, day.cap - day.spent))
         day.seq += 1
         day.leases[event.lease] = LeaseTotals(
@@ -120,7 +120,7 @@ class MemoryLedger(Transport):
 
 
 def caps_in_code(caps: dict[str, int]) -> DaySource:
-    """Days that start with nothing spent under caps, in micros, that the program names."""
+    """Return a source of days that start with nothing spent, under `caps` (agent to micros)."""
 
     def source(agent: str, day: str) -> DaySnapshot | None:
         return DaySnapshot(agent, day, 1, ACTIVE, caps[agent], 0) if agent in caps else None

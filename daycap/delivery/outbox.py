@@ -1,14 +1,14 @@
-"""The outbox: events on disk until they are settled, so that they outlive the process that made them.
+"""The outbox: it keeps events on disk until they are settled, so that they survive a killed process.
 
-`DAYCAP_OUTBOX` names a directory that runner processes of one host may share. In it each process has a directory of
-its own, locked while it lives, with files of a fixed size that are mapped into memory: to write an event is to copy
-some 300 bytes, which the kernel keeps though the process be killed in the next instant. (A machine that loses power
-may lose the last seconds.) A file goes when all its events are settled. What a dead process left behind is adopted
-by the next one that opens the same outbox: it sends the events again until they are settled.
+`DAYCAP_OUTBOX` names a directory that the runner processes of a host may share. Each process has its own directory in
+it, locked while the process lives, with memory-mapped files of a fixed size. Writing an event copies about 300 bytes,
+which the kernel keeps even if the process is killed right after. (A machine that loses power may lose the last
+seconds.) A file is removed when all its events are settled. The next process that opens the outbox adopts what a dead
+process left, and resends the events until they are settled.
 
-The directory is one user's, made with mode 0700. One that several users may write to (mode 1777, as /tmp) serves too:
-there each user's processes adopt only what belongs to that user. What is none of ours, or cannot be read, stays as it
-is and is logged once.
+The directory belongs to one user and is created with mode 0700. A directory that several users may write to (mode
+1777, like /tmp) also works: each user's processes adopt only what belongs to that user. Foreign or unreadable files
+stay as they are and are logged once.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from daycap.signal_safe import Busy, Turn
 logger = logging.getLogger("daycap")
 
 SEGMENT_BYTES = 256 * 1024
-"""The size of a file: about a thousand events."""
+"""The size of a file, enough for about a thousand events."""
 
 _LARGEST_BYTES = 16 * SEGMENT_BYTES
-"""A larger file than this is none of ours."""
+"""A larger file was not written by daycap."""
 
 _RETRY_WAITS_S = 5.0
 
@@ -56,18 +56,18 @@ class _Segment:
     def __init__(self, path: Path) -> None:
         with path.open("xb+") as file:
             try:
-                file.write(bytes(SEGMENT_BYTES))  # All of it, now: a full disk says so here and not in the mapping.
+                file.write(bytes(SEGMENT_BYTES))  # Allocate now: a full disk raises here, not in the mapping.
                 file.flush()
                 self._bytes = mmap.mmap(file.fileno(), SEGMENT_BYTES)
             except OSError:
-                path.unlink()  # It would stand in the way once there is room.
+                path.unlink()  # Otherwise it blocks the name once there is room.
                 raise
         self.path = path
         self.unsettled = 0
         self._end = 0
 
     def write(self, line: bytes) -> bool:
-        """Append `line`, if there is room."""
+        """Append `line` if there is room. Returns whether there was."""
         end = self._end + len(line)
         if end > len(self._bytes):
             return False
@@ -88,13 +88,13 @@ class _Segment:
 class Outbox:
     """This process's part of the outbox in `directory`. Threads may share it.
 
-    `full` is True while an event could not be written, or `limit_bytes` are in use: then nothing new should be
-    reserved. An event that cannot be written is not refused, for the money is spent: it stays in memory, is sent
-    like any other, and is written when there is room. Raises `InvalidSetting` if the directory cannot be made or used.
+    `full` is True while an event could not be written or `limit_bytes` are in use: then reserve nothing new. An event
+    that cannot be written is not refused, because the money is spent: it stays in memory, is sent like any other, and
+    is written once there is room. Raises `InvalidSetting` if the directory cannot be created or used.
     """
 
     def __init__(self, directory: Path, limit_bytes: int) -> None:
-        self._directory = directory = directory.absolute()  # The process may go elsewhere, as a daemon does.
+        self._directory = directory = directory.absolute()  # The process may change its directory, as a daemon does.
         self._limit_bytes = limit_bytes
         self._logged: set[Path] = set()
         self._incomplete: set[Path] = set()
@@ -102,18 +102,18 @@ class Outbox:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise InvalidSetting(f"DAYCAP_OUTBOX: cannot make the directory {directory}: {error.strerror}") from error
+            raise InvalidSetting(f"DAYCAP_OUTBOX: cannot create the directory {directory}: {error.strerror}") from error
         effective = os.access in os.supports_effective_ids
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective):
             raise InvalidSetting(
-                f"DAYCAP_OUTBOX: this user cannot read and write {directory}; each user needs an outbox of its own"
+                f"DAYCAP_OUTBOX: this user cannot read and write {directory}; each user needs its own outbox"
             )
 
     def _begin(self) -> None:
         self._turn = Turn()
         self._left: deque[tuple[Callable[[FinalizeEvent], None], FinalizeEvent]] = deque()
-        """What is to be done, for whoever has the turn: `append` and `settled` are called under the lease book's lock,
-        and by code that interrupted a thread in here, so that they must not wait."""
+        """Work for the thread that has the turn: `append` and `settled` must not wait, because they are called under
+        the lease book's lock, and by code that interrupted a thread in here."""
         self._trouble: OSError | None = None
         self._own: Path | None = None
         self._lock: IO[bytes] | None = None
@@ -124,46 +124,46 @@ class Outbox:
         self._unwritten: dict[str, FinalizeEvent] = {}
         self.full = False
         self.failures = 0
-        """How often an event could not be written at once."""
+        """How many events could not be written at once."""
 
     def append(self, event: FinalizeEvent) -> None:
-        """Keep `event` on disk. When this returns, kill -9 does not lose it, unless `full` says otherwise."""
+        """Write `event` to disk. When this returns and `full` is not set, kill -9 does not lose it."""
         self._left.append((self._append, event))
         self._work_off()
 
     def prepare(self) -> None:
-        """Make the next file before it is needed, so that `append` has not to wait for the disk."""
+        """Create the next file before it is needed, so that `append` does not wait for the disk."""
         segments = self._segments
         if self._spare is not None or not segments or not segments[-1].half_full:
             return
-        with suppress(OSError):  # `append` tries again, and says why it cannot.
+        with suppress(OSError):  # `append` tries again and reports the error.
             self._spare = _Segment(self._next_path())
 
     def settled(self, event: FinalizeEvent) -> None:
-        """The ledger has `event`: it need not be kept any longer."""
+        """Stop keeping `event`, because the ledger has it."""
         self._left.append((self._settled, event))
         self._work_off()
 
     def retry(self) -> None:
-        """Write what could not be written before; `full` says whether it is over."""
-        with suppress(Busy):  # Then it is tried again.
+        """Write what could not be written before, and update `full`."""
+        with suppress(Busy):  # The next call tries again.
             self._turn.take(self._retry, _RETRY_WAITS_S)
         self._work_off()
         trouble, self._trouble = self._trouble, None
         if trouble is not None:
-            logger.error("the outbox cannot be written, events are kept in memory only: %s", trouble)
+            logger.error("cannot write the outbox, so events are kept in memory only: %s", trouble)
 
     def _work_off(self) -> None:
         while self._left and not self._turn.mine():
             try:
                 self._turn.take(self._do_what_is_left)
             except Busy:
-                return  # Whoever has the turn looks again when it is over.
+                return  # The thread that has the turn checks again before it finishes.
 
     def _do_what_is_left(self) -> None:
         while self._left:
             do, event = self._left[0]
-            do(event)  # It may be interrupted, and is done once more.
+            do(event)  # If it is interrupted, it is done once more.
             self._left.popleft()
 
     def _append(self, event: FinalizeEvent) -> None:
@@ -192,7 +192,7 @@ class Outbox:
         self.full = self._used_bytes >= self._limit_bytes
 
     def adopt(self) -> list[AbandonedOutbox]:
-        """What processes left behind that are gone, each locked by this one now. What cannot be read is left out."""
+        """Lock and return what dead processes left. Skips what cannot be read."""
         found = []
         try:
             shared = bool(self._directory.stat().st_mode & 0o022)
@@ -210,14 +210,14 @@ class Outbox:
                 continue
             try:
                 if shared and path.stat().st_uid != os.geteuid():
-                    continue  # Another user's: its events are no business of this one, true or not.
+                    continue  # Another user's: do not trust its events.
                 if (lock := _locked(path / _LOCK)) is None:
                     continue
                 found.append(AbandonedOutbox(path, lock))
                 if found[-1].incomplete:
                     self._incomplete.add(path)  # The next process may be able to read it.
             except FileNotFoundError:
-                continue  # Gone meanwhile, or no outbox any longer.
+                continue  # Removed meanwhile, or no longer an outbox.
             except OSError as error:
                 self._leave_alone(path, error)
         return found
@@ -225,16 +225,16 @@ class Outbox:
     def _leave_alone(self, path: Path, error: OSError) -> None:
         if path not in self._logged:
             self._logged.add(path)
-            logger.error("nothing is adopted from the outbox in %s: %s", path, error.strerror)
+            logger.error("cannot adopt the outbox in %s: %s", path, error.strerror)
 
     def forget(self) -> None:
-        """In a forked child: what is here belongs to the parent."""
+        """Start empty: everything here belongs to the parent. Called in a forked child."""
         if self._lock is not None:
             self._lock.close()  # The parent's own descriptor keeps the lock.
         self._begin()
 
     def close(self) -> None:
-        """Let go. What is not settled stays for the next process; without any the files are removed."""
+        """Release the outbox. Unsettled events stay for the next process; without any, the files are removed."""
         self.retry()
         if self._spare is not None:
             self._spare.remove()
@@ -255,7 +255,7 @@ class Outbox:
                 segment = self._add_segment()
             except OSError as error:
                 if not self.full:
-                    self._trouble = error  # Logged by `retry`: nothing is logged under the lease book's lock.
+                    self._trouble = error  # `retry` logs it: nothing is logged under the lease book's lock.
                 return False
             segment.write(line)
         self._segment_of[event.reservation] = self._segments[-1]
@@ -265,40 +265,40 @@ class Outbox:
         segment, self._spare = self._spare, None
         if segment is None:
             segment = _Segment(self._next_path())
-        for full_one in [each for each in self._segments if each.unsettled == 0]:
-            full_one.remove()
-            self._segments.remove(full_one)
+        for settled in [each for each in self._segments if each.unsettled == 0]:
+            settled.remove()
+            self._segments.remove(settled)
         self._segments.append(segment)
         self.full = self._used_bytes >= self._limit_bytes
         return segment
 
     def _next_path(self) -> Path:
-        if self._own is not None and not self._own.exists():  # Somebody cleaned up, and took it for old.
+        if self._own is not None and not self._own.exists():  # Someone cleaned up old files.
             if self._lock is not None:
                 self._lock.close()
             self._own = None
         if self._own is None:
-            self._own = self._make_own()
+            self._own = self._create_own()
         return self._own / f"{next(self._numbers):08d}.events"
 
-    def _make_own(self) -> Path:
-        # Under a name that nobody adopts until the lock is held.
+    def _create_own(self) -> Path:
+        # No process adopts a directory with this prefix; rename it once the lock is held.
         name = f"{os.getpid()}-{secrets.token_hex(8)}"
-        made = self._directory / f"{_NEW}{name}"
-        made.mkdir(mode=0o700)
-        (made / _LOCK).touch(mode=0o600)
-        self._lock = _locked(made / _LOCK)
-        return made.rename(self._directory / name)
+        new = self._directory / f"{_NEW}{name}"
+        new.mkdir(mode=0o700)
+        (new / _LOCK).touch(mode=0o600)
+        self._lock = _locked(new / _LOCK)
+        return new.rename(self._directory / name)
 
 
 class AbandonedOutbox:
-    """The events that a process left behind, adopted by this one until they are settled."""
+    """The events of a dead process, adopted by this one until they are settled."""
 
     def __init__(self, path: Path, lock: IO[bytes]) -> None:
         self._path = path
         self._lock = lock
         self.sends = 0
-        """How often the events were handed to the sender."""
+        """How often the events were queued for sending."""
         self._sent_ns = 0
         self._events: dict[LeaseKey, dict[int, FinalizeEvent]] = {}
         self._read_files: list[Path] = []
@@ -309,7 +309,7 @@ class AbandonedOutbox:
             try:
                 content = _content(file)
             except OSError as error:
-                logger.error("a file of the outbox is left alone, it cannot be read: %s: %s", file, error.strerror)
+                logger.error("cannot read a file of the outbox, so it stays as it is: %s: %s", file, error.strerror)
                 self.incomplete = True
                 continue
             before = self._unreadable
@@ -319,7 +319,7 @@ class AbandonedOutbox:
                 self._read_files.append(file)
 
     def due(self, now_ns: int, resend_ns: int) -> bool:
-        """Whether it is time to send the events (again); each time without progress the wait is longer."""
+        """Whether it is time to send the events (again); the wait doubles after each send."""
         if self.sends and now_ns - self._sent_ns < resend_wait_ns(resend_ns, self.sends - 1):
             return False
         self.sends += 1
@@ -328,16 +328,16 @@ class AbandonedOutbox:
 
     @property
     def leases(self) -> list[LeaseKey]:
-        """The leases that have events here."""
+        """The leases with events here."""
         return list(self._events)
 
     @property
     def events(self) -> list[FinalizeEvent]:
-        """What is not known to be settled."""
+        """The events that are not known to be settled."""
         return [event for events in self._events.values() for event in events.values()]
 
     def settled(self, lease: LeaseKey, up_to: int) -> None:
-        """Drop the lease's events up to this number: the ledger has them."""
+        """Drop the lease's events up to number `up_to`: the ledger has them."""
         events = self._events.get(lease, {})
         for number in [number for number in events if number <= up_to]:
             del events[number]
@@ -345,23 +345,23 @@ class AbandonedOutbox:
             self._events.pop(lease, None)
 
     def drop(self, lease: LeaseKey) -> list[FinalizeEvent]:
-        """Drop, and return, a lease's events."""
+        """Drop and return a lease's events."""
         return list(self._events.pop(lease, {}).values())
 
     def forget(self) -> None:
-        """In a forked child: it is the parent's to follow."""
+        """Close the lock file: the parent follows these events. Called in a forked child."""
         self._lock.close()
 
     def close(self) -> None:
-        """Remove the files if nothing is left in them; else let the next process adopt them.
+        """Remove the files if no events are left in them; otherwise leave them for the next process to adopt.
 
-        What could not be read, and what is none of ours, stays. Without its lock it is no outbox any longer, so that
-        nobody adopts it again: a file that could not be opened keeps it, for the next process.
+        Unreadable lines and foreign files stay. Without its lock file the directory is not adopted again; if a file
+        could not be opened, the lock file stays for the next process.
         """
         if not self._events:
             if self._unreadable:
                 logger.error(
-                    "%d lines of the outbox in %s cannot be read; it stays there", self._unreadable, self._path
+                    "cannot parse %d lines of the outbox in %s; the file stays there", self._unreadable, self._path
                 )
             for file in (*self._read_files, *([] if self.incomplete else [self._path / _LOCK])):
                 with suppress(OSError):
@@ -372,7 +372,7 @@ class AbandonedOutbox:
 
     def _read(self, content: bytes) -> Iterable[FinalizeEvent]:
         *lines, _ = content.rstrip(b"\0").split(b"\n")
-        # A last line without its end was being written when the process was killed: its finalize never returned.
+        # The process was killed while writing a last line without a line end: its finalize never returned.
         for line in lines:
             try:
                 yield FinalizeEvent.from_wire(json.loads(line))
@@ -381,9 +381,9 @@ class AbandonedOutbox:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """The open file, locked until it is closed or this process ends; None if another process has it.
+    """Open and lock a file, until it is closed or this process ends. Returns None if another process has the lock.
 
-    Raises `OSError` where there is none, or none that this process may open.
+    Raises `OSError` if the file is missing or cannot be opened.
     """
     lock = _opened(path, os.O_RDWR)
     try:
@@ -400,16 +400,16 @@ def _locked(path: Path) -> IO[bytes] | None:
 def _content(path: Path) -> bytes:
     with _opened(path, os.O_RDONLY) as file:
         if (size := os.fstat(file.fileno()).st_size) > _LARGEST_BYTES:
-            raise OSError(errno.EFBIG, f"{size:,} bytes are too many")
+            raise OSError(errno.EFBIG, f"{size:,} bytes is too large")
         return file.read()
 
 
 def _opened(path: Path, flags: int) -> IO[bytes]:
-    """An ordinary file, opened. A link is not followed, and nobody waits for the other end of a pipe."""
+    """Open a regular file, without following a link or blocking on a pipe."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no ordinary file")
+            raise OSError(errno.EINVAL, "not a regular file")
         return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "rb+", buffering=0)
     except BaseException:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The queues that runners and workers share: made where they are missing, and otherwise taken as they are."""
+"""The queues that runners and workers share: declared if missing, otherwise used as they are."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _FORBIDDEN, _NOT_THERE = 403, 404
 
 
 def own_queue(name: str) -> Any:
-    """The queue `name`, bound to an exchange of its own name."""
-    made: Any = _OwnQueue
+    """Return the queue `name`, bound to an exchange of the same name."""
+    queue: Any = _OwnQueue
     exchange: Any = Exchange
-    return made(name, exchange(name), name)
+    return queue(name, exchange(name), name)
 
 
 class _OwnQueue(Queue):
-    """On AMQP an operator may have made the queue: of another type (quorum), or with limits of his own.
+    """A queue that an operator may have created on AMQP, with another type (quorum) or with limits.
 
-    To declare it with other arguments than it has is an error there, so that it is looked for first. Whoever may
-    only write to its exchange needs no more than that, once it is there.
+    Declaring an existing queue with other arguments is an error on AMQP, so this checks for it first. Once it exists,
+    write permission on its exchange is enough.
     """
 
     def declare(self, nowait: bool = False, channel: Any = None) -> Any:
@@ -33,12 +33,12 @@ class _OwnQueue(Queue):
             queue.exchange(channel).declare()
         if not _done(channel, lambda own: queue.bind(own).queue_declare(passive=True)):
             queue.bind(channel).queue_declare()
-        _done(channel, lambda own: queue.bind(own).queue_bind())  # Whoever may not need not: a worker has bound it.
+        _done(channel, lambda own: queue.bind(own).queue_bind())  # If forbidden: a worker has bound it.
         return queue.name
 
 
 def _done(channel: Any, what: Callable[[Any], Any]) -> bool:
-    """Do it on a channel of its own, which an error ends. False if there is no such thing, or if that is forbidden."""
+    """Run `what` on its own channel, which an error closes. Returns False if the target is missing or forbidden."""
     with channel.connection.channel() as own:
         try:
             what(own)

@@ -1,8 +1,8 @@
 """The sender: one thread that hands events to the queue, so that `finalize` never waits for a broker.
 
-It sends what has gathered while the last send was under way: one event at low load, hundreds at high load.
-There is no timer and no added delay. An event stays in the lease book until it is settled; here it is only kept
-until the broker has taken it.
+Each send takes the events that were queued during the last one: one event at low load, hundreds at high load.
+There is no timer and no added delay. The lease book keeps an event until it is settled; the sender keeps it only
+until the broker has accepted it.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ logger = logging.getLogger("daycap")
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
 _LONGEST_REFUSED_S = 10.0
-"""The backoff from a broker that refuses: somebody may have repaired the password."""
+"""The longest backoff while the broker refuses this process: someone may fix the password meanwhile."""
 
 
 class Sender:
-    """Events and requests to open a day, on their way out. The thread starts with the first of them.
+    """Queues events and requests to open a day, and sends them. Its thread starts with the first of them.
 
-    It also does `prepare` before each send: what no caller should wait for. `tell_refused` is told when the broker
-    begins to refuse this process, and when that ends.
+    The thread calls `prepare` before each send, for work that no caller should wait for, and `on_refusal` when the
+    broker starts or stops refusing this process.
     """
 
     def __init__(
         self,
         transport: Transport,
         prepare: Callable[[], None] = lambda: None,
-        tell_refused: Callable[[bool], None] = lambda _: None,
+        on_refusal: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.transport = transport
         self._prepare = prepare
-        self._tell_refused = tell_refused
+        self._on_refusal = on_refusal
         self._begin()
 
     def forget(self) -> None:
-        """In a forked child: start anew with nothing to do. The parent sends what it has."""
+        """Start over with empty queues: the parent sends its events. Called in a forked child."""
         self._begin()
         self.transport.forget()
 
@@ -61,18 +61,18 @@ class Sender:
         self._stop = Signal()
         self._thread: threading.Thread | None = None
         self.trouble: Exception | None = None
-        """Why the last send failed; None after one that did not."""
+        """Why the last send failed; None if it succeeded."""
         self.refused: str | None = None
-        """Why nothing can be sent before somebody acts, and what to do; None while that is not so."""
+        """Why nothing can be sent until someone acts, and what to do; None otherwise."""
         self.tried = Signal()
-        """Set once the broker has answered, or was waited for long enough."""
+        """Set once the broker has answered, or the wait for it has timed out."""
         self.failures = 0
-        """How many sends failed, since the start."""
+        """How many sends failed since the start."""
 
     def start(self) -> None:
-        """Start the thread, if it does not run. Raises `RuntimeError` where none can be had."""
+        """Start the thread if it is not running. Raises `RuntimeError` if no thread can start."""
         if not self._starting.mine():
-            with suppress(Busy):  # Then another thread starts it, or it sees before its end what is to do.
+            with suppress(Busy):  # Another thread is starting it, or it checks the queues before it ends.
                 self._starting.take(self._start)
 
     def _start(self) -> None:
@@ -87,27 +87,30 @@ class Sender:
 
     @property
     def inside(self) -> bool:
-        """Whether the thread that asks was interrupted in here."""
+        """Whether the calling thread was interrupted in here."""
         return self._starting.mine()
 
     def put(self, event: FinalizeEvent) -> None:
-        """Queue one event. Takes no lock of the thread's and never waits."""
+        """Queue one event. Takes no lock and never waits."""
         self._events.append(event)
         if self._idle or self._thread is None:
             self._rouse()
 
     def resend(self, events: Sequence[FinalizeEvent]) -> None:
-        """Queue events once more."""
+        """Queue events again."""
         self._events.extend(events)
         self._rouse()
 
     def open_day(self, agent: str, day: str) -> None:
-        """Queue a request to open a day; the same request waits only once."""
+        """Queue a request to open a day, unless the same request is already queued."""
         self._openings[agent, day] = None
         self._rouse()
 
     def try_broker(self, timeout_s: float) -> None:
-        """Before the first money is held: see if the broker refuses this process. One that is away may come back."""
+        """Wait for the first contact with the broker, so that a refusal is known before any money is held.
+
+        Gives up after `timeout_s`: a broker that is down may come back.
+        """
         if not self.tried.is_set():
             self._rouse()
             self.tried.wait(timeout_s)
@@ -115,13 +118,13 @@ class Sender:
 
     @property
     def waiting(self) -> int:
-        """How many events the broker has not taken yet."""
+        """How many events the broker has not accepted yet."""
         return len(self._events) + self._sending
 
     def backlog(self, timeout_s: float) -> int | None:
-        """How many messages wait at the broker; None if it does not say within `timeout_s`.
+        """Return how many messages wait at the broker; None if it does not answer within `timeout_s`.
 
-        The thread asks, for a broker that hangs may take far longer than whoever wants to know can wait.
+        The sender's thread asks, because a hanging broker may take far longer than the caller can wait.
         """
         self._looked.clear()
         self._look = True
@@ -129,7 +132,7 @@ class Sender:
         return self._backlog if self._looked.wait(timeout_s) else None
 
     def close(self, timeout_s: float) -> None:
-        """Send what waits and end the thread, at the latest after `timeout_s`. What is put later is still sent."""
+        """Send what is queued and end the thread, within `timeout_s`. Events that are put later are still sent."""
         self._stop.set()
         self._wake.set()
         if (thread := self._thread) is not None:
@@ -138,7 +141,7 @@ class Sender:
 
     def _rouse(self) -> None:
         if self._thread is None:
-            with suppress(RuntimeError):  # No thread can be had now. The event is kept, and the next one tries again.
+            with suppress(RuntimeError):  # No thread can start now. The event is kept, and the next one tries again.
                 self.start()
         self._wake.set()
 
@@ -166,16 +169,16 @@ class Sender:
                 backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S if self.refused is None else _LONGEST_REFUSED_S)
 
     def _ends(self) -> bool:
-        """Whether the thread is to end: it was told to, and nothing waits or nothing can be sent."""
+        """Whether the thread must end: it was stopped, and the queues are empty or sends fail."""
         if not self._stop.is_set():
             return False
         try:
             return self._starting.take(self._let_go)
         except Busy:
-            return False  # Somebody is about to start one.
+            return False  # Another thread is starting one.
 
     def _let_go(self) -> bool:
-        self._thread = None  # From here on `put`, which appends first and then looks, starts another one.
+        self._thread = None  # From here on `put`, which appends first and then checks, starts a new thread.
         if self.trouble is None and (self._events or self._openings):
             self._thread = threading.current_thread()
             return False
@@ -189,21 +192,21 @@ class Sender:
                 self._openings.pop(where, None)
             if self._events:
                 self._prepare()
-                self._send_some()
+                self._send_batch()
 
     def _note(self, error: Exception) -> None:
         self.trouble = error
         self.failures += 1
         log = logger.warning if self.failures in (1, 10, 100) or self.failures % 1000 == 0 else logger.debug
-        log("%s", self._undone(error))
+        log("%s", self._failure(error))
         self._note_refusal(self.transport.refusal(error))
 
-    def _undone(self, error: Exception) -> str:
-        """What failed, and what waits because of it. Without a broker it is the ledger that did not answer."""
+    def _failure(self, error: Exception) -> str:
+        """Say what failed and what waits because of it. Without a broker, the ledger is what failed."""
         if isinstance(error, DaycapError):
             failed = str(error)
         else:
-            failed = f"the broker did not {'take them' if self.waiting else 'answer'}: {type(error).__name__}"
+            failed = f"the broker did not {'accept them' if self.waiting else 'answer'}: {type(error).__name__}"
         waiting = [f"{self.waiting} events"] if self.waiting else []
         if self._openings:
             waiting.append(f"{len(self._openings)} requests to open a day")
@@ -212,20 +215,19 @@ class Sender:
     def _note_refusal(self, refused: str | None) -> None:
         before, self.refused = self.refused, refused
         if refused != before and refused is not None:
-            logger.error("%s; until then nothing is reserved, and %d events wait", refused, self.waiting)
+            logger.error("%s; until then nothing can be reserved, and %d events wait", refused, self.waiting)
         if (refused is None) != (before is None):
-            self._tell_refused(refused is not None)
+            self._on_refusal(refused is not None)
 
-    def _send_some(self) -> None:
+    def _send_batch(self) -> None:
         events = self._events
-        self._sending = count = min(
-            len(events), MAX_EVENTS_PER_MESSAGE
-        )  # Before they leave: `waiting` is never too few.
-        some = [events.popleft() for _ in range(count)]
+        # Set before they leave the queue, so that `waiting` is never too low.
+        self._sending = count = min(len(events), MAX_EVENTS_PER_MESSAGE)
+        batch = [events.popleft() for _ in range(count)]
         try:
-            self.transport.send(some)
+            self.transport.send(batch)
         except BaseException:
-            events.extendleft(reversed(some))
+            events.extendleft(reversed(batch))
             raise
         finally:
             self._sending = 0
@@ -235,12 +237,12 @@ class Sender:
         try:
             self._backlog = self.transport.backlog()
         except Exception as error:
-            logger.debug("the broker does not tell its backlog: %r", error)
+            logger.debug("cannot read the broker's backlog: %r", error)
             self._backlog = None
         self._looked.set()
 
     def _sleep(self) -> None:
-        # `put` looks at `_idle` after it appended; here it is set before the last look at what was appended.
+        # `put` appends and then reads `_idle`; here `_idle` is set before the queues are checked.
         self._wake.clear()
         self._idle = True
         if not (self._events or self._openings or self._look or self._stop.is_set()):

@@ -1,4 +1,4 @@
-"""The way from a runner to whoever settles."""
+"""The transport interface: how a runner delivers events for settling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from daycap.protocol.wire import FinalizeEvent
 
 
 class Transport(ABC):
-    """The way from a runner to whoever settles. Used by one thread at a time; any exception means try again."""
+    """Delivers events to whatever settles them. Used by one thread at a time; after any exception, retry."""
 
     @abstractmethod
     def send(self, events: Sequence[FinalizeEvent]) -> None:
@@ -19,21 +19,21 @@ class Transport(ABC):
 
     @abstractmethod
     def open_day(self, agent: str, day: str) -> None:
-        """Ask for the agent's day to be opened in the counter."""
+        """Request that the agent's day be opened in the counter."""
 
     def connect(self) -> None:  # noqa: B027  (most have nothing to connect to)
-        """Make the connection that `send` needs, if there is none."""
+        """Connect for `send`, if not connected yet."""
 
     def refusal(self, error: Exception) -> str | None:
-        """Why nothing can be sent before somebody acts, and what to do; None if `error` may pass by itself."""
+        """Return why nothing can be sent until someone acts, and what to do; None if `error` may pass by itself."""
         return None
 
     @abstractmethod
     def backlog(self) -> int:
-        """How many messages wait to be settled."""
+        """Return how many messages wait to be settled."""
 
     def snapshot(self, agent: str, day: str) -> DaySnapshot | None:
-        """The day, where this transport settles it in this process; None where somebody else does."""
+        """Return the day if this transport settles it in this process; None if a worker does."""
         return None
 
     def hear_changes(self) -> None:  # noqa: B027  (most are told)
@@ -49,15 +49,15 @@ class Transport(ABC):
 
     @abstractmethod
     def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
-        """Be told where the counter's time comes from, None while it is not known; messages carry it."""
+        """Stamp messages with the counter's time from `counter_ms`, which returns None while it is unknown."""
 
     @abstractmethod
     def forget(self) -> None:
-        """In a forked child: let go of what is shared with the parent without touching it."""
+        """Drop what is shared with the parent without touching it. Called in a forked child."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 def _no_accounts(command: str) -> InvalidSetting:

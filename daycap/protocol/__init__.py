@@ -1,1 +1,1 @@
-"""What runner, counter and worker agree on: messages, the counter, when to send again."""
+"""What runner, counter and worker agree on: messages, the counter, when to resend."""

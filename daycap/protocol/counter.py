@@ -1,7 +1,7 @@
-"""The counter's contract: what runner and worker may ask of the fast tier, whatever it is made of.
+"""The counter's contract: what runner and worker may ask of the fast tier, whatever implements it.
 
-`RedisCounter` and `MemoryCounter` mirror this class method for method and pass the same tests. Every value
-that travels is absolute, so each message may arrive twice, late or out of order and do no harm.
+`RedisCounter` and `MemoryCounter` mirror this class method for method and pass the same tests. Every value on the
+wire is absolute, so a message may arrive twice, late or out of order without harm.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ KEPT_DAYS = 2
 """How many days after its end a day stays in the counter."""
 
 ACTIVE, PAUSED, UNKNOWN = "active", "paused", "unknown"
-"""The states of an agent on the wire; `unknown` tells waiting runners that there is no such agent."""
+"""An agent's status on the wire; `unknown` tells waiting runners that the agent does not exist."""
 
 
 class Answer(StrEnum):
-    """What the counter says to a sync. The first four took the lease's totals, the others did not."""
+    """The counter's answer to a sync. The first four took the lease's totals, the others did not."""
 
     OK = "OK"
     REFUSED = "REFUSED"
@@ -40,7 +40,7 @@ _TAKEN = frozenset({Answer.OK, Answer.REFUSED, Answer.FENCED, Answer.PAUSED})
 
 
 class SyncRequest(NamedTuple):
-    """A runner's totals of one lease and, with `need_micros` > 0, how much more it needs and wants."""
+    """A runner's totals of one lease; with `need_micros` > 0, also how much more it needs and wants."""
 
     agent: str
     day: str
@@ -52,10 +52,10 @@ class SyncRequest(NamedTuple):
 
 
 class SyncReply(NamedTuple):
-    """The counter's totals of the lease and its day. Only `answer` and `now_ms` mean anything if not taken.
+    """The counter's totals of the lease and its day. If the totals were not taken, only `answer` and `now_ms` are set.
 
-    `now_ms` is the counter's own clock; `spent_micros` counts with what was drawn and not charged, because the cap
-    was lowered meanwhile; `recall` asks for money that is set aside and not in use.
+    `now_ms` is the counter's own clock. `spent_micros` includes what was drawn but not charged because the cap was
+    lowered meanwhile. `recall` asks for money that is set aside but not in use.
     """
 
     answer: Answer
@@ -72,12 +72,12 @@ class SyncReply(NamedTuple):
 
 
 def settled_up_to(events: int, last_event: int) -> int:
-    """Every event of a lease up to this number is settled; 0 where one is missing below the highest."""
+    """Return the number up to which every event of a lease is settled; 0 if one below the highest is missing."""
     return last_event if events == last_event else 0
 
 
 class LeaseKey(NamedTuple):
-    """Names one lease of an agent's day."""
+    """Identifies one lease of an agent's day."""
 
     agent: str
     day: str
@@ -94,7 +94,7 @@ class LeaseTotals(NamedTuple):
 
 
 class DaySnapshot(NamedTuple):
-    """One agent's day as one ledger transaction saw it, with every lease of the day."""
+    """One agent's day as of one ledger transaction, with every lease of the day."""
 
     agent: str
     day: str
@@ -106,16 +106,16 @@ class DaySnapshot(NamedTuple):
 
     @property
     def remaining_micros(self) -> int:
-        """What is left of the cap, as far as the ledger knows: leases that are out are not subtracted."""
+        """What is left of the cap by the ledger, which does not know what is leased."""
         drawn = sum(lease.drawn_micros for lease in self.leases)
         return max(0, self.cap_micros - max(self.spent_micros, drawn))
 
 
 class PublishReply(NamedTuple):
-    """What a publish found: whether it opened the counter, what is leased now, what it gave up.
+    """The result of a publish: whether it opened the counter, what is leased now, what it gave up.
 
-    `seq` stands in the counter now; `repaired` says that something was not as this snapshot, or as the counter
-    itself, had left it.
+    `seq` is the counter's sequence number now. `repaired` means that something differed from what this snapshot or
+    the counter itself had written.
     """
 
     now_ms: int
@@ -128,10 +128,10 @@ class PublishReply(NamedTuple):
 
 
 class DayReading(NamedTuple):
-    """A day as the counter knows it.
+    """A day as the counter has it.
 
-    `drawn_micros` is what all its leases have drawn: more than was spent if the cap was lowered while calls were
-    made, which so were not all charged. `given_up_micros` is the total of the day since it was opened.
+    `drawn_micros` is what all its leases have drawn: more than was spent if the cap was lowered during calls, which
+    were then not charged in full. `given_up_micros` is the day's total since it was opened.
     """
 
     now_ms: int
@@ -146,7 +146,7 @@ class DayReading(NamedTuple):
 
     @property
     def remaining_micros(self) -> int:
-        """What could be set aside now: 0 while fenced or paused."""
+        """What can be set aside now: 0 while fenced or paused."""
         if self.fenced or self.status != ACTIVE:
             return 0
         return max(0, self.cap_micros - max(self.spent_micros, self.drawn_micros) - self.leased_micros)
@@ -154,7 +154,7 @@ class DayReading(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """How long a lease lives without a sync, and the margins around it; the same for every runner."""
+    """How long a lease lives without a sync, and its margins; the same for every runner."""
 
     ttl_ms: int
     guard_ms: int
@@ -162,17 +162,17 @@ class LeaseTerms:
 
 
 class Counter(ABC):
-    """Cap, spent and leases of every (agent, day). Methods raise `CounterUnavailable`, never guess."""
+    """Cap, spent and leases of every (agent, day). Methods raise `CounterUnavailable`; they never guess."""
 
     tier: ClassVar[str] = "memory"
-    """What a `Reading` of this counter names as its tier."""
+    """The `tier` of a `Reading` from this counter."""
 
     immediate: ClassVar[bool] = False
     """Whether `sync` answers without I/O, so that an event loop may call it."""
 
     @abstractmethod
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
-        """Take, renew, hand back and put back: one reply per request, in order, in one round trip."""
+        """Take, renew, hand back and restore: one reply per request, in order, in one round trip."""
 
     @abstractmethod
     def publish(
@@ -183,38 +183,38 @@ class Counter(ABC):
         expire_before_ms: int = 0,
         first_until_ms: int = 0,
     ) -> list[PublishReply | None]:
-        """Warm the counter from the ledger. One reply per snapshot, None for an unknown agent.
+        """Update the counter from the ledger. One reply per snapshot, None for an unknown agent.
 
-        `expire_before_ms`: leases whose deadline and grace lie before this time of the counter are given up;
-        every event published before it must have been settled in the snapshots. 0 expires nothing.
-        `first_until_ms`: set only by the run that inserted these day rows: until this time of the counter a
-        missing day is opened without a fence. Such a publish is never sent twice. 0 always fences, but for a
-        day that begins more than a ttl later: nobody can have leased of it.
+        `expire_before_ms`: give up leases whose deadline plus grace is before this time, on the counter's clock.
+        Every event published before it must be settled in the snapshots. 0 expires nothing.
+        `first_until_ms`: until this time, on the counter's clock, open a missing day without a fence. Only the run
+        that inserted these day rows sets it, and such a publish is never sent twice. 0 always fences, except a day
+        that begins more than a ttl later: no runner can have leased from it.
         """
 
     @abstractmethod
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
-        """The days as they are now; None where the counter has not been opened."""
+        """Return the days as they are now; None for a day that is not open."""
 
     @abstractmethod
     def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
-        """What is settled of each lease, without renewing it; None where its day has not been opened."""
+        """Return what is settled of each lease, without renewing it; None if its day is not open."""
 
     @abstractmethod
     def now_ms(self) -> int:
-        """The counter's own clock, in milliseconds since the epoch."""
+        """Return the counter's own clock, in milliseconds since the epoch."""
 
     @abstractmethod
     def forget(self) -> None:
-        """In a forked child: let go of what is shared with the parent without touching it."""
+        """Drop what is shared with the parent without touching it. Called in a forked child."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of connections. The counter can still be used and connects anew."""
+        """Close connections. The counter stays usable and reconnects."""
 
 
 class AsyncCounter(ABC):
-    """The one verb of a counter that a call in an event loop waits for. Several loops may share one."""
+    """The one operation of a counter that a call in an event loop awaits. Several loops may share one."""
 
     @abstractmethod
     async def sync(self, request: SyncRequest) -> SyncReply:
@@ -222,8 +222,8 @@ class AsyncCounter(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """In a forked child: let go of what is shared with the parent without touching it."""
+        """Drop what is shared with the parent without touching it. Called in a forked child."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of the running loop's connections, once pending calls are answered."""
+        """Close the running loop's connections once pending calls are answered."""

@@ -1,4 +1,4 @@
-"""When to resend events that nobody has confirmed."""
+"""When to resend unconfirmed events."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ _MOST_DOUBLINGS = 8
 
 
 def resend_wait_ns(resend_ns: int, resends: int) -> int:
-    """How long to wait before the next resend, after so many that brought nothing."""
+    """Return how long to wait before the next resend, after `resends` without progress."""
     return resend_ns << min(resends, _MOST_DOUBLINGS)

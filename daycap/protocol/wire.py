@@ -1,4 +1,4 @@
-"""What travels through the queue: names that runner and worker share, and the finalize event."""
+"""The queue's wire format: names that runner and worker share, and the finalize event."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OPEN_DAY_TASK = "daycap.open_day"
 
 FINALIZE_QUEUE = "daycap.finalize"
 OPEN_QUEUE = "daycap.open"
-"""What runners ask for and what must not wait behind a backlog of events: open_day, and no other task."""
+"""The queue of open_day, which runners wait for and which must not wait behind a backlog of events."""
 
 CONTROL_QUEUE = "daycap.control"
-"""Administration and housekeeping: a runner needs no right to write to it."""
+"""The queue of administration and housekeeping. A runner needs no permission to write to it."""
 
 SENT_HEADER = "daycap_sent_ms"
 """Message header: the counter's time, in milliseconds, when the runner handed the message to the broker."""
@@ -31,7 +31,7 @@ SENT_HEADER = "daycap_sent_ms"
 WIRE_VERSION = 1
 MAX_EVENTS_PER_MESSAGE = 500
 MAX_MESSAGE_BYTES = 1_000_000
-"""A body's; some three times that of the largest message of events that there is."""
+"""The limit of a message body: about three times the largest message of events."""
 
 _AGENT = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
 _LEASE = re.compile(r"[A-Za-z0-9._:@-]{1,64}", re.ASCII)
@@ -40,24 +40,24 @@ _HOLD_NUMBER = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
 
 def agent_id(value: object) -> str:
-    """`value`, if it is an agent's id: 1..128 characters of `[A-Za-z0-9._:@-]`. Else `InvalidInput`."""
+    """Return `value` if it is an agent id: 1..128 characters of `[A-Za-z0-9._:@-]`. Raises `InvalidInput`."""
     if not isinstance(value, str) or not _AGENT.fullmatch(value):
         raise InvalidInput(f"not an agent id (1..128 characters of A-Z a-z 0-9 . _ : @ -): {shown(value, 160)}")
     return value
 
 
 def new_lease_id(agent: str, day: str, random: bytes) -> str:
-    """A lease's id: `random` (16 bytes, never used before), a dot, and a check over agent and day.
+    """Create a lease id: `random` (16 bytes, never used before), a dot, and a checksum over agent and day.
 
-    The check binds the lease to its agent: an event that names another one is seen to be wrong without
-    asking anyone. Runners in other languages may use any id of the wire's form instead.
+    The checksum binds the lease to its agent, so an event that names another agent is detected without a lookup.
+    Runners in other languages may use any id that the wire format allows.
     """
     name = base64.b32encode(random).decode("ascii").rstrip("=").lower()
     return f"{name}.{_lease_check(name, agent, day)}"
 
 
 def lease_fits(lease: str, agent: str, day: str) -> bool:
-    """False if `lease` was made by `new_lease_id` for another agent or another day."""
+    """Return False if `new_lease_id` created `lease` for another agent or day."""
     bound = _BOUND_LEASE.fullmatch(lease)
     return bound is None or bound[2] == _lease_check(bound[1], agent, day)
 
@@ -89,11 +89,11 @@ class FinalizeEvent(NamedTuple):
 
     @property
     def drawn_micros(self) -> int:
-        """What the hold takes out of its lease."""
+        """What the hold takes from its lease."""
         return min(self.actual_micros, self.held_micros)
 
     def to_wire(self) -> dict[str, Any]:
-        """The event as the JSON object that DESIGN's queue section names."""
+        """Encode the event as the JSON object that docs/design.md describes."""
         return {
             "v": WIRE_VERSION,
             "reservation": self.reservation,
@@ -108,7 +108,7 @@ class FinalizeEvent(NamedTuple):
 
     @classmethod
     def from_wire(cls, payload: object) -> FinalizeEvent:
-        """Decode what came from the queue. Raises `InvalidInput` or `InvalidAmount` with the reason.
+        """Decode a message from the queue. Raises `InvalidInput` or `InvalidAmount` with the reason.
 
         Fields that version 1 does not know are ignored.
         """
@@ -123,13 +123,13 @@ class FinalizeEvent(NamedTuple):
             missing = [name for name in _FIELDS if name not in payload]
             raise InvalidInput(f"missing: {', '.join(missing)}") from None
         if not (type(lease) is type(agent) is type(day) is str):
-            _check_lease.__wrapped__(lease, agent, day)  # Raises; a cache cannot be asked for whatever it is.
+            _check_lease.__wrapped__(lease, agent, day)  # Raises; the cache needs hashable arguments.
         _check_lease(lease, agent, day)
         if not isinstance(reservation, str) or not (
             reservation.startswith(f"{lease}-") and _HOLD_NUMBER.fullmatch(reservation, len(lease) + 1)
         ):
             raise InvalidInput(f"not a hold of lease {lease}: {shown(reservation, 120)}")
-        # They share the range of amounts: exact in every language that reads JSON.
+        # All have the range of amounts, which is exact in every language that reads JSON.
         for name, value in (("event", event), ("held", held), ("actual", actual), ("at_ms", at_ms)):
             try:
                 micros(value)
@@ -142,7 +142,7 @@ class FinalizeEvent(NamedTuple):
 
 @functools.lru_cache(maxsize=10_000)
 def _check_lease(lease: object, agent: object, day: Any) -> None:
-    """Raise `InvalidInput` unless this may be a lease of this agent and day. A lease has many events."""
+    """Raise `InvalidInput` unless `lease` fits this agent and day. Cached, because a lease has many events."""
     if not isinstance(lease, str) or not _LEASE.fullmatch(lease):
         raise InvalidInput(f"not a lease id: {shown(lease, 80)}")
     day_start_ms(day)
@@ -158,10 +158,7 @@ _MOST_SHOWN = 2
 
 
 def shown_costs(events: object) -> str:
-    """What `events`, as they travel, cost each agent: `agent-7 $0.012; agent-8 $0.003; +3`.
-
-    For people: those that cost most come first, and what is no event is left out.
-    """
+    """Summarize encoded events for people, by cost: `agent-7 $0.012; agent-8 $0.003; +3`. Skips malformed events."""
     costs: Counter[str] = Counter()
     for payload in events if isinstance(events, list) else ():
         if isinstance(payload, dict):

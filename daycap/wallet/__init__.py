@@ -1,1 +1,1 @@
-"""The wallet: leases, holds, and the two faces that reserve them."""
+"""The wallet: leases, holds, and the sync and async classes that reserve them."""

@@ -1,4 +1,4 @@
-"""The wallet of a program that runs in an event loop. Over the same book, threads and protocol as `Wallet`."""
+"""The wallet for asyncio programs, over the same book, threads and protocol as `Wallet`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from daycap.wallet.wiring import Parts
 
 
 class AsyncWallet(BaseWallet[AsyncHold]):
-    """`Wallet` with `await`: the same verbs, amounts and errors. Tasks may share one, those of other threads' event
-    loops too; make one for each process.
+    """`Wallet` with `await`: the same methods, amounts and errors. Create one per process; tasks may share it, even
+    across event loops in several threads.
 
-    Use `AsyncWallet.from_env()`, as a context manager: `async with`. Nothing blocks the event loop: a reserve that
-    memory answers does not even yield to it, one that must ask awaits Redis, and all else is done by the wallet's
-    threads. A hold's `finalize` and `release` never wait and are plain calls, so that they work while a task is being
-    cancelled; `with await wallet.reserve(...) as hold:` finalizes whatever happens.
+    Use `AsyncWallet.from_env()` as a context manager: `async with`. It never blocks the event loop: a reserve served
+    from memory does not even yield, any other awaits Redis, and the wallet's threads do the rest. A hold's `finalize`
+    and `release` never wait and are plain calls, so they work while a task is being cancelled.
+    `with await wallet.reserve(...) as hold:` always finalizes.
     """
 
     _hold_type = AsyncHold
@@ -52,10 +52,10 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     @overload
     async def reserve(self, agent: str, **call: Unpack[Call]) -> AsyncHold: ...
     async def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> AsyncHold:
-        """See `Wallet.reserve`. If the task is cancelled while it waits, nothing is held."""
+        """Reserve as `Wallet.reserve` does. If the task is cancelled while it waits, nothing is held."""
         if call:
             priced = cast(Call, call)
-            if self._prices is None:  # Reading them takes half a second.
+            if self._prices is None:  # Loading them takes half a second.
                 await _in_thread(lambda: self.prices)
             return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)
@@ -72,7 +72,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     def metered(
         self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
-        """See `Wallet.metered`: of an `async def`. Cancelled in the call, it is charged all that is held."""
+        """Decorate an `async def` as `Wallet.metered` does. A cancelled call is charged the whole hold."""
         amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
 
         def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -129,7 +129,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     # --- inside -------------------------------------------------------------------------------------------
 
     async def _ask(self, agent: str, estimate: int) -> AsyncHold:
-        """Drive a top-up: of one loop's tasks one at a time for each agent."""
+        """Run a top-up, one at a time per agent and event loop."""
         start_s = self._begin_to_ask(agent)
         if not self._sender.tried.is_set():
             await _in_thread(self._sender.try_broker, self._settings.redis_timeout_seconds)
@@ -157,8 +157,8 @@ class AsyncWallet(BaseWallet[AsyncHold]):
                 return done.value  # type: ignore[no-any-return]
             try:
                 answer = await self._take(step, start_s)
-            except BaseException as error:  # Cancellation too.
-                steps.throw(error)  # What was taken out of the book for the question is put back, and it is raised.
+            except BaseException as error:  # Includes cancellation.
+                steps.throw(error)  # Puts back what the question earmarked, and re-raises.
 
     async def _take(self, step: Step, start_s: float) -> SyncReply | None:
         if isinstance(step, Pause):
@@ -173,7 +173,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
 
 
 async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in another thread, or directly at the end of the process, when Python starts none."""
+    """Run `call` in a thread, or directly at the end of the process, when no thread can start."""
     if threading.main_thread().is_alive():
         context = contextvars.copy_context()
         try:

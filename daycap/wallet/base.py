@@ -1,4 +1,4 @@
-"""What both faces of a wallet have in common: its parts, its hot path, its beginning and end."""
+"""The base of `Wallet` and `AsyncWallet`: parts, hot path, start and close."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("daycap")
 
 _LAST_S = 0.25
-"""How long a thread may take to end, where a flush took all the time that there was."""
+"""How long a thread may take to end when the flush used up the timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class WalletStats:
-    """What this process holds and has done since it started."""
+    """Counts of this process: what it holds now, and what it has done since it started."""
 
     live_holds: int
     unsettled: int
@@ -62,7 +62,7 @@ class WalletStats:
 
 
 class BaseWallet(Generic[H]):
-    """A wallet without what waits, and without what decides how to wait."""
+    """Everything in a wallet that does not wait; subclasses add the waiting."""
 
     _hold_type: ClassVar[type[BaseHold]]
 
@@ -73,7 +73,7 @@ class BaseWallet(Generic[H]):
         self._sender = Sender(
             transport,
             self._outbox.prepare if self._outbox is not None else lambda: None,
-            self._tell_refused,
+            self._on_refusal,
         )
         self._emit = _emitter(self._sender, self._outbox)
         self._book: LeaseBook[H] = LeaseBook(
@@ -93,24 +93,24 @@ class BaseWallet(Generic[H]):
         self._prices: Prices | None = None
 
     def _ready(self) -> None:
-        """Called at the end of a subclass's `__init__`: from here on forks, and the end of the process, are noticed."""
+        """Register for forks and for the end of the process. Call it last in a subclass's `__init__`."""
         self._begin()
         process.watch(self)
         if process.without_threads() is None:
             self._renewer.follow_adopted()
 
-    def _tell_refused(self, refused: bool) -> None:
-        """What the broker would refuse for ever must hold no money: nobody reserves, and what is free goes back."""
+    def _on_refusal(self, refused: bool) -> None:
+        """Hold no money while the broker refuses this process: stop reserving, and hand back what is free."""
         self._book.ask_always(refused)
 
     def _begin(self) -> None:
         self._no_answer: tuple[float, CounterUnavailable] | None = None
         self._closed = False
         self._open_parts = [True]
-        """Empty once they were closed."""
+        """Empty once the parts are closed."""
 
     def _forget(self) -> None:
-        """In a forked child, which shares nothing with its parent but the settings."""
+        """Drop everything inherited from the parent, except the settings. Called in a forked child."""
         self._begin()
         self._binding.forget()
         self._book.forget()
@@ -132,14 +132,14 @@ class BaseWallet(Generic[H]):
     ) -> Self:
         """Create a wallet from the `DAYCAP_` variables of the environment. Raises `InvalidSetting`.
 
-        Without `DAYCAP_REDIS_URL` the counter is in this process's memory: opened from the ledger if
-        `DAYCAP_LEDGER_URL` is set, else with `caps` (agent to micros a day). Without `DAYCAP_BROKER_URL` too, a SQLite
-        ledger is this process's own: the file is created or migrated, and a thread of the wallet settles into it.
+        Without `DAYCAP_REDIS_URL` the counter is in this process's memory. It opens days from the ledger if
+        `DAYCAP_LEDGER_URL` is set, otherwise from `caps` (agent to micros per day). Without `DAYCAP_BROKER_URL` too, a
+        SQLite ledger belongs to this process: the wallet creates or migrates the file, and settles into it in a thread.
         Raises `InvalidSetting` while another process uses it, `LedgerUnavailable` if it cannot be read or written.
-        Without a ledger, events are settled in memory and are gone with the process.
+        Without a ledger, events are settled in memory and lost when the process ends.
 
-        With `anchor`, else `DAYCAP_IDENTITY_ANCHOR`, the wallet is bound: it serves the agent of that identity anchor
-        and no other. That needs `DAYCAP_LEDGER_URL`. Raises `InvalidInput` for what cannot be an anchor.
+        `anchor`, or by default `DAYCAP_IDENTITY_ANCHOR`, binds the wallet: it serves only the agent with that
+        identity anchor. This needs `DAYCAP_LEDGER_URL`. Raises `InvalidInput` for an invalid anchor.
         """
         settings = Settings.from_env(environ)
         if anchor is not None:
@@ -148,18 +148,18 @@ class BaseWallet(Generic[H]):
 
     @classmethod
     def from_settings(cls, settings: Settings, *, caps: Mapping[str, int] | None = None) -> Self:
-        """See `from_env`."""
+        """Create a wallet from `settings`; see `from_env`."""
         with process.whole:
             parts = make_parts(settings, caps)
         return cls(parts, settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, a wallet is its settings: the other process connects by itself, with one wallet for all copies.
+        """Pickle the settings: the other process makes its own connections, and one wallet for all copies.
 
-        Raises `InvalidInput` where the counter is in this process's memory: a copy would lend the same money again.
+        Raises `InvalidInput` if the counter is in this process's memory: a copy would lend the same money again.
         """
         if not self._settings.redis_url:
-            raise InvalidInput("this wallet's counter is in its process's memory: to use several, set DAYCAP_REDIS_URL")
+            raise InvalidInput("this wallet's counter is in memory: several processes need DAYCAP_REDIS_URL")
         return _of_this_process, (type(self), self._settings)
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ class BaseWallet(Generic[H]):
         return f"<{type(self).__name__} {counter=!s} {broker=!s} {state} live_holds={self._book.live_holds()}>"
 
     def stats(self) -> WalletStats:
-        """Counts for a metrics endpoint."""
+        """Return counts for a metrics endpoint."""
         return WalletStats(
             live_holds=self._book.live_holds(),
             unsettled=len(self._renewer.unsettled()),
@@ -183,9 +183,9 @@ class BaseWallet(Generic[H]):
 
     @property
     def prices(self) -> Prices:
-        """Own prices by `DAYCAP_PRICES_FILE`, before those of genai-prices. Raises `InvalidSetting`."""
-        if self._prices is None:  # Not a cached_property, whose lock (in Python 3.11) a forked child would inherit.
-            with process.whole.lock:  # A child that was forked meanwhile could never import it.
+        """The prices: `DAYCAP_PRICES_FILE` first, then genai-prices. Raises `InvalidSetting`."""
+        if self._prices is None:  # Not a cached_property: a forked child would inherit its lock (in Python 3.11).
+            with process.whole.lock:  # A child forked during the import could never import it.
                 self._prices = make_prices(self._settings)
         return self._prices
 
@@ -193,10 +193,10 @@ class BaseWallet(Generic[H]):
     def prices(self, prices: Prices) -> None:
         self._prices = prices
 
-    # --- what may wait, for each face to call in its own way ------------------------------------------------
+    # --- shared steps of reserve ----------------------------------------------------------------------------
 
     def reserve(self, agent: str, estimate_micros: int) -> Any:
-        """See the face's own."""
+        """See `Wallet.reserve`."""
         raise NotImplementedError
 
     def _add_agent(self, agent: str, cap_micros: int) -> None:
@@ -215,32 +215,32 @@ class BaseWallet(Generic[H]):
         return self.prices.worst_case_micros(**call)
 
     def _priced(self, hold: H, call: Call) -> H:
-        """The hold, told how to turn its call's usage into micros."""
+        """Give the hold the prices of its call, and return it."""
         hold._pricing = CallPricing(self.prices, call["model"], call.get("provider"), call.get("service_tier"))
         return hold
 
     def _from_memory(self, agent: str, estimate_micros: object) -> H | None:
-        """A hold out of what this process has leased, or None if the counter has to be asked."""
+        """Reserve from what this process has leased; return None if the counter must be asked."""
         estimate = estimate_micros
         if type(estimate) is not int or not 0 <= estimate <= MAX_MICROS:
-            estimate = micros(estimate)  # It says what is wrong; this is the hot path.
+            estimate = micros(estimate)  # Raises the right error. The check is inlined because this is the hot path.
         if not here[0]:
             process.begin()
         if self._outbox is not None and self._outbox.full:
             raise OutboxFull
         try:
             return self._book.reserve(agent, estimate)
-        except TypeError:  # It cannot even be looked up: agent_id says why.
+        except TypeError:  # Unhashable: agent_id raises the right error.
             agent_id(agent)
             raise
 
     def _steps(self, agent: str, estimate: int, start_s: float) -> Steps[H]:
-        """The steps of a top-up, for as long as reserve may take."""
+        """Return the steps of a top-up, limited to the time that reserve may take."""
         end_s = start_s + self._settings.open_timeout_seconds
         return top_up(self._book, agent, estimate, end_s=end_s, ask_to_open=self._renewer.ask_to_open)
 
     def _begin_to_ask(self, agent: str) -> float:
-        """Whether the agent can be asked for at all; returns when that began, on the monotonic clock."""
+        """Check that a top-up may start, start the threads, and return the start time (monotonic seconds)."""
         agent_id(agent)
         process.check()
         self._must_be_open()
@@ -259,7 +259,7 @@ class BaseWallet(Generic[H]):
 
     @contextmanager
     def _asking(self, agent: str, locks: dict[str, Any]) -> Iterator[None]:
-        """Around a top-up: what a refusal means for those who ask next. `locks` are of agents, of the face's kind."""
+        """Handle the refusals of a top-up. `locks` has one lock per agent."""
         try:
             yield
         except CapExceeded:
@@ -271,7 +271,7 @@ class BaseWallet(Generic[H]):
 
     @contextmanager
     def _exchanging(self, start_s: float) -> Iterator[None]:
-        """Around a question: who waited while another's got no answer does not ask and wait as long once more."""
+        """Guard an exchange: if another one timed out while this one waited, fail with the same error at once."""
         self._must_be_open()
         if self._no_answer is not None and self._no_answer[0] >= start_s:
             raise self._no_answer[1]
@@ -282,11 +282,11 @@ class BaseWallet(Generic[H]):
             raise
 
     def _interrupted(self) -> bool:
-        """Whether this thread is inside the wallet, and now runs a signal's handler or a finalizer."""
+        """Whether this is a signal handler or a finalizer that interrupted the wallet in this thread."""
         return self._book.inside() or self._renewer.inside or self._sender.inside or self._asks_here()
 
     def _asks_here(self) -> bool:
-        """Whether this thread was interrupted while it asked the counter. An event loop's tasks do not wait there."""
+        """Whether this thread was interrupted while it asked the counter. Tasks of an event loop never are."""
         return False
 
     def _unsettled(self) -> tuple[str, ...]:
@@ -297,7 +297,7 @@ class BaseWallet(Generic[H]):
         pause_s = 0.002
         while (unsettled := self._unsettled()) and not self._interrupted():
             if time.monotonic() >= end:
-                logger.warning("flush: %d events are not known to be settled", len(unsettled))
+                logger.warning("flush timed out: %d events are not known to be settled", len(unsettled))
                 break
             if not self._sender.waiting:
                 self._renewer.learn_settled()
@@ -311,17 +311,17 @@ class BaseWallet(Generic[H]):
         end = time.monotonic() + timeout
         self._closed = True
         if self._interrupted():
-            # It cannot be waited for: what it needs is beneath this very call.
+            # Waiting would deadlock: the interrupted code below this call must continue first.
             self._renewer.finish(self._end_parts)
             return self._unsettled()
         self._book.close()
         self._flush(timeout)
         if live := self._book.live_holds():
-            logger.warning("closing with %d live holds; their money comes back when the lease expires", live)
+            logger.warning("closing with %d live holds; their money is freed when the lease expires", live)
         self._renewer.renew(hand_back=True)
         unsettled = self._unsettled()
         if self._renewer.started and (live or (self._book.unsettled() and self._outbox is None)):
-            # What comes yet is sent, and followed until it is settled. (An outbox leaves that to the next process.)
+            # The renewer sends later events and follows them until they settle. (With an outbox the next process does.)
             self._renewer.finish(self._end_parts)
         else:
             self._renewer.stop(max(_LAST_S, end - time.monotonic()))
@@ -332,7 +332,7 @@ class BaseWallet(Generic[H]):
         try:
             self._open_parts.pop()
         except IndexError:
-            return  # Another thread ends them.
+            return  # Another thread is closing them.
         self._renewer.let_go()
         self._sender.close(timeout_s)
         if self._outbox is not None:
@@ -342,24 +342,24 @@ class BaseWallet(Generic[H]):
             self._reader.close()
 
     def _end(self, timeout_s: float) -> None:
-        """The process ends. What was never used is left alone."""
+        """Close because the process ends. A wallet that was never used needs nothing."""
         if self._renewer.started and (unsettled := self._close(timeout_s)):
             logger.error(
                 "%d events are not known to be settled as the process ends; %s",
                 len(unsettled),
-                "the outbox keeps them for the next one"
+                "the outbox keeps them for the next process"
                 if self._outbox is not None
                 else f"the broker has not taken {self._sender.waiting} of them, which are lost",
             )
         self._book.emit = partial(self._emit_last, time.monotonic() + process.END_S)
 
     def _emit_last(self, until_s: float, event: FinalizeEvent) -> None:
-        """What is finalized yet, by functions of `atexit` that run after this, has to be sent before they return."""
+        """Send an event that a later `atexit` function finalizes, before that function returns."""
         self._emit(event)
         while self._sender.waiting:
             if time.monotonic() >= until_s:
                 logger.error(
-                    "event %s was finalized as the process ended; the broker did not take it", event.reservation
+                    "event %s was finalized as the process ended; the broker did not accept it", event.reservation
                 )
                 return
             time.sleep(0.002)
@@ -373,12 +373,12 @@ def _of_this_process(kind: type[BaseWallet[Any]], settings: Settings) -> BaseWal
 
 
 def too_many_concurrent(agent: str) -> BudgetUnavailable:
-    """Why a reserve gave up that waited for its turn."""
-    return BudgetUnavailable(f"agent {agent}: too many ask for its money at once; try again")
+    """Return the error of a reserve that timed out waiting for its turn."""
+    return BudgetUnavailable(f"agent {agent}: too many concurrent reservations for this agent; try again")
 
 
 def _emitter(sender: Sender, outbox: Outbox | None) -> Callable[[FinalizeEvent], None]:
-    """What is done with each event at once: it is kept on disk first, where there is an outbox."""
+    """Return the function that takes each new event: it writes to the outbox first, if there is one."""
     put = sender.put
     if outbox is None:
         return put

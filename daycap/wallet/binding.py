@@ -1,4 +1,4 @@
-"""Whose wallet this is: a wallet that is bound to an identity anchor serves the agent of that anchor and no other."""
+"""Identity binding: a wallet bound to an identity anchor serves only the agent with that anchor."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from daycap.protocol.wire import agent_id
 
 
 class Binding:
-    """What the ledger says of agents and their identity anchors; `anchor` is the wallet's own, empty if it has none.
+    """Checks agents against the wallet's own `anchor`, which is empty for an unbound wallet.
 
-    An agent is looked up once. Which agent an anchor is of does not change but by a rotation; a process that began
-    before one goes on until its end, so that runners can be given the new anchor one after the other.
+    Each agent is looked up once. Only a rotation changes an agent's anchor. A process that started before a rotation
+    keeps running, so runners can get the new anchor one by one.
     """
 
     def __init__(self, anchor: str, ledger: LedgerReader | None) -> None:
         if anchor and ledger is None:
             raise InvalidSetting(
-                "a wallet that is bound to an identity anchor (DAYCAP_IDENTITY_ANCHOR, or anchor=) "
-                "needs DAYCAP_LEDGER_URL: only the ledger knows whose it is"
+                "a wallet bound to an identity anchor (DAYCAP_IDENTITY_ANCHOR, or anchor=) "
+                "needs DAYCAP_LEDGER_URL: only the ledger has the agents' anchors"
             )
         self._anchor = anchor
         self._ledger = ledger
         self._own: set[str] = set()
 
     def must_look(self, agent: str) -> bool:
-        """Whether `check` has to ask the ledger."""
+        """Whether `check` must ask the ledger."""
         return bool(self._anchor) and agent not in self._own
 
     def check(self, agent: str) -> None:
-        """Raise `NotYourAgent` unless the wallet may serve the agent, `BudgetUnavailable` if that cannot be said."""
+        """Raise `NotYourAgent` unless the wallet may serve the agent, `BudgetUnavailable` if the ledger is down."""
         if not self.must_look(agent):
             return
         try:
             own = self.verify(agent, self._anchor)
         except LedgerUnavailable as error:
-            raise BudgetUnavailable(f"agent {agent}: it cannot be seen if it is this wallet's own: {error}") from error
+            raise BudgetUnavailable(f"agent {agent}: cannot check its identity anchor: {error}") from error
         if not own:
             raise NotYourAgent(agent)
         self._own.add(agent)
@@ -52,5 +52,5 @@ class Binding:
         return found is not None and hmac.compare_digest(found.encode(), anchor.encode())
 
     def forget(self) -> None:
-        """In a forked child, which looks for itself."""
+        """Forget the agents that were looked up. Called in a forked child."""
         self._own = set()

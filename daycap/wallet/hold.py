@@ -1,4 +1,4 @@
-"""Holds: money taken out of a lease, for a call or for a question to the counter."""
+"""Holds: money taken out of a lease, for a call or while the counter is asked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class Book(Protocol):
-    """What a hold needs of the book that made it."""
+    """The part of the lease book that a hold calls."""
 
     reserve_more: Any
     """The wallet's `reserve`."""
@@ -37,19 +37,19 @@ class Book(Protocol):
         """See `BaseHold.release`."""
 
     def dropped(self, taken: Taken) -> None:
-        """Its owner forgot it."""
+        """End what its owner dropped without ending it."""
 
 
 class Taken:
-    """Money that was taken out of a lease, until it ended. Its owner may forget it: then `_dropped` ends it."""
+    """Money taken out of a lease until it is ended. If the owner drops it, its finalizer ends it."""
 
     __slots__ = ("_book", "_ended", "_lease", "_number", "held_micros")
 
     _ended: bool
-    """False from when the book has taken the money until it ends; before that it is not set."""
+    """Unset until the book has taken the money, then False, and True once it is ended."""
 
     _number: int
-    """Which of the lease's holds, or of the book's questions, it is."""
+    """Its number among the lease's holds, or among the book's questions."""
 
     def __init__(self, book: Book, lease: Lease, held_micros: int) -> None:
         self._book = book
@@ -58,24 +58,24 @@ class Taken:
 
     @property
     def ended(self) -> bool:
-        """Whether it has no money (any more)."""
+        """Whether it holds no money, or none any more."""
         return getattr(self, "_ended", True)
 
 
 def _forgotten(taken: Taken) -> None:
-    """The finalizer of what still has money."""
+    """Finalizer: end what still holds money."""
     try:
         if taken._ended or taken._lease.foreign:
             return
-    except AttributeError:  # It never had any.
+    except AttributeError:  # It never held any.
         return
     taken._book.dropped(taken)
 
 
 class Pending(Taken):
-    """A sync that is under way: when it was built, and the free money that it keeps for one reservation.
+    """A sync in progress: when it was built, and the free money that it earmarks for one reservation.
 
-    That of a renewal keeps none.
+    The sync of a renewal earmarks nothing.
     """
 
     __slots__ = ("handed_back", "request", "sent_ns")
@@ -83,7 +83,7 @@ class Pending(Taken):
     __del__ = _forgotten
 
     handed_back: int | None
-    """What the agent's retired leases of the day had handed back by then; None where they may have more."""
+    """What the agent's retired leases of the day had handed back when it was built; None if they may owe more."""
 
     def __init__(self, book: Book, lease: Lease, request: SyncRequest, sent_ns: int, earmarked: int = 0) -> None:
         super().__init__(book, lease, earmarked)
@@ -98,22 +98,22 @@ class Pending(Taken):
 
     @property
     def earmarked(self) -> int:
-        """How many micros it keeps, or kept."""
+        """How many micros it earmarks, or did."""
         return self.held_micros
 
 
 class BaseHold(Taken):
-    """One reservation, to be ended once: by `finalize` with the actual cost, or by `release`.
+    """One reservation. End it once: with `finalize` and the actual cost, or with `release`.
 
-    As a context manager it is finalized on leaving with `actual`, if that was set, and else with all that is
-    held: the provider may have billed the call even though it failed, or was cancelled. One that its owner forgets
-    without ending it is finalized so too, and logged.
+    As a context manager it finalizes on exit with `actual` if that was set, otherwise with the whole hold: the
+    provider may have billed the call even if it failed or was cancelled. A hold that is dropped without being ended
+    is finalized the same way, and logged.
     """
 
     __slots__ = ("_actual", "_pricing", "_since_ns")
 
     _pricing: CallPricing | None
-    """What a usage of its call costs; None for a hold that was reserved without a model."""
+    """The prices of its call; None for a hold that was reserved without a model."""
 
     _since_ns: int
     """When the money was taken, on the book's clock."""
@@ -122,7 +122,10 @@ class BaseHold(Taken):
 
     @property
     def actual(self) -> int | None:
-        """The actual cost in micros, for leaving a `with` block; None until it is set. Raises `InvalidAmount`."""
+        """The actual cost in micros, charged at the end of a `with` block; None until it is set.
+
+        Setting it raises `InvalidAmount`.
+        """
         return self._actual
 
     @actual.setter
@@ -136,7 +139,7 @@ class BaseHold(Taken):
 
     @property
     def agent(self) -> str:
-        """Whose money is held."""
+        """The agent whose money is held."""
         return self._lease.agent
 
     @property
@@ -145,7 +148,7 @@ class BaseHold(Taken):
         return self._lease.day
 
     def used(self, usage: AnyUsage) -> None:
-        """Set `actual` by the call's usage. Raises `InvalidInput`, `UnknownModel`; see `Prices.actual_micros`."""
+        """Set `actual` from the call's usage. Raises `InvalidInput`, `UnknownModel`; see `Prices.actual_micros`."""
         self._actual = self._cost(usage)
 
     @overload
@@ -153,36 +156,36 @@ class BaseHold(Taken):
     @overload
     def finalize(self, *, usage: AnyUsage) -> None: ...
     def finalize(self, actual_micros: int | None = None, *, usage: AnyUsage = None) -> None:
-        """End the hold with what the call cost, in micros or by its usage, queue the event and return.
+        """End the hold with the actual cost of the call, in micros or from its usage. Queues the event and returns.
 
-        A cost above the hold is taken: the wallet cannot undo a bill. A usage is that of the whole call, parts that
-        are settled included. Raises `HoldEnded`, `InvalidAmount` and, for a usage, what `Prices.actual_micros`
-        raises; then the hold stays as it was.
+        A cost above the hold is charged: the wallet cannot undo a bill. Pass the usage of the whole call, including
+        parts that are already settled. Raises `HoldEnded`, `InvalidAmount` and, for a usage, what
+        `Prices.actual_micros` raises; the hold is then unchanged.
         """
         if usage is not None:
             actual_micros = self._cost(usage)
         elif type(actual_micros) is not int or not 0 <= actual_micros <= MAX_MICROS:
-            actual_micros = micros(actual_micros)  # It says what is wrong; this is the hot path.
+            actual_micros = micros(actual_micros)  # Raises the right error. The check is inlined for the hot path.
         self._book.finalize(self, actual_micros)
 
     def _cost(self, usage: AnyUsage) -> int:
         if self._pricing is None:
-            raise InvalidInput("a hold that was not reserved for a model takes micros and no usage")
+            raise InvalidInput("a hold that was reserved without a model takes micros, not a usage")
         return self._pricing.cost_micros(usage)
 
     def settle_part(self, actual_micros: int) -> None:
-        """Charge a part of the call now, in micros, and hold the rest: for a long one, so that a crash loses little.
+        """Charge part of a long call now, in micros, and hold the rest, so that a crash loses little.
 
-        The part is taken out of what is held, and settled as an event of its own; `finalize` then takes what came
-        after the last part. Of a part that costs more than is held the rest is an overage, as in `finalize`. Raises
-        `InvalidAmount` or `HoldEnded`, and the hold stays as it was.
+        The part is taken out of the hold and settled as its own event; `finalize` then charges the cost after the
+        last part. If a part costs more than the hold, the rest is an overage, as in `finalize`. Raises
+        `InvalidAmount` or `HoldEnded`; the hold is then unchanged.
         """
         self._book.settle_part(self, micros(actual_micros))
         if self._pricing is not None:
             self._pricing.settled_micros += actual_micros
 
     def release(self) -> None:
-        """End the hold without a cost: only for a call that surely was not made. Raises `HoldEnded`."""
+        """End the hold without a cost. Only for a call that was definitely not sent. Raises `HoldEnded`."""
         self._book.release(self)
 
     def __enter__(self) -> Self:
@@ -193,7 +196,7 @@ class BaseHold(Taken):
             self._book.finalize(self, self.held_micros if self._actual is None else self._actual, again=True)
 
     def __reduce__(self) -> NoReturn:
-        raise InvalidInput("a hold cannot be pickled: it is ended in the process that reserved it")
+        raise InvalidInput("a hold cannot be pickled: end it in the process that reserved it")
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "live"
@@ -210,30 +213,29 @@ class Hold(BaseHold):
     __slots__ = ()
 
     def extend(self, more_micros: int) -> None:
-        """Hold so many micros more, in the middle of the call. Waits and raises as `Wallet.reserve` does.
+        """Hold `more_micros` more during the call. Waits and raises as `Wallet.reserve` does, and raises `HoldEnded`.
 
-        A hold cannot be extended when its day is over: `BudgetUnavailable`; then `settle_part` what it has cost and
-        reserve anew. Refused, it stays as it was. Raises `HoldEnded`.
+        After the end of its day a hold cannot be extended: on `BudgetUnavailable`, call `settle_part` with the cost so
+        far and reserve again. On an error the hold is unchanged.
         """
         self._book.join(self, self._book.reserve_more(self.agent, more_micros))
 
 
 class AsyncHold(BaseHold):
-    """A hold of an `AsyncWallet`. Only `extend` may have to wait, all else is done in memory."""
+    """A hold of an `AsyncWallet`. Only `extend` may wait; everything else happens in memory."""
 
     __slots__ = ()
 
     async def extend(self, more_micros: int) -> None:
-        """See `Hold.extend`."""
+        """Extend as `Hold.extend` does."""
         self._book.join(self, await self._book.reserve_more(self.agent, more_micros))
 
 
 def kinds(hold_type: type[H], *, traced: bool) -> tuple[type[H], Callable[[], H]]:
-    """The class of holds that have ended, and what makes live ones: the book fills them in, for a constructor in Python
-    is slower.
+    """Return the class of ended holds, and a factory of live ones. The book fills those in: faster than `__init__`.
 
-    Only the class of live ones has a finalizer: of the exceptions that a signal's handler raises in one, Python loses
-    each. Those that are `traced` remember in `where` what line reserved them, as `file:line`.
+    Only live holds have a finalizer, because Python loses an exception that a signal handler raises in one. Holds that
+    are `traced` store the line that reserved them in `where`, as `file:line`.
     """
     ended: Any = type(hold_type.__name__, (hold_type,), {"__slots__": ("where",)}) if traced else hold_type
     live: Any = type(hold_type.__name__, (ended,), {"__slots__": (), "__del__": _forgotten})

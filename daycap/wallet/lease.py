@@ -1,4 +1,4 @@
-"""What a runner process has been granted."""
+"""A lease: what a runner process has been granted for one agent and day."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from daycap.protocol.wire import FinalizeEvent
 
 
 class _Touched:
-    """What a call reads or writes of its lease, side by side in memory: Python sorts the slots of one class by name."""
+    """The slots that a call reads or writes, adjacent in memory: Python sorts the slots of each class by name."""
 
     __slots__ = (
         "agent",
@@ -29,8 +29,8 @@ class _Touched:
 class Lease(_Touched):
     """What the counter has set aside for this process, one agent, one day. Amounts are micros.
 
-    `granted` and `returned` are running totals that only grow, as they are reported. Free money is derived from them
-    and `out`, so that each move of money is one store, which nothing can interrupt halfway.
+    `granted` and `returned` are running totals that only grow. Free money is derived from them and `out`, so that each
+    move of money is a single store, which nothing can interrupt halfway.
     """
 
     __slots__ = (
@@ -54,21 +54,21 @@ class Lease(_Touched):
         self.day = day
         self.id = lease_id
         self.foreign = False
-        """Whether it is the parent's: this process was forked from the one that the counter lent to."""
+        """Whether it belongs to the parent of this forked process."""
 
         # Money.
         self.granted = 0
-        """All that the counter ever set aside."""
+        """Everything that the counter ever set aside."""
         self.returned = 0
-        """All that was ever handed back."""
+        """Everything that was ever handed back."""
         self.out = 0
-        """What live holds and open questions have taken, and what ended holds have drawn."""
+        """What live holds and open questions have taken, plus what ended holds have drawn."""
         self.questions: dict[int, int] = {}
-        """What each reservation that is asking the counter keeps of the free money, by the question's number."""
+        """The free money that each open question earmarks, by the question's number."""
         self.drawn = 0
-        """What the counter says that the ledger has drawn."""
+        """What the ledger has drawn, by the counter's last reply."""
         self.ended = 0
-        """What the events drew that are settled and no longer kept in `unsettled`."""
+        """What settled events drew; they are no longer in `unsettled`."""
 
         # Holds and events.
         self.last_hold = 0
@@ -78,35 +78,35 @@ class Lease(_Touched):
         self.released = 0
         """How many holds ended without an event."""
         self.unsettled: list[FinalizeEvent] | tuple[()] = ()
-        """Each event until the counter says that the ledger has it."""
+        """The events that the counter has not yet confirmed as settled."""
         self.progress_ns = 0
-        """When the counter last said so of some event, or when the first unsettled one came."""
+        """When the counter last confirmed an event, or when the first unsettled one was created."""
         self.resends = 0
         """How often the unsettled events were resent without progress."""
 
         # What the counter last said.
         self.deadline_ns = 0
-        """The local deadline on the boot clock: past it there is no new hold."""
+        """The local deadline on the boot clock; after it no new hold is made."""
         self.cap = self.spent = self.leased = 0
         self.ttl_ms = 0
         self.recalled = False
         """Whether the counter wants the free money back."""
         self.owed_ns = 0
-        """When something last happened that may leave money set aside which is not needed here; 0 if nothing did."""
+        """When the lease last may have kept money set aside that it does not need; 0 if that is resolved."""
         self.unsure = False
-        """Whether the counter may have other totals than these, until it has answered to them."""
+        """Whether the counter's totals may differ from these; False once it has confirmed them."""
 
         # The rate of use.
         self.window_ns = now_ns
         """When the current window began."""
         self.used = 0
-        """What was held in it."""
+        """What was held in the current window."""
         self.rate = 0.0
-        """Micros a second in the window before."""
+        """Micros per second in the previous window."""
 
     @property
     def free(self) -> int:
-        """What no hold, no question and no event has of the lease."""
+        """What no hold, question or event of the lease uses."""
         return self.granted - self.returned - self.out
 
     @property
@@ -116,17 +116,17 @@ class Lease(_Touched):
 
     @property
     def earmarked(self) -> int:
-        """What reservations keep that ask the counter just now."""
+        """What open questions earmark."""
         return sum(self.questions.values())
 
     @property
     def held(self) -> int:
-        """What live holds have."""
+        """What live holds hold."""
         return self.out - self.earmarked - self.ended - sum(event.drawn_micros for event in self.unsettled)
 
     @property
     def aside(self) -> int:
-        """What the counter has set aside for this lease, by its last answer."""
+        """What the counter has set aside for this lease, by its last reply."""
         return max(0, self.granted - self.returned - self.drawn)
 
     @property
@@ -136,5 +136,5 @@ class Lease(_Touched):
 
     @property
     def in_use(self) -> bool:
-        """Whether the counter must go on hearing of this lease."""
+        """Whether this lease must still be renewed."""
         return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)

@@ -1,16 +1,16 @@
 """The lease book: what a runner process has been granted and what it holds. Pure memory, no I/O.
 
-`reserve` and `finalize` are the hot path: one lock, a few integers. Everything that needs the counter is split
-in two, building a request and applying its reply, so that a thread or an event loop can do the waiting.
+`reserve` and `finalize` are the hot path: one lock, a few integers. Everything that needs the counter has two steps,
+building a request and applying its reply, so that a thread or an event loop can wait in between.
 
-A signal handler, or a finalizer that the garbage collector runs, may interrupt any of this anywhere, raise an
+A signal handler, or a finalizer that the garbage collector runs, may interrupt this code anywhere, raise an
 exception, and call the book again. Three rules make that harmless:
 
-- Each move of money is one store (`Lease` derives what is free), and the end of a hold, which is several, is first
-  written down as a whole: whoever enters the book next completes it.
-- Whoever is called while its own thread is inside the book only appends to `_inbox`. Whoever enters next works it off.
-- The book's lock is the last one that anybody takes. Under it nothing is logged, and nobody else's code is called but
-  what keeps an event.
+- Each move of money is one store (`Lease` derives what is free). Ending a hold takes several stores, so it is first
+  recorded as a whole, and the next caller completes it if it was interrupted.
+- A call that interrupted its own thread inside the book only appends to `_inbox`. The next caller processes the inbox.
+- The book's lock is always the last one taken. Under it nothing is logged, and the only foreign code called is the
+  code that keeps an event.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _RESENDS_BEFORE_SUCCESSOR = 2
 
 _wall_ns = time.time_ns
 _new_event: Any = tuple.__new__
-"""What a NamedTuple's own constructor comes to, after a call in Python: this is the hot path."""
+"""What a NamedTuple's constructor calls in the end; calling it directly saves a Python call on the hot path."""
 
 _SHORTEST_WINDOW_NS = 100 * _MS
-"""A rate of use measured over less says more about chance than about need."""
+"""A rate measured over a shorter window is mostly noise."""
 
 
 class _How(Enum):
-    """How money that was taken out of a lease ends."""
+    """How money taken out of a lease ends."""
 
     CHARGED = auto()
     RELEASED = auto()
@@ -57,7 +57,7 @@ class _How(Enum):
 
 
 class _Ending(NamedTuple):
-    """An end that was asked for while its thread was inside the book."""
+    """An end that was requested while its thread was inside the book."""
 
     taken: Taken
     actual: int
@@ -66,15 +66,15 @@ class _Ending(NamedTuple):
 
 
 _Move = tuple[Taken | None, Lease, int, int, int, FinalizeEvent | None, BaseHold | None, int]
-"""All that ends what was taken, as the values that shall stand there: to do it twice is to do it once.
+"""Everything that ends a `Taken`, as final values, so that applying it twice is harmless.
 
-What ends, its lease, the lease's `out`, `last_hold` and `released`, the event; and another hold and what that holds
-from then on.
+In order: what ends, its lease, the lease's new `out`, `last_hold` and `released`, the event; another hold, and the
+amount that it holds afterwards.
 """
 
 
 class Dropped(NamedTuple):
-    """A hold that its owner forgot, and what was charged for it."""
+    """A hold that was dropped without being ended, and what was charged for it."""
 
     agent: str
     micros: int
@@ -85,10 +85,10 @@ class Dropped(NamedTuple):
 class LeaseBook(Generic[H]):
     """All leases of one runner process. Threads may share it; a forked child starts with an empty one.
 
-    `emit` is told of each event that a finalize makes, `settled` of each that the ledger has. Holds are of
-    `hold_type`, and remember the line that reserved them with `trace_holds`; `reserve_more` is their wallet's reserve,
-    for `extend`. `guard_ms` is how long before the counter's deadline this process stops to trust a lease, and how old
-    an answer may be; `slice_seconds` is how many seconds of an agent's use are asked for at once, 0 for none.
+    `emit` is called with each event that a finalize creates, `settled` with each that the ledger has. Holds are of
+    `hold_type`; with `trace_holds` they store the line that reserved them. `reserve_more` is the wallet's reserve, for
+    `extend`. `guard_ms` is how long before the counter's deadline this process stops using a lease, and how old an
+    answer may be. `slice_seconds` is how many seconds of an agent's use to lease ahead, 0 for none.
     """
 
     def __init__(
@@ -117,34 +117,33 @@ class LeaseBook(Generic[H]):
     def _clear(self) -> None:
         self._lock = threading.RLock()  # It knows its owner; it is never entered twice to change something.
         self.inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
-        """Whether the thread that asks was interrupted inside the book."""
+        """Whether the calling thread was interrupted inside the book."""
         self._inbox: deque[_Ending] = deque()
         self._move: _Move | None = None
         self._dropped: deque[Dropped] = deque()
         self._questions = count(1)
         self.trouble: Exception | None = None
-        """Why an event could not be handed on, since this was last looked at and cleared."""
+        """The last error from `emit`; the renewer logs it and clears it."""
         self._current: dict[str, Lease] = {}
         self._retired: dict[Lease, None] = {}
         self._replaced: dict[str, list[Lease]] = {}
-        """Those of them whose day is not over: what they have free counts against the agent."""
+        """The retired leases whose day is not over: their free money counts against the agent."""
         self._clock_offset_ms: int | None = None
         self._closed = self._asks_always = False
         self._deadline_ns = 0
         self.ttl_ms = 0
-        """The shortest ttl of a lease in use, as far as the counter has told; 0 for none."""
+        """The shortest known ttl of a lease in use; 0 if there is none."""
 
     # --- the hot path -----------------------------------------------------------------------------------
 
     def reserve(self, agent: str, estimate: int) -> H | None:
-        """A hold out of the lease's free money, or None if the counter has to be asked. No I/O.
+        """Reserve from the lease's free money; return None if the counter must be asked. No I/O.
 
         Raises `BudgetUnavailable` in a thread that was interrupted inside the book.
         """
         if self.inside():
             raise BudgetUnavailable(
-                f"agent {agent}: a signal handler or a finalizer interrupted daycap itself and cannot reserve before "
-                "it has returned"
+                f"agent {agent}: this signal handler or finalizer interrupted daycap itself; reserve after it returns"
             )
         lease = self._current.get(agent)
         if lease is None:
@@ -172,7 +171,7 @@ class LeaseBook(Generic[H]):
         except BaseException:
             self._leave_lock()
             raise
-        # The clock is read after the money was taken: a pause in between cannot make a late hold.
+        # Read the clock after taking the money: a pause in between cannot make a late hold.
         hold._since_ns = now_ns = self._now_ns()
         if now_ns >= lease.deadline_ns:
             lease.used -= estimate
@@ -183,7 +182,7 @@ class LeaseBook(Generic[H]):
         return hold
 
     def finalize(self, hold: BaseHold, actual: int, *, again: bool = False) -> None:
-        """See `Hold.finalize`; `actual` is an amount. With `again` a hold that has ended is no error."""
+        """See `Hold.finalize`; `actual` is in micros. With `again`, a hold that has already ended is no error."""
         at_ms = _wall_ns() // _MS
         if self.inside():
             self._leave(hold, actual, at_ms, _How.CHARGED)
@@ -197,7 +196,7 @@ class LeaseBook(Generic[H]):
                     raise _ended(hold)
                 held = before = hold.held_micros
                 if actual > held and self._now_ns() < lease.deadline_ns:
-                    # An overage is first covered by the lease's own free money, so that it is not lent twice.
+                    # The lease's own free money covers an overage first, so that it is not lent twice.
                     held += min(actual - held, lease.free)
                 number = lease.events + 1
                 event = _new_event(
@@ -205,7 +204,7 @@ class LeaseBook(Generic[H]):
                 )
                 out = lease.out - before + (actual if actual < held else held)
                 try:
-                    # What `_complete` does, without a call.
+                    # `_complete` inlined, for speed.
                     lease.out = out
                     if lease.unsettled:
                         lease.unsettled.append(event)
@@ -216,14 +215,14 @@ class LeaseBook(Generic[H]):
                     hold.held_micros = held
                     hold._ended = True
                     hold.__class__ = self._ended_type
-                    # Emitted under the lock, so that events travel in the order of their numbers.
+                    # Emit under the lock, so that events are sent in the order of their numbers.
                     self.emit(event)
                 except BaseException as error:
                     self._move = (hold, lease, out, lease.last_hold, lease.released, event, None, 0)
                     self._complete()
                     if not isinstance(error, Exception):
                         raise
-                number = 0  # CPython 3.11 covers what follows a `try` with its own handler only if something does.
+                number = 0  # In CPython 3.11 the outer handler covers the end of this `try` only if code follows.
         except BaseException:
             self._leave_lock()
             raise
@@ -231,11 +230,11 @@ class LeaseBook(Generic[H]):
             self.catch_up()
 
     def settle_part(self, hold: BaseHold, actual: int) -> None:
-        """See `Hold.settle_part`; `actual` is an amount. A part has a number as a hold of its own would have."""
+        """See `Hold.settle_part`; `actual` is in micros. A part gets its own hold number."""
         self._end(hold, actual, _How.IN_PART)
 
     def join(self, hold: BaseHold, more: BaseHold) -> None:
-        """Let `hold` have what `more` holds. Raises `BudgetUnavailable` or `HoldEnded`, and `more` is released."""
+        """Move what `more` holds into `hold`. On `BudgetUnavailable` or `HoldEnded`, `more` is released."""
         with self._lock:
             self._catch_up()
             lease = hold._lease
@@ -249,26 +248,26 @@ class LeaseBook(Generic[H]):
         more.release()
         if hold._ended or lease.foreign:
             raise _ended(hold)
-        raise BudgetUnavailable(f"hold {hold.id} cannot be extended any more; settle its part and reserve anew")
+        raise BudgetUnavailable(f"hold {hold.id} can no longer be extended; call settle_part and reserve again")
 
     def release(self, hold: BaseHold) -> None:
         """See `Hold.release`."""
         self._end(hold, 0, _How.RELEASED)
 
     def dropped(self, taken: Taken) -> None:
-        """Its owner forgot it: a hold is charged in full, money that a question keeps is free again.
+        """End what was dropped without being ended: charge a hold in full, free what a question earmarked.
 
-        Called by a finalizer, in any thread, at any time: it only leaves word.
+        Finalizers call this in any thread at any time, so it only appends to the inbox.
         """
         self._leave(taken, 0, time.time_ns() // _MS, _How.DROPPED)
 
     def take_dropped(self) -> list[Dropped]:
-        """The holds that their owners forgot, each told once."""
+        """Return the holds that were dropped without being ended, each of them once."""
         self.catch_up()
         return [self._dropped.popleft() for _ in range(len(self._dropped))]
 
     def catch_up(self) -> None:
-        """Work off what was left by those who interrupted somebody inside the book."""
+        """Process what interrupting calls left in the inbox."""
         if not self.inside():
             with self._lock:
                 self._catch_up()
@@ -276,7 +275,7 @@ class LeaseBook(Generic[H]):
     # --- topping up: one reservation that memory cannot serve ---------------------------------------------
 
     def begin_hand_back(self, agent: str) -> list[Pending]:
-        """Build a sync for each retired lease that has money of the agent's day: else that money is missing for it."""
+        """Build a sync for each retired lease that still has the agent's money for the day, to hand that money back."""
         if agent not in self._replaced:
             return []
         now_ns = self._now_ns()
@@ -289,8 +288,8 @@ class LeaseBook(Generic[H]):
     def begin_top_up(self, agent: str, estimate: int) -> Pending:
         """Build the sync that asks for what `estimate` needs beyond the lease's own free money.
 
-        Best one at a time for each agent: the free money is earmarked for this reservation, and no other's, until
-        `finish_top_up` or `abandon` puts it back. Of two that are asked at once, one may have to ask anew.
+        Preferably one at a time per agent: the free money is earmarked for this reservation alone until
+        `finish_top_up` or `abandon` puts it back. Of two concurrent ones, one may have to ask again.
         """
         now_ns = self._now_ns()
         with self._lock:
@@ -313,7 +312,7 @@ class LeaseBook(Generic[H]):
                 lease.questions[number] = earmarked
                 lease.out = out + earmarked
                 pending._ended = False
-            except BaseException:  # A signal's handler.
+            except BaseException:  # From a signal handler.
                 if pending.ended:
                     lease.out = out
                     lease.questions.pop(number, None)
@@ -321,7 +320,7 @@ class LeaseBook(Generic[H]):
         return pending
 
     def finish_top_up(self, pending: Pending, reply: SyncReply, estimate: int) -> H | None:
-        """Apply the reply and reserve. None if it must be asked anew; raises what the counter's no means.
+        """Apply the reply and reserve. Returns None to ask again; raises the error that matches the refusal.
 
         Raises `CapExceeded`, `AgentPaused`, `UnknownAgent` or, for a fence, `BudgetUnavailable`.
         """
@@ -343,24 +342,24 @@ class LeaseBook(Generic[H]):
         with self._lock:
             self._catch_up()
             if late or free_before > 0 or lease.earmarked or lease.returned != pending.request.returned_micros:
-                return None  # The answer was to other totals than those of now, or another question may give back.
+                return None  # The totals have changed since the answer, or another question may put money back.
             if self._now_ns() < lease.deadline_ns and lease.free >= estimate:
-                return None  # It came free just now.
+                return None  # Money was freed just now.
             if self._current.get(lease.agent) is not lease or pending.handed_back is None:
-                return None  # So may another lease of this agent.
+                return None  # Another lease of this agent may still hand money back.
             if self._handed_back(lease) != pending.handed_back:
                 return None
             if reply.answer is Answer.FENCED:
                 raise BudgetUnavailable(
-                    f"agent {lease.agent}: the counter lost its data and lends nothing new until every runner had "
-                    "the time to put its leases back; try again in a minute"
+                    f"agent {lease.agent}: the counter lost its data and lends nothing until live runners had time to "
+                    "restore their leases; try again in a minute"
                 )
             if reply.answer is Answer.REFUSED:
                 raise self._refusal(lease, reply, estimate)
         return None
 
     def close(self) -> None:
-        """No new hold from now on; what is live can still be ended."""
+        """Make no new holds; live ones can still be ended."""
         with self._lock:
             self._catch_up()
             self._closed = True
@@ -368,7 +367,7 @@ class LeaseBook(Generic[H]):
                 lease.deadline_ns = 0
 
     def ask_always(self, always: bool) -> None:
-        """Make no hold from memory as long as `always`: no event could be sent, and who asks is told why."""
+        """Make no hold from memory while `always` is set: no event could be sent, and asking raises the reason."""
         with self._lock:
             self._catch_up()
             self._asks_always = always
@@ -376,37 +375,37 @@ class LeaseBook(Generic[H]):
                 lease.deadline_ns = 0
 
     def forget(self) -> None:
-        """In a forked child: the leases and the holds are the parent's."""
+        """Mark all leases as the parent's and start empty. Called in a forked child."""
         for lease in self._all():
             lease.foreign = True
         self._clear()
 
     def abandon(self, pending: Pending) -> None:
-        """The sync got no answer: put the earmarked money back. What was granted unseen counts next time."""
+        """Put earmarked money back after a sync without an answer. The next sync reports what was granted unseen."""
         lease = pending.lease
         with self._lock:
             self._catch_up()
             self._put_back(pending)
             lease.owed_ns, lease.unsure = self._now_ns(), True
 
-    # --- renewing: every lease that is in use, some at a time ----------------------------------------------
+    # --- renewing: every lease in use, in batches ----------------------------------------------------------
 
     def leases(self) -> Sequence[Lease]:
-        """All of them, to be renewed; `ttl_ms` is that of those in use."""
+        """Return all leases, to be renewed, and refresh `ttl_ms`."""
         self.catch_up()
         with self._lock:
             leases, ttl_ms = self._all(), self.ttl_ms
         shortest_ms = min((lease.ttl_ms for lease in leases if lease.ttl_ms and lease.in_use), default=0)
         with self._lock:
-            if self.ttl_ms == ttl_ms:  # Else the counter has told of another one meanwhile.
+            if self.ttl_ms == ttl_ms:  # Otherwise a reply has changed it meanwhile.
                 self.ttl_ms = shortest_ms
         return leases
 
     def begin_renewal(self, leases: Sequence[Lease], *, hand_back: bool) -> list[Pending]:
-        """Build a sync without need for each lease that is in use, handing back what lies idle, or all of it.
+        """Build a sync for each lease in use, handing back its idle money, or with `hand_back` all free money.
 
-        Of a few hundred leases at most: whoever reserves or finalizes meanwhile waits for it. Lets go of leases
-        that nobody needs any more.
+        Pass a few hundred leases at most: calls that reserve or finalize wait meanwhile. Removes leases that are no
+        longer needed.
         """
         now_ns = self._now_ns()
         today = self._today(now_ns)
@@ -424,15 +423,15 @@ class LeaseBook(Generic[H]):
                 pending.append(self._report(lease, back, now_ns))
         for lease in forgotten:
             logger.error(
-                "letting go of %d holds of agent %s on %s: never ended", lease.live_holds, lease.agent, lease.day
+                "dropping %d holds of agent %s on %s that were never ended", lease.live_holds, lease.agent, lease.day
             )
         return pending
 
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
-        """Take over what the counter said. True if it calls back money that this lease has free."""
+        """Apply the counter's reply. Returns True if it recalls money that this lease has free."""
         now_ns = self._now_ns()
         if now_ns - pending.sent_ns > self._guard_ns:
-            return False  # Too old: what it grants may be someone else's by now. The next sync says it again.
+            return False  # Too old: what it grants may be lent to others by now. The next sync repeats it.
         lease = pending.lease
         with self._lock:
             self._catch_up()
@@ -444,26 +443,26 @@ class LeaseBook(Generic[H]):
             lease.ttl_ms = reply.ttl_ms
             self.ttl_ms = min(self.ttl_ms or reply.ttl_ms, reply.ttl_ms)
             if now_ns >= lease.deadline_ns:
-                # Of a dead lease what is free may be given up by now, and lent to others: no answer revives it.
+                # The free money of a dead lease may be given up and lent to others by now: no answer revives it.
                 _hand_back(lease, lease.free, now_ns)
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
             lease.granted = max(lease.granted, reply.granted_micros)
-            # Before its day begins a lease is as dead as after it has ended.
+            # A lease is as dead before its day begins as after it ends.
             day_ms = reply.now_ms - day_start_ms(lease.day)
             day_left_ms = DAY_MS - day_ms if 0 <= day_ms < DAY_MS else 0
-            # The guard is for what the counter does at its deadline. At the day's end it does nothing: a hold that
-            # was made just before it may be sent just after.
+            # The guard protects against what the counter does at its deadline. At the end of the day the counter does
+            # nothing: a hold made just before may be sent just after.
             deadline_ns = pending.sent_ns + min(reply.ttl_ms * _MS - self._guard_ns, day_left_ms * _MS)
             if deadline_ns != self._deadline_ns:
                 self._deadline_ns = deadline_ns
-            deadline_ns = self._deadline_ns  # One object for all that are renewed together: it stays in the cache.
-            # Where the agent is paused, or more is out than its cap, memory alone makes no new hold: not even from
-            # money that a finalize frees later.
+            deadline_ns = self._deadline_ns  # Leases renewed together share one int object, which stays in the cache.
+            # If the agent is paused or over its cap, make no new hold from memory, not even from money that a finalize
+            # frees later.
             paused = reply.answer is Answer.PAUSED
             retired = self._current.get(lease.agent) is not lease
-            told = paused or retired or self._closed or self._asks_always
-            ask = told or reply.spent_micros + reply.leased_micros > reply.cap_micros
-            lease.deadline_ns = 0 if ask else max(lease.deadline_ns, deadline_ns)
+            over_cap = reply.spent_micros + reply.leased_micros > reply.cap_micros
+            must_ask = paused or retired or over_cap or self._closed or self._asks_always
+            lease.deadline_ns = 0 if must_ask else max(lease.deadline_ns, deadline_ns)
             lease.recalled = reply.recall
             lease.drawn = max(lease.drawn, reply.drawn_micros)
             self._drop_settled(lease, reply, now_ns)
@@ -474,35 +473,35 @@ class LeaseBook(Generic[H]):
                     lease.owed_ns = 0
             return (reply.recall or paused) and lease.free > 0
 
-    # --- looking ------------------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------------
 
     def free_micros(self, agent: str) -> int:
-        """What this process could still reserve for the agent without asking."""
+        """Return what this process can still reserve for the agent without asking."""
         lease = self._current.get(agent)
         return lease.free if lease is not None and self._now_ns() < lease.deadline_ns else 0
 
     def last_known(self, agent: str) -> Lease | None:
-        """The agent's lease of today, if the counter has ever answered for it."""
+        """Return the agent's current lease if the counter has granted to it."""
         lease = self._current.get(agent)
         return lease if lease is not None and lease.granted > 0 else None
 
     def unsettled_leases(self) -> list[Lease]:
-        """Those that have events which the ledger is not known to have."""
+        """Return the leases that have events which the ledger is not known to have."""
         self.catch_up()
         with self._lock:
             return [lease for lease in self._all() if lease.unsettled]
 
     def unsettled(self) -> list[FinalizeEvent]:
-        """Every event that the ledger is not known to have, oldest first within its lease."""
+        """Return every event that the ledger is not known to have, oldest first within its lease."""
         self.catch_up()
         with self._lock:
             return [event for lease in self._all() for event in lease.unsettled]
 
     def stalled(self, resend_ns: int) -> list[FinalizeEvent]:
-        """The events of leases whose settling made no progress for so long, and longer each time in a row.
+        """Return the events of leases without settling progress for `resend_ns`, doubled after each resend in a row.
 
-        A lease that stalls again and again gets a successor, so that one event which never settles (it became
-        a dead letter) does not keep those that come after it.
+        A lease that stalls repeatedly gets a successor, so that an event which never settles (a dead letter) does not
+        block the events after it.
         """
         now_ns = self._now_ns()
         with self._lock:
@@ -518,9 +517,9 @@ class LeaseBook(Generic[H]):
             return events
 
     def drop_expired(self) -> list[FinalizeEvent]:
-        """Drop, and return, events of days so long over that the counter cannot tell any more what is settled.
+        """Drop and return the events of days that the counter no longer keeps, so that it cannot confirm them.
 
-        Only those that were sent again meanwhile; call it when the broker has taken all that was sent.
+        Drops only events that were resent; call it when the broker has accepted everything that was sent.
         """
         today = self.today()
         with self._lock:
@@ -535,39 +534,39 @@ class LeaseBook(Generic[H]):
             return dropped
 
     def expired(self, day: str) -> bool:
-        """Whether the counter has forgotten `day`, so that nothing can be learnt of it."""
+        """Whether the counter no longer keeps `day`."""
         return _expired(day, self.today())
 
     def live_holds(self) -> int:
-        """How many holds of this process have not ended."""
+        """Return how many holds of this process have not ended."""
         self.catch_up()
         with self._lock:
             return sum(lease.live_holds for lease in self._all())
 
     def hear(self, counter_ms: int) -> None:
-        """Take over the counter's clock from an answer that came just now."""
+        """Set the clock offset from an answer that the counter gave just now."""
         self._clock_offset_ms = counter_ms - self._now_ns() // _MS
 
     def today(self) -> str:
-        """The UTC day by the counter's clock, as far as it is known, else by this host's."""
+        """Return the UTC day by the counter's clock if known, else by this host's."""
         return self._today(self._now_ns())
 
     def counter_ms(self) -> int | None:
-        """The counter's clock now, as far as it is known."""
+        """Return the counter's clock now; None if it is not known yet."""
         offset_ms = self._clock_offset_ms
         return None if offset_ms is None else self._now_ns() // _MS + offset_ms
 
-    # --- inside; the lock is held ---------------------------------------------------------------------------
+    # --- private; the lock is held --------------------------------------------------------------------------
 
     def _leave_lock(self) -> None:
-        """After an exception, which may have come between the end of a locked block and the lock's own exit."""
+        """Release the lock if an exception came between the end of a locked block and the lock's own exit."""
         if self.inside():
             self._lock.release()
         if self._inbox:
             self.catch_up()
 
     def _end(self, hold: BaseHold, actual: int, how: _How) -> None:
-        """What `finalize` does, for the ends that are not the hot path."""
+        """End a hold, off the hot path."""
         at_ms = time.time_ns() // _MS
         if self.inside():
             self._leave(hold, actual, at_ms, how)
@@ -580,7 +579,7 @@ class LeaseBook(Generic[H]):
         self.catch_up()
 
     def _leave(self, taken: Taken, actual: int, at_ms: int, how: _How) -> None:
-        """For whoever enters the book next. Raises `HoldEnded`, as far as that can be known here."""
+        """Leave an end to the next caller. Raises `HoldEnded` if the hold is known to have ended."""
         if isinstance(taken, BaseHold) and how is not _How.DROPPED and (taken._ended or taken._lease.foreign):
             raise _ended(taken)
         self._inbox.append(_Ending(taken, actual, at_ms, how))
@@ -618,16 +617,16 @@ class LeaseBook(Generic[H]):
             self._complete()
 
     def _charge(self, taken: Taken, number: int, held: int, actual: int, at_ms: int) -> tuple[FinalizeEvent, int]:
-        """The event that charges `actual` for so much of what was taken, and the lease's `out` after it."""
+        """Return the event that charges `actual` against `held`, and the lease's `out` after it."""
         lease, before = taken._lease, held
         if actual > held and self._now_ns() < lease.deadline_ns:
-            # An overage is first covered by the lease's own free money, so that it is not lent twice.
+            # The lease's own free money covers an overage first, so that it is not lent twice.
             held += min(actual - held, lease.free)
         event = FinalizeEvent(lease.id, number, lease.events + 1, lease.agent, lease.day, held, actual, at_ms)
         return event, lease.out - before + event.drawn_micros
 
     def _complete(self) -> None:
-        """Do what is written down in `_move`, from the beginning: it may have been interrupted anywhere."""
+        """Apply `_move` from the beginning: an earlier try may have been interrupted anywhere."""
         move = self._move
         assert move is not None  # noqa: S101
         ended, lease, out, last_hold, released, event, other, other_held = move
@@ -642,11 +641,11 @@ class LeaseBook(Generic[H]):
             elif unsettled[-1] is not event:
                 unsettled.append(event)
             lease.events = event.event
-            # Emitted under the lock, so that events travel in the order of their numbers.
+            # Emit under the lock, so that events are sent in the order of their numbers.
             try:
                 self.emit(event)
             except Exception as error:
-                self.trouble = error  # It is kept, and sent again with what stalls.
+                self.trouble = error  # The event is in `unsettled`, and is resent when it stalls.
         if ended is not None:
             if other is None and event is not None:
                 ended.held_micros = event.held_micros
@@ -656,7 +655,7 @@ class LeaseBook(Generic[H]):
         self._move = None
 
     def _put_back(self, pending: Taken) -> None:
-        """What a question kept is free again."""
+        """Free the money that a question earmarked."""
         if not pending.ended:
             lease = pending._lease
             lease.owed_ns = self._now_ns()
@@ -679,8 +678,8 @@ class LeaseBook(Generic[H]):
             self._retire(lease)
             lease = None
         elif lease is not None and lease.granted + estimate > MAX_MICROS and estimate <= lease.cap - lease.spent:
-            # Its running totals would pass what every tier counts exactly. (What the counter will refuse anyway is
-            # asked of the lease that there is. Where it does not, because the cap was raised, it grants what it can.)
+            # Its running totals would exceed what every tier counts exactly. (A request that the counter refuses anyway
+            # stays on this lease. If the cap was raised and it does not refuse, it grants what it can.)
             self._replace(lease)
             lease = None
         if lease is None:
@@ -688,12 +687,12 @@ class LeaseBook(Generic[H]):
         return lease
 
     def _tidy(self, lease: Lease, today: str) -> bool:
-        """Retire the lease if its day is over; let go of it, and say so, if nobody needs it any more."""
+        """Retire the lease if its day is over; remove it and return True if it is no longer needed."""
         if self._current.get(lease.agent) is lease:
             if lease.day < today:
                 self._retire(lease)
             elif lease.granted == 0 and not lease.in_use:
-                del self._current[lease.agent]  # Made for a question; the answer was no.
+                del self._current[lease.agent]  # Made for a question that was refused.
         if lease not in self._retired:
             return False
         let_go = not lease.in_use or (_expired(lease.day, today) and not lease.unsettled)
@@ -706,15 +705,15 @@ class LeaseBook(Generic[H]):
         return let_go
 
     def _report(self, lease: Lease, back: int, now_ns: int) -> Pending:
-        """The sync that tells the lease's totals, with so much handed back."""
+        """Hand back `back` and build the sync that reports the lease's totals."""
         _hand_back(lease, back, now_ns)
         request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
         return Pending(self, lease, request, now_ns)
 
     def _handed_back(self, lease: Lease) -> int | None:
-        """What those that it replaced have handed back; None where the counter may have set aside more than they need.
+        """Return what the leases that it replaced have handed back; None if one may owe more.
 
-        One that is let go of has handed back all, so that the sum is another one without it.
+        A removed lease has handed back everything, so the sum changes when it is removed.
         """
         total = 0
         for other in self._replaced.get(lease.agent, ()):
@@ -725,7 +724,7 @@ class LeaseBook(Generic[H]):
         return total
 
     def _refusal(self, lease: Lease, reply: SyncReply, estimate: int) -> CapExceeded:
-        """Why the counter refused; its amounts add up to the cap."""
+        """Build the error of a refusal; its amounts add up to the cap."""
         own = [lease, *(other for other in self._replaced.get(lease.agent, ()) if other.day == lease.day)]
         aside = min(reply.leased_micros, sum(each.aside for each in own))
         free = min(aside, lease.free)
@@ -744,18 +743,18 @@ class LeaseBook(Generic[H]):
         )
 
     def _replace(self, lease: Lease) -> None:
-        """Retire the lease in the middle of its day: the next question takes another one."""
+        """Retire the lease during its day: the next question starts a new one."""
         self._retire(lease)
         self._replaced.setdefault(lease.agent, []).append(lease)
 
     def _retire(self, lease: Lease) -> None:
-        """No new hold from it; it is renewed while it is in use."""
+        """Make no new hold from the lease; it is renewed while in use."""
         lease.deadline_ns = 0
-        self._retired[lease] = None  # First: wherever this is interrupted, the lease is in the book.
+        self._retired[lease] = None  # First, so that the lease stays in the book wherever this is interrupted.
         del self._current[lease.agent]
 
     def _idle(self, lease: Lease, now_ns: int) -> int:
-        """What the last two windows' use does not need for a slice."""
+        """Return the free money beyond a slice at the higher rate of the last two windows, and start a new window."""
         elapsed_ns = now_ns - lease.window_ns
         if elapsed_ns < _SHORTEST_WINDOW_NS:
             return 0
@@ -768,8 +767,8 @@ class LeaseBook(Generic[H]):
         up_to = settled_up_to(reply.events, reply.last_event)
         if not lease.unsettled or lease.unsettled[0].event > up_to:
             return
-        many = up_to + 1 - lease.unsettled[0].event  # Their numbers have no gap.
-        settled, lease.unsettled = lease.unsettled[:many], lease.unsettled[many:] or ()
+        settled_count = up_to + 1 - lease.unsettled[0].event  # Event numbers have no gaps.
+        settled, lease.unsettled = lease.unsettled[:settled_count], lease.unsettled[settled_count:] or ()
         lease.progress_ns = now_ns if lease.unsettled else 0
         lease.resends = 0
         lease.ended += sum(event.drawn_micros for event in settled)
@@ -778,7 +777,7 @@ class LeaseBook(Generic[H]):
 
 
 def _hand_back(lease: Lease, amount: int, now_ns: int) -> None:
-    """What is reported as returned cannot be held again."""
+    """Move free money to `returned`: from now on it cannot be held."""
     if amount:
         lease.owed_ns, lease.unsure = now_ns, True
         lease.returned += amount
@@ -790,5 +789,5 @@ def _expired(day: str, today: str) -> bool:
 
 def _ended(hold: BaseHold) -> HoldEnded:
     if hold._lease.foreign:
-        return HoldEnded(f"hold {hold.id} belongs to the process that this one was forked from")
-    return HoldEnded(f"hold {hold.id} was finalized or released before")
+        return HoldEnded(f"hold {hold.id} belongs to the parent of this forked process")
+    return HoldEnded(f"hold {hold.id} was already finalized or released")

@@ -1,4 +1,4 @@
-"""What is done around a call: by `metered` for a function that makes one, and by what wraps a client library."""
+"""The steps around a metered call, shared by `metered` and the integrations."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 AgentOf: TypeAlias = str | Callable[..., str]
-"""An agent, or who says it by the function's arguments."""
+"""An agent, or a function that returns it from the decorated function's arguments."""
 
 CostOf: TypeAlias = Callable[[Any], int] | None
-"""What a function's result says that the call cost, in micros."""
+"""A function that returns a call's cost in micros from its result."""
 
 
 def check_kind(function: Callable[..., object], *, coroutine: bool) -> None:
-    """Raises `InvalidInput` for a function whose call is not over when it has returned, or been awaited."""
+    """Raise `InvalidInput` for a generator, or for a coroutine function where none is expected and vice versa."""
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise InvalidInput("metered takes no generator: its call is not over when it returns; reserve inside it")
+        raise InvalidInput("metered does not take generators: the call goes on after they return; reserve inside")
     if inspect.iscoroutinefunction(function) is not coroutine:
-        raise InvalidInput("metered of a Wallet takes a function, that of an AsyncWallet an async def")
+        raise InvalidInput("Wallet.metered takes a plain function, AsyncWallet.metered an async def")
 
 
 def agent_of(agent: AgentOf, *args: object, **kwargs: object) -> str:
-    """Whose call it is."""
+    """Return the agent of a call with these arguments."""
     return agent(*args, **kwargs) if callable(agent) else agent
 
 
 @contextmanager
 def sending(hold: BaseHold, surely_not_billed: Callable[[BaseException], bool]) -> Iterator[None]:
-    """Around the sending of a call that is held for: an error ends the hold, in full if there may be a bill."""
+    """Send a held call inside this block: an error ends the hold, charged in full if the call may be billed."""
     try:
         yield
     except BaseException as error:
@@ -58,9 +58,9 @@ def sending(hold: BaseHold, surely_not_billed: Callable[[BaseException], bool]) 
 def note_cost(
     hold: BaseHold, result: object, cost: CostOf, call: Mapping[str, Any], prices: Callable[[], Prices]
 ) -> None:
-    """Tell the hold what its call cost: by `cost`, else, for a `call` of a model, by what the result says.
+    """Set the hold's actual cost: from `cost`, or for a `call` of a model from the result's usage.
 
-    With neither, that is all that it holds; and where another model answered that has no price.
+    Without either, or if a model without a price answered, the whole hold is charged.
     """
     if cost is not None:
         hold.actual = cost(result)
@@ -73,7 +73,7 @@ def note_cost(
 
 
 def _answer_of(result: Any) -> Answer:
-    """What a result says of its cost, by the names that OpenAI, Anthropic and LiteLLM give it, or by Google's."""
+    """Read usage, model and tier from a result, by the field names of OpenAI, Anthropic, LiteLLM and Google."""
     model, tier = _first(result, "model", "model_version", "modelVersion"), _first(result, "service_tier")
     return Answer(
         _first(result, "usage", "usage_metadata", "usageMetadata"),
@@ -83,7 +83,7 @@ def _answer_of(result: Any) -> Answer:
 
 
 def _first(result: Any, *names: str) -> Any:
-    """The first of these fields that has a value."""
+    """Return the first of these fields that is not None."""
     for name in names:
         value = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
         if value is not None:

@@ -1,4 +1,4 @@
-"""Reading in three tiers: the counter, else the ledger, else what this process last heard."""
+"""Read budgets in three tiers: the counter, else the ledger, else what this process last heard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Reading(NamedTuple):
 
 
 class Readings:
-    """What is left and what is spent, from the first tier that answers."""
+    """Reads what remains and what is spent from the first tier that answers."""
 
     def __init__(
         self, book: LeaseBook[Any], counter: Counter, ledger: LedgerReader | None, transport: Transport
@@ -34,7 +34,7 @@ class Readings:
         self._ledger = ledger
         self._transport = transport
         self.fallthroughs = 0
-        """How often a tier did not answer, since the start."""
+        """How often a tier did not answer since the start."""
 
     def remaining(self, agent: str) -> Reading:
         """See `Wallet.remaining`."""
@@ -61,7 +61,7 @@ class Readings:
         agent = agent_id(agent)
         day = self._book.today()
         try:
-            if self._book.counter_ms() is None:  # Nothing was heard of it yet; this host may be in another day.
+            if self._book.counter_ms() is None:  # No answer yet, and this host's clock may show another day.
                 self._book.hear(self._counter.now_ms())
                 day = self._book.today()
             (reading,) = self._counter.read([(agent, day)])
@@ -80,11 +80,11 @@ class Readings:
             return Reading(of_memory(lease.cap, lease.spent, lease.leased), "memory")
         if (settled := self._transport.snapshot(agent, day)) is not None:
             return Reading(of_ledger(_known(settled)), "memory")
-        raise BudgetUnavailable(f"agent {agent}: neither Redis nor a ledger nor memory knows {day}")
+        raise BudgetUnavailable(f"agent {agent}: neither Redis nor the ledger nor memory has {day}")
 
     def _fall_through(self, agent: str, error: Unavailable) -> None:
         self.fallthroughs += 1
-        logger.warning("reading agent %s from the next tier: %s", agent, error)
+        logger.warning("falling through to the next tier for agent %s: %s", agent, error)
 
 
 def _known(snapshot: DaySnapshot) -> DaySnapshot:

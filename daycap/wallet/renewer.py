@@ -1,4 +1,4 @@
-"""The renewer: one thread that renews leases, and sees to it that every event reaches the ledger."""
+"""The renewer: one thread that renews leases and resends events until the ledger has them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _OPEN_AGAIN_S = 1.0
 """How long to wait before asking again for a day to be opened."""
 
 _AT_ONCE = 500
-"""How many leases are renewed in one exchange: an answer to more might be too old by the time that it is applied."""
+"""How many leases to renew in one exchange: the reply to a larger one might be too old when it is applied."""
 
 _LONGEST_RENEWAL_S = 5.0
-"""How long to wait for another thread that renews: each of its exchanges is bounded, and there may be many."""
+"""How long to wait for another thread that renews: its exchanges are bounded, but there may be many."""
 
 _FINISH_S = 0.1
-"""How often to look, after a close, whether nothing is left."""
+"""How often to check, after a close, whether anything is left."""
 
 _LOOK_S = 0.5
-"""How often to look whether a renewal is due: a lease may have come whose ttl is shorter than those before."""
+"""How often to check whether a renewal is due: a new lease may have a shorter ttl."""
 
 
 class Renewer:
-    """Renews what `book` has leased, a third of a ttl apart, and sends again what is not settled in time."""
+    """Renews the leases of `book` every third of a ttl, and resends what is not settled in time."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class Renewer:
         self._refused: set[str] = set()
         self._adopted = []
         self.resent = 0
-        """How many events were sent again, since the start."""
+        """How many events were resent since the start."""
 
     def forget(self) -> None:
-        """In a forked child: start anew with nothing to keep."""
+        """Start over with nothing to renew. Called in a forked child."""
         for adopted in self._adopted:
             adopted.forget()
         self._begin()
@@ -83,9 +83,9 @@ class Renewer:
         return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread, if it does not run. Raises `RuntimeError` where none can be had."""
+        """Start the thread if it is not running. Raises `RuntimeError` if no thread can start."""
         if (self._thread is None or not self._thread.is_alive()) and not self._starting.mine():
-            with suppress(Busy):  # Then another thread starts it.
+            with suppress(Busy):  # Another thread is starting it.
                 self._starting.take(self._start)
 
     def _start(self) -> None:
@@ -100,52 +100,52 @@ class Renewer:
 
     @property
     def inside(self) -> bool:
-        """Whether the thread that asks was interrupted in here."""
+        """Whether the calling thread was interrupted in here."""
         return self._renewing.mine() or self._starting.mine()
 
     def finish(self, then: Callable[[], None]) -> None:
-        """Once nothing is live and nothing unsettled, call `then`, which ends all, and end the thread."""
+        """End the thread once nothing is live or unsettled, and call `then`, which closes the rest."""
         self._finish = then
 
     def stop(self, timeout_s: float) -> None:
-        """End the thread. What is adopted and not settled is left to the next process."""
+        """End the thread. Adopted events that are not settled are left to the next process."""
         self._stop.set()
         if self._thread is not None:
             join(self._thread, timeout_s)
         self.let_go()
 
     def let_go(self) -> None:
-        """Leave what is adopted to the next process."""
+        """Leave adopted outboxes to the next process."""
         for adopted in self._adopted:
             adopted.close()
 
     def unsettled(self) -> list[FinalizeEvent]:
-        """Every event that the ledger is not known to have, those adopted from dead processes too."""
+        """Return every event that the ledger is not known to have, including those adopted from dead processes."""
         return [*self._book.unsettled(), *(event for adopted in self._adopted for event in adopted.events)]
 
     def learn_settled(self) -> None:
-        """Ask what is settled, now."""
+        """Ask now which events are settled."""
         self.renew(self._book.unsettled_leases())
         self.follow_adopted()
 
     def ask_to_open(self, agent: str, day: str) -> None:
-        """Ask a worker to open the day, once a second at most."""
+        """Ask a worker to open the day, at most once a second."""
         now = time.monotonic()
         if now - self._asked_to_open.get((agent, day), -_OPEN_AGAIN_S) >= _OPEN_AGAIN_S:
             self._asked_to_open[agent, day] = now
             self._sender.open_day(agent, day)
 
     def refused(self, agent: str) -> None:
-        """The agent's cap was reached: what this process has free of it, and is recalled, is handed back soon."""
+        """Note that the agent was refused, so that recalled free money of this process is handed back soon."""
         self._refused.add(agent)
 
     def renew(self, only: list[Lease] | None = None, *, hand_back: bool = False) -> bool:
-        """Sync every lease in use, or those of `only`. Returns whether all of them were renewed."""
+        """Sync every lease in use, or only the given ones. Returns whether all of them were renewed."""
 
         def renew() -> bool:
             leases = self._book.leases() if only is None else only
-            parts = [leases[start : start + _AT_ONCE] for start in range(0, len(leases), _AT_ONCE)]
-            renewed = [self._renew(part, hand_back=hand_back) for part in parts]  # Each of them, come what may.
+            batches = [leases[start : start + _AT_ONCE] for start in range(0, len(leases), _AT_ONCE)]
+            renewed = [self._renew(batch, hand_back=hand_back) for batch in batches]  # Even after one that failed.
             return all(renewed)
 
         if self.inside:
@@ -153,11 +153,11 @@ class Renewer:
         try:
             return self._renewing.take(renew, _LONGEST_RENEWAL_S)
         except (CounterUnavailable, Busy) as error:
-            logger.warning("leases were not renewed: %s", str(error) or "another thread was at it")
+            logger.warning("leases were not renewed: %s", str(error) or "another thread is renewing them")
             return False
 
     def _renew(self, leases: Sequence[Lease], *, hand_back: bool) -> bool:
-        """One sync; a second one of those that were asked for their free money. Raises `CounterUnavailable`."""
+        """Sync once, and once more the leases whose free money was recalled. Raises `CounterUnavailable`."""
         renewed = True
         for _ in range(2):
             pending = self._book.begin_renewal(leases, hand_back=hand_back)
@@ -174,9 +174,9 @@ class Renewer:
         return renewed
 
     def follow_adopted(self) -> None:
-        """Adopt what dead processes left in the outbox, and follow it until it is settled."""
+        """Adopt what dead processes left in the outbox, and resend it until it is settled."""
         if self._outbox is not None and not self._stop.is_set() and not self.inside:
-            with suppress(Busy):  # Then another thread is at it.
+            with suppress(Busy):  # Another thread is doing it.
                 self._renewing.take(partial(self._follow_adopted, self._outbox), _LONGEST_RENEWAL_S)
 
     def _follow_adopted(self, outbox: Outbox) -> None:
@@ -207,14 +207,14 @@ class Renewer:
                 if left_s > _LOOK_S:
                     self._hand_back_recalled()
                     continue
-                # From one beginning to the next, however long it takes; sooner where leases were not renewed.
+                # Measured from start to start, however long a round takes; sooner if leases were not renewed.
                 begun_s = time.monotonic()
                 part = 3 if self._tick() else 12
             except Exception:
-                logger.exception("keeping leases and events failed; trying again")
+                logger.exception("renewing leases failed; retrying")
 
     def _note(self) -> None:
-        """What the book cannot log under its lock."""
+        """Log what the book cannot log under its lock."""
         for hold in self._book.take_dropped():
             logger.error(
                 "agent %s: a hold was dropped after %.1f s without being finalized or released, and charged in full: "
@@ -227,10 +227,10 @@ class Renewer:
             )
         error, self._book.trouble = self._book.trouble, None
         if error is not None:
-            logger.error("an event could not be handed on at once; it is kept and will be resent", exc_info=error)
+            logger.error("an event could not be queued; it is kept and will be resent", exc_info=error)
 
     def _finished(self) -> bool:
-        """After a close that had to leave something: whether nothing is left."""
+        """Whether nothing is left after a close; otherwise renew and resend what is."""
         self._book.close()
         if unsettled := self._book.unsettled_leases():
             renewed = self.renew(unsettled, hand_back=True)
@@ -241,7 +241,7 @@ class Renewer:
         return not self._book.live_holds() and not self._book.unsettled()
 
     def _hand_back_recalled(self) -> None:
-        """Not only at the next renewal: whoever is refused meanwhile may be so for want of what lies free here."""
+        """Hand recalled money back now, not at the next renewal: others may be refused because it is idle here."""
         if not self._refused:
             return
         agents, self._refused = self._refused, set()
@@ -269,14 +269,14 @@ class Renewer:
         if not self._sender.waiting and (dropped := self._book.drop_expired()):
             _warn_of_expired(dropped)
         if events := self._book.stalled(self._resend_ns()):
-            self._resend(events, "sending %d events again: nothing says that they were settled")
+            self._resend(events, "resending %d unconfirmed events")
 
     def _follow(self, adopted: AbandonedOutbox) -> None:
         if adopted.sends:
             try:
                 totals = self._counter.read_leases(adopted.leases)
             except CounterUnavailable as error:
-                logger.warning("it is not known whether the events of an adopted outbox are settled: %s", error)
+                logger.warning("cannot check whether the events of an adopted outbox are settled: %s", error)
                 return
             for lease, settled in zip(adopted.leases, totals, strict=True):
                 if settled is not None:
@@ -286,7 +286,7 @@ class Renewer:
                 elif not self._sender.waiting:
                     _warn_of_expired(adopted.drop(lease))
         if adopted.events and self._sender.trouble is None and adopted.due(time.monotonic_ns(), self._resend_ns()):
-            self._resend(adopted.events, "sending %d events again that a process left in the outbox")
+            self._resend(adopted.events, "resending %d events that a dead process left in the outbox")
 
     def _resend(self, events: Sequence[FinalizeEvent], message: str) -> None:
         logger.warning(message, len(events))
@@ -294,13 +294,11 @@ class Renewer:
         self._sender.resend(events)
 
     def _resend_ns(self) -> int:
-        # While messages are visibly waiting, so may ours be. Asked in the time that an exchange may take: the
-        # leases are renewed by this thread.
+        # While messages wait at the broker, ours may be among them. The timeout is short, because this thread also
+        # renews the leases.
         patience = 1 if self._sender.backlog(self._settings.redis_timeout_seconds) == 0 else 10
         return int(self._settings.resend_seconds * patience * 1e9)
 
 
 def _warn_of_expired(events: Sequence[FinalizeEvent]) -> None:
-    logger.error(
-        "%d events are so old that it cannot be known whether they were settled; the broker has them", len(events)
-    )
+    logger.error("%d events are too old to confirm that they were settled; the broker accepted them", len(events))

@@ -1,4 +1,4 @@
-"""The wallet: what an inference runner embeds. Reserve before a call, finalize after it."""
+"""The wallet that an inference runner embeds: reserve before a call, finalize after it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from daycap.wallet.wiring import Parts
 
 
 class Wallet(BaseWallet[Hold]):
-    """Keeps agents inside their daily caps. Threads may share one; make one for each process.
+    """Keeps agents inside their daily caps. Create one per process; threads may share it.
 
-    Use `Wallet.from_env()`. A wallet starts its threads when it first has something for them to do, and `close`
-    (or leaving it as a context manager) ends them. All amounts are int micros.
+    Use `Wallet.from_env()`. A wallet starts its threads on first use; `close`, or leaving it as a context manager,
+    ends them. All amounts are int micros.
     """
 
     _hold_type = Hold
@@ -42,17 +42,18 @@ class Wallet(BaseWallet[Hold]):
     @overload
     def reserve(self, agent: str, **call: Unpack[Call]) -> Hold: ...
     def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> Hold:
-        """Hold the most that a call can cost before it is made: so many micros, or by its model and tokens.
+        """Hold the most that a call can cost, before the call: an amount in micros, or a model and its tokens.
 
-        `wallet.reserve("agent-7", 50_000)`, or, with `daycap[prices]`, `wallet.reserve("agent-7", model="gpt-4o",
-        input_tokens=1200, max_output_tokens=500)`: then the hold can be ended by the call's usage.
+        `wallet.reserve("agent-7", 50_000)` or, with `daycap[prices]`, `wallet.reserve("agent-7", model="gpt-4o",
+        input_tokens=1200, max_output_tokens=500)`. With a model, the hold can be finalized with the call's usage.
 
-        Answers from memory, in microseconds, while this process has leased enough for the agent; else asks the
-        counter, for at most `DAYCAP_REDIS_TIMEOUT_SECONDS` an exchange.
+        Answers from memory, in microseconds, while this process has leased enough for the agent. Otherwise it asks
+        the counter; each exchange takes at most `DAYCAP_REDIS_TIMEOUT_SECONDS`.
 
-        Raises `CapExceeded` when it would pass the agent's cap of the day, `AgentPaused`, `UnknownAgent`,
-        `NotYourAgent`, `InvalidAmount` or `InvalidInput`, and `BudgetUnavailable` when the check could not be made
-        safely (`OutboxFull` when its event could not be kept). By a model also what `Prices.worst_case_micros` raises.
+        Raises `CapExceeded` if the estimate would exceed the agent's cap for the day; `AgentPaused`, `UnknownAgent`,
+        `NotYourAgent`, `InvalidAmount` or `InvalidInput`; and `BudgetUnavailable` if the budget could not be checked
+        safely (`OutboxFull` if the event could not be kept). With a model, also raises what
+        `Prices.worst_case_micros` raises.
         """
         if call:
             priced = cast(Call, call)
@@ -71,12 +72,12 @@ class Wallet(BaseWallet[Hold]):
     def metered(
         self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        """Decorate a function that makes one call: each time it reserves before, and is charged after.
+        """Decorate a function that makes one call: reserve before each call, finalize after it.
 
-        `agent` may be a function of the same arguments. The amount is as for `reserve`. What the call did cost, in
-        micros, says `cost` by the function's result; without it the result's `usage`, where it is held by a model; and
-        else it is all that is held, as after an exception. Raises what `reserve` and a hold's `used` raise, and
-        `InvalidInput` for generators and coroutine functions.
+        `agent` may be a function of the same arguments. Pass the amount as for `reserve`. `cost` computes the actual
+        cost in micros from the function's result. Without `cost`, a reservation by model is charged by the result's
+        `usage`, and any other, like a call that raised, is charged the whole hold. Raises what `reserve` and
+        `Hold.used` raise, and `InvalidInput` for generators and coroutine functions.
         """
         amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
 
@@ -95,15 +96,15 @@ class Wallet(BaseWallet[Hold]):
         return decorate
 
     def remaining(self, agent: str) -> Reading:
-        """What could still be reserved for the agent today, this process's own free lease included.
+        """Return what can still be reserved for the agent today, including this process's own free lease.
 
-        Read from Redis, else the ledger (cap less spent), else from what this process last heard. Raises
-        `UnknownAgent`, and `BudgetUnavailable` when no tier can answer.
+        Reads Redis, else the ledger (cap minus spent), else what this process last heard. Raises `UnknownAgent`, and
+        `BudgetUnavailable` if no tier can answer.
         """
         return self._readings.remaining(agent)
 
     def spent(self, agent: str) -> Reading:
-        """What was settled of the agent's money today. Tiers and errors as in `remaining`."""
+        """Return what was settled for the agent today. Tiers and errors as in `remaining`."""
         return self._readings.spent(agent)
 
     def add_agent(self, agent: str, cap_micros: int) -> None:
@@ -120,26 +121,26 @@ class Wallet(BaseWallet[Hold]):
         self._set_cap(agent, cap_micros)
 
     def verify_identity_binding(self, agent: str, anchor: str) -> bool:
-        """Whether `anchor` is the agent's identity anchor now, says the ledger. False too where it has none.
+        """Return whether the ledger has `anchor` as the agent's identity anchor. False if the agent has none.
 
-        Raises `UnknownAgent`, `InvalidInput`, `LedgerUnavailable` when the ledger does not answer, and
-        `InvalidSetting` when there is no `DAYCAP_LEDGER_URL` to ask.
+        Raises `UnknownAgent`, `InvalidInput`, `LedgerUnavailable` if the ledger does not answer, and
+        `InvalidSetting` without `DAYCAP_LEDGER_URL`.
         """
         return self._binding.verify(agent, anchor)
 
     def flush(self, timeout: float = 5) -> tuple[str, ...]:
-        """Wait, at most `timeout` seconds, until the ledger has every event of this process.
+        """Wait at most `timeout` seconds until the ledger has every event of this process.
 
-        Those that it adopted from the outbox of one that died are counted in. Returns the reservation ids that
-        were not known to be settled by then: empty is good.
+        This includes events adopted from the outboxes of dead processes. Returns the reservation ids that are not
+        known to be settled; empty means that all are.
         """
         return self._flush(timeout)
 
     def close(self, timeout: float = 5) -> tuple[str, ...]:
-        """Flush, hand back what is leased and not held, end the threads. Returns what `flush` returns.
+        """Flush, hand back free leased money, and end the threads. Returns what `flush` returns.
 
-        There is no new hold from now on. Holds that are still live can be ended: their events are sent, and their
-        money comes back when their lease expires. Closing twice does nothing.
+        A closed wallet makes no new holds. Live holds can still be ended: their events are sent, and their money is
+        freed when their lease expires. Closing twice does nothing.
         """
         return self._close(timeout)
 
@@ -155,13 +156,13 @@ class Wallet(BaseWallet[Hold]):
     # --- inside -------------------------------------------------------------------------------------------
 
     def _ask(self, agent: str, estimate: int) -> Hold:
-        """Drive a top-up: one at a time for each agent."""
+        """Run a top-up, one at a time per agent."""
         start_s = self._begin_to_ask(agent)
         self._sender.try_broker(self._settings.redis_timeout_seconds)
 
         def ask() -> Hold:
             with self._asking(agent, self._topping_up):
-                self._binding.check(agent)  # Whoever has a lease in the book came by here.
+                self._binding.check(agent)  # Every lease in the book passed this check.
                 return self._drive(self._steps(agent, estimate, start_s), start_s)
 
         turn = self._topping_up.setdefault(agent, Turn())
@@ -180,7 +181,7 @@ class Wallet(BaseWallet[Hold]):
             try:
                 answer = self._take(step, start_s)
             except BaseException as error:
-                steps.throw(error)  # What was taken out of the book for the question is put back, and it is raised.
+                steps.throw(error)  # Puts back what the question earmarked, and re-raises.
 
     def _take(self, step: Step, start_s: float) -> SyncReply | None:
         if isinstance(step, Pause):

@@ -1,6 +1,6 @@
-"""A reservation that memory cannot serve, step by step: what to ask, what the answer means, when to ask anew.
+"""The steps of a reservation that memory cannot serve: what to ask, what the answer means, when to ask again.
 
-No I/O: whoever drives it, a thread or an event loop, sends what it yields and waits as long as it says.
+No I/O: the caller, a thread or an event loop, sends each sync that it yields, and waits for each pause.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from daycap.wallet.lease_book import LeaseBook
 
 
 class Pause(NamedTuple):
-    """Wait before the next step; answered with None."""
+    """A wait before the next step; answered with None."""
 
     seconds: float
 
 
 Step = Pending | Pause
-"""A sync to send, answered with its reply or by throwing `CounterUnavailable` in; or a pause."""
+"""A sync to send, answered with its reply or by throwing `CounterUnavailable`; or a pause."""
 
 Steps = Generator[Step, SyncReply | None, H]
 
@@ -32,9 +32,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 def top_up(
     book: LeaseBook[H], agent: str, estimate: int, *, end_s: float, ask_to_open: Callable[[str, str], None]
 ) -> Steps[H]:
-    """Reserve `estimate` micros with the counter's help, until `end_s` of the monotonic clock at the latest.
+    """Reserve `estimate` micros by asking the counter, until `end_s` (monotonic) at the latest.
 
-    Best one at a time for each agent. Raises what `Wallet.reserve` raises.
+    Preferably one at a time per agent. Raises what `Wallet.reserve` raises.
     """
     why, pause_s = "", 0.0
     while (hold := book.reserve(agent, estimate)) is None:
@@ -47,12 +47,12 @@ def top_up(
         if (hold := book.finish_top_up(pending, reply, estimate)) is not None:
             break
         if reply.answer is Answer.NOT_OPEN:
-            why = f"nobody opened {pending.request.day} in the counter; is a worker running?"
+            why = f"{pending.request.day} is not open in the counter; is a worker running?"
             ask_to_open(agent, pending.request.day)
         elif reply.answer is Answer.OK:
-            why = f"{pending.request.day} is ending, or the answers come too late"
+            why = f"{pending.request.day} is ending, or the counter answers too late"
         else:
-            why = "the totals moved under every question; try again"
+            why = "the agent's totals kept changing; try again"
         if pause_s:
             yield Pause(pause_s)
         pause_s = min(max(pause_s * 1.5, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
@@ -60,7 +60,7 @@ def top_up(
 
 
 def _asked(book: LeaseBook[Any], pending: Pending) -> Generator[Step, SyncReply | None, SyncReply]:
-    """The reply to a sync. What it took out of the book is put back if there is none."""
+    """Return the reply to a sync. Without one, put back what it earmarked, and raise."""
     try:
         reply = yield pending
         assert reply is not None, "a sync is answered"  # noqa: S101

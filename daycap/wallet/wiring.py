@@ -1,4 +1,4 @@
-"""The set-ups: which counter, which way to whoever settles, which ledger to read, by what is set."""
+"""Choose a wallet's counter, transport, ledger reader and outbox from the settings."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ logger = logging.getLogger("daycap")
 
 
 class Parts(NamedTuple):
-    """What a wallet works with."""
+    """The parts of a wallet."""
 
     counter: Counter
     transport: Transport
     reader: LedgerReader | None
     outbox: Outbox | None
     in_loop: AsyncCounter | None = None
-    """The counter for event loops, where a sync waits for a server."""
+    """The counter for event loops; None if a sync needs no server."""
 
 
 def make_parts(settings: Settings, caps: Mapping[str, int] | None) -> Parts:
@@ -101,10 +101,7 @@ def _days_of(reader: LedgerReader) -> DaySource:
 
 
 def make_prices(settings: Settings) -> Prices:
-    """The prices that `settings` ask for: own ones, if there is a file of them, before those of genai-prices.
-
-    Raises `InvalidSetting`.
-    """
+    """Load prices: the file that `settings` names, if any, then genai-prices. Raises `InvalidSetting`."""
     try:
         from daycap.pricing.prices import Prices  # noqa: PLC0415  (an extra, and it takes half a second)
     except ImportError as error:

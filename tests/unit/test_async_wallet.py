@@ -48,7 +48,7 @@ def test_the_loop_has_its_turns_while_a_day_is_waited_for() -> None:
         deployment.ledger.opens = False
         wallet: AsyncWallet = deployment.wallet(open_timeout_seconds=0.3)  # type: ignore[assignment]
         counting = asyncio.create_task(count())
-        with pytest.raises(BudgetUnavailable, match="nobody opened"):
+        with pytest.raises(BudgetUnavailable, match="is not open in the counter"):
             await wallet.reserve("agent-7", 10)
         counting.cancel()
         assert 2 <= deployment.counter.asked <= 60

@@ -130,8 +130,8 @@ def test_a_process_pool_hands_errors_on() -> None:
 
 def test_it_says_its_amounts_in_dollars() -> None:
     assert str(refusal()) == (
-        "agent agent-7: $0.05 would exceed the cap of $1.00 for 2026-11-24: $0.90 spent, $0.03 held here, $0.01 waiting "
-        "to be settled, $0.02 leased by other runners, $0.04 remaining; it may fit when calls in progress end"
+        "agent agent-7: $0.05 would exceed the cap of $1.00 for 2026-11-24: $0.90 spent, $0.03 held here, $0.01 "
+        "waiting to be settled, $0.02 leased by other runners, $0.04 remaining; it may fit when calls in progress end"
     )
 
 

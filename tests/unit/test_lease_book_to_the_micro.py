@@ -412,7 +412,7 @@ def test_lease_at_the_largest_amount_gets_a_successor(runner: Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("days", "said"), [(1, []), (3, ["letting go of 2 holds of agent agent on 2026-11-24: never ended"])]
+    ("days", "said"), [(1, []), (3, ["dropping 2 holds of agent agent on 2026-11-24 that were never ended"])]
 )
 def test_endless_holds_of_an_old_day_are_dropped(
     runner: Runner, caplog: pytest.LogCaptureFixture, days: int, said: list[str]

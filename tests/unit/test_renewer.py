@@ -237,7 +237,7 @@ class TestItsThread:
         counter.ms_a_lease = None  # type: ignore[assignment]
         run(renewer, runner, 21_000)
         assert len(counter.asked) > 1
-        assert set(caplog.messages) == {"keeping leases and events failed; trying again"}
+        assert set(caplog.messages) == {"renewing leases failed; retrying"}
         assert not hold.ended
 
     def test_is_waited_for_at_the_end(self, renewer: Any) -> None:
@@ -322,7 +322,7 @@ class TestWhatIsNotSettled:
         runner.ms += 1
         renewer._tick()
         assert (sender.sent, renewer.resent) == (runner.events, 1)
-        assert "sending 1 events again: nothing says that they were settled" in caplog.messages
+        assert "resending 1 unconfirmed events" in caplog.messages
         assert set(sender.asked_within_s) == {SETTINGS.redis_timeout_seconds}
 
     @pytest.mark.parametrize("messages", [1, None])
@@ -472,7 +472,7 @@ class TestWhatADeadProcessLeft:
         runner.ms += 15_000
         adopter.follow_adopted()
         assert (sender.sent, adopter.unsettled()) == (events, events)
-        assert "it is not known whether the events of an adopted outbox are settled: away" in caplog.messages
+        assert "cannot check whether the events of an adopted outbox are settled: away" in caplog.messages
 
     def test_forgotten_days_event_ends_at_the_broker(
         self,

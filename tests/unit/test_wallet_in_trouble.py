@@ -137,7 +137,7 @@ def test_reservations_that_fail_leave_the_way_free(deployment: Deployment) -> No
 def test_unopened_day_causes_no_storm(deployment: Deployment) -> None:
     deployment.ledger.opens = False
     wallet = deployment.wallet(open_timeout_seconds=0.5)
-    with pytest.raises(BudgetUnavailable, match="nobody opened"):
+    with pytest.raises(BudgetUnavailable, match="is not open in the counter"):
         wallet.reserve("agent-7", 10)
     assert 2 <= deployment.counter.asked <= 60
 
