@@ -361,7 +361,7 @@ class AbandonedOutbox:
         if not self._events:
             if self._unreadable:
                 logger.error(
-                    "cannot parse %d lines of the outbox in %s; the file stays there", self._unreadable, self._path
+                    "%d lines of the outbox in %s cannot be parsed; the files stay there", self._unreadable, self._path
                 )
             for file in (*self._read_files, *([] if self.incomplete else [self._path / _LOCK])):
                 with suppress(OSError):

@@ -215,7 +215,7 @@ class Sender:
     def _note_refusal(self, refused: str | None) -> None:
         before, self.refused = self.refused, refused
         if refused != before and refused is not None:
-            logger.error("%s; until then nothing can be reserved, and %d events wait", refused, self.waiting)
+            logger.error("%s; until then nothing is reserved, and %d events wait", refused, self.waiting)
         if (refused is None) != (before is None):
             self._on_refusal(refused is not None)
 

@@ -87,9 +87,9 @@ def ask_for_a_password(admin: redis.Redis) -> None:
 @pytest.mark.parametrize(
     ("url", "makes", "says"),
     [
-        ("redis://{}/0", ask_for_a_password, "AuthenticationError.*check user and password in DAYCAP_BROKER_URL"),
-        ("redis://:wrong@{}/0", ask_for_a_password, "AuthenticationError.*check user and password"),
-        ("redis://nobody:x@{}/0", refuse_nothing, "AuthenticationError.*check user and password"),
+        ("redis://{}/0", ask_for_a_password, "AuthenticationError.*check the user and password in DAYCAP_BROKER_URL"),
+        ("redis://:wrong@{}/0", ask_for_a_password, "AuthenticationError.*check the user and password"),
+        ("redis://nobody:x@{}/0", refuse_nothing, "AuthenticationError.*check the user and password"),
         ("redis://{}/7", refuse_nothing, "DB index is out of range.*check the database"),
     ],
 )
@@ -114,7 +114,7 @@ def test_strange_certificate_holds_no_money(
     try:
         with (
             wallet_of(face, redis_url, f"rediss://127.0.0.1:{proxy.port}/0") as wallet,
-            pytest.raises(BudgetUnavailable, match=r"certificate verify failed.*check certificate"),
+            pytest.raises(BudgetUnavailable, match=r"certificate verify failed.*check the certificate"),
         ):
             wallet.reserve("agent-7", 1)
         assert leased(counter) == 0
@@ -161,12 +161,12 @@ def test_refusing_broker_stops_warm_runners(
         wait_for(lambda: wallet._sender.refused)
 
         # Then not even memory gives money away, at once, and what lies free there is handed back
-        with pytest.raises(BudgetUnavailable, match=r"check|give its user the rights"):
+        with pytest.raises(BudgetUnavailable, match=r"check|grant its user the permissions"):
             wallet.reserve("agent-7", 1)
         wallet._renewer.renew()
         assert leased(counter) == 54_000, "what was spent, and what a call that is under way holds"
         longer.release()
-        with pytest.raises(BudgetUnavailable, match=r"check|rights"):
+        with pytest.raises(BudgetUnavailable, match=r"check|permissions"):
             wallet.reserve("agent-7", 1)
         assert [record.levelno for record in caplog.records if "nothing is reserved" in record.message] == [
             logging.ERROR

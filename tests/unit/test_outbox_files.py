@@ -158,10 +158,10 @@ def test_a_full_disk_leaves_no_half_file_and_is_tried_again(
         outbox.append(made(1))
         outbox.append(made(2))
         outbox.retry()
-        assert "cannot be written" in caplog.text
+        assert "cannot write the outbox" in caplog.text
         outbox.retry()
     assert (outbox.full, outbox.failures, files(directory)) == (True, 2, [])
-    assert caplog.text.count("cannot be written") == 1, "it is said once, not for every event"
+    assert caplog.text.count("cannot write the outbox") == 1, "it is said once, not for every event"
 
     outbox.retry()
     assert not outbox.full

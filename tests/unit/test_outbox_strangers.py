@@ -223,7 +223,7 @@ def test_another_users_directory_is_refused(everyones: Path) -> None:
     error = as_user(OTHER, lambda: adopted_in(private))
 
     assert isinstance(error, InvalidSetting)
-    assert "each user needs an outbox of its own" in str(error)
+    assert "each user needs its own outbox" in str(error)
 
 
 @pytest.mark.skipif(ROOT, reason="root may do everything")

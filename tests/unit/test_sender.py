@@ -402,9 +402,9 @@ def test_sender_does_chores_before_each_message() -> None:
 @pytest.mark.parametrize(
     ("events", "openings", "said"),
     [
-        (1, 0, "1 events wait; the broker did not take them: ConnectionError"),
+        (1, 0, "1 events wait; the broker did not accept them: ConnectionError"),
         (0, 1, "1 requests to open a day wait; the broker did not answer: ConnectionError"),
-        (1, 2, "1 events and 2 requests to open a day wait; the broker did not take them: ConnectionError"),
+        (1, 2, "1 events and 2 requests to open a day wait; the broker did not accept them: ConnectionError"),
     ],
 )
 def test_a_failure_names_what_waits(
