@@ -1,4 +1,4 @@
-"""A batch job: many threads share one wallet and one agent's cap; what does not fit today is left for tomorrow.
+"""Run a batch job: many threads share one wallet and one agent's cap. What does not fit today waits until tomorrow.
 
 uv run python examples/batch_threads.py
 """
@@ -15,11 +15,11 @@ AGENT, CAP, DOCUMENTS = "nightly-batch", usd("1.00"), 500
 
 
 def summarize(wallet: Wallet, document: int) -> bool:
-    """Whether the document was done."""
+    """Summarize a document; return False if there was no budget for it."""
     dice = random.Random(document)
     try:
         with wallet.reserve(AGENT, usd("0.01")) as hold:
-            time.sleep(dice.random() / 200)  # The call.
+            time.sleep(dice.random() / 200)  # Stands in for the model call.
             hold.actual = dice.randint(usd("0.002"), usd("0.01"))
     except CapExceeded:
         return False
@@ -30,7 +30,7 @@ def main() -> None:
     with Wallet.from_env(caps={AGENT: CAP}, environ={}) as wallet:
         left, before = list(range(DOCUMENTS)), DOCUMENTS + 1
         with ThreadPoolExecutor(32) as threads:
-            # Refused may mean: while others hold it. What they did not need is there in the next round.
+            # A refusal may only mean that other threads hold the rest. What they do not need is free in the next round.
             while len(left) < before:
                 before = len(left)
                 done = threads.map(lambda document: summarize(wallet, document), left)

@@ -1,6 +1,6 @@
-"""A web service that answers 402 when the caller's agent has spent its day's money.
+"""Serve a web API that answers 402 when the caller's agent has spent its budget for the day.
 
-uv run python examples/fastapi_endpoint.py         # asks itself, without a port
+uv run python examples/fastapi_endpoint.py         # calls itself, without a port
 uv run uvicorn examples.fastapi_endpoint:app       # serves
 """
 
@@ -21,7 +21,7 @@ CAPS = {"agent-7": usd("0.10")}
 
 @asynccontextmanager
 async def wallet_of_the_process(app: FastAPI) -> AsyncIterator[None]:
-    """One wallet for the process: made when it starts, flushed and closed when it ends."""
+    """Create one wallet when the process starts; flush and close it when it ends."""
     async with AsyncWallet.from_env(caps=CAPS, environ={}) as wallet:
         app.state.wallet = wallet
         yield
@@ -32,7 +32,7 @@ app = FastAPI(lifespan=wallet_of_the_process)
 
 @app.exception_handler(Refused)
 async def refused(_: Request, error: Refused) -> JSONResponse:
-    """The cap is reached, or the agent is paused or unknown. Where asking again may help, it says when."""
+    """Answer 402: the cap is reached, or the agent is paused or unknown. Retry-After says when a retry may help."""
     retry_after_s = error.retry_after_s if isinstance(error, CapExceeded) else None
     headers = {} if retry_after_s is None else {"Retry-After": str(ceil(retry_after_s))}
     return JSONResponse({"detail": str(error)}, status_code=402, headers=headers)
@@ -40,16 +40,16 @@ async def refused(_: Request, error: Refused) -> JSONResponse:
 
 @app.exception_handler(BudgetUnavailable)
 async def unavailable(_: Request, error: BudgetUnavailable) -> JSONResponse:
-    """It could not be checked now."""
+    """Answer 503: the budget could not be checked."""
     return JSONResponse({"detail": str(error)}, status_code=503, headers={"Retry-After": "1"})
 
 
 @app.post("/agents/{agent}/ask")
 async def ask(agent: str, request: Request) -> dict[str, str | int]:
-    """Answer a question with the agent's money."""
+    """Answer a question from the agent's budget."""
     question = (await request.body()).decode()
     with await request.app.state.wallet.reserve(agent, usd("0.03")) as hold:
-        answer, hold.actual = question.upper(), usd("0.025")  # The model's stand-in.
+        answer, hold.actual = question.upper(), usd("0.025")  # Stands in for the model.
     return {"answer": answer, "cost_micros": hold.actual}
 
 

@@ -1,4 +1,4 @@
-"""LiteLLM inside a cap: the large model while there is money for it, then the small one, then nothing.
+"""Keep LiteLLM inside a cap: use the large model while the budget lasts, then the small one, then stop.
 
 uv run python examples/litellm_router.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # Its own copy of the prices; nothing is fetched.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # Use the bundled prices; fetch nothing.
 
 from daycap import CapExceeded, Wallet, format_usd, usd
 from daycap.litellm import Metered
@@ -32,7 +32,7 @@ def main() -> None:
                 answer = router.completion(
                     model="large",
                     messages=[{"role": "user", "content": "What is left of my money?"}],
-                    max_tokens=500,  # What the call holds; it is charged by its usage.
+                    max_tokens=500,  # Sets the hold; the call is charged by its usage.
                     metadata={"agent": "agent-7"},
                 )
                 answered[str(answer.model)] += 1

@@ -1,8 +1,8 @@
-"""Streams of OpenAI's own client inside a cap: each is charged by the usage in its last event.
+"""Keep streams of OpenAI's client inside a cap: each is charged by the usage in its last event.
 
 uv run python examples/openai_streaming.py
 
-The model's stand-in is a server in this process. For the real one leave `base_url` out, and say who you are.
+A server in this process stands in for the model. For the real one, drop `base_url` and set your API key.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ def main() -> None:
 
 
 def answer(client: openai.OpenAI) -> str:
-    """The words of one stream, as they come."""
+    """Return the text of one stream."""
     words = client.chat.completions.create(
         model="gpt-4o",
         messages=[{"role": "user", "content": "What does a stream cost?"}],
-        max_completion_tokens=400,  # What the call holds; it is charged by its usage.
+        max_completion_tokens=400,  # Sets the hold; the call is charged by its usage.
         stream=True,
-        stream_options={"include_usage": True},  # Without it a stream is charged all that it held.
+        stream_options={"include_usage": True},  # Without this a stream is charged its whole hold.
     )
     return "".join(chunk.choices[0].delta.content or "" for chunk in words if chunk.choices)
 
 
 def spent(wallet: Wallet) -> int:
-    """Micros, once all that was finalized is booked."""
+    """Return what was spent, in micros, once everything finalized is settled."""
     wallet.flush()
     return wallet.spent("agent-7").micros
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A stream of words, and what they cost, as the model would say it."""
+    """Answers with a stream of words and their usage, as the model would."""
 
     protocol_version = "HTTP/1.1"
 
@@ -78,7 +78,7 @@ class Answers(BaseHTTPRequestHandler):
 
 @contextmanager
 def provider() -> Iterator[str]:
-    """A server on this machine, and where it is."""
+    """Run a local server; yield its base URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/v1"

@@ -1,9 +1,9 @@
-"""An agent's loop in two lines: reserve before the call, finalize after it.
+"""Run an agent's loop: reserve before each call, finalize after it.
 
     uv run python examples/plain_loop.py
 
-Without settings it keeps its caps in memory; with DAYCAP_REDIS_URL and DAYCAP_BROKER_URL, as `daycap run` prints them,
-its spending goes to the ledger.
+Without settings it keeps caps in memory. With DAYCAP_REDIS_URL and DAYCAP_BROKER_URL, as `daycap run` prints them, its
+spending goes to the ledger.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ AGENT = "agent-7"
 
 
 def call_model(prompt: str) -> int:
-    """A model's stand-in; returns what the call cost, in micros."""
+    """Stand in for a model; return the cost of the call in micros."""
     return random.Random(prompt).randint(usd("0.01"), usd("0.05"))
 
 

@@ -1,7 +1,7 @@
-"""The counter in Redis for an event loop: the one verb that a runner's call may wait for.
+"""The counter in Redis for an event loop: only `sync`, which a runner's call may await.
 
-What is sent and what the answers mean is `daycap.counters.redis`'s; here is only the waiting. All tasks of a loop share
-one connection: what gathered while the last exchange was under way goes in the next, however many ask at once.
+`daycap.counters.redis` encodes requests and decodes replies; this module only waits. All tasks of a loop share one
+connection: requests that arrive during an exchange go together in the next one, however many there are.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Asked = tuple[SyncRequest, "asyncio.Future[SyncReply]"]
 
 
 class AsyncRedisCounter(AsyncCounter):
-    """The counter behind `url`; an exchange takes as long as with `RedisCounter` at most.
+    """The counter behind `url`; an exchange takes at most as long as with `RedisCounter`.
 
-    Several event loops may use it, one after the other or each in a thread of its own.
+    Several event loops may use it, one after the other or each in its own thread.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -59,7 +59,7 @@ class AsyncRedisCounter(AsyncCounter):
 
 
 class _Line:
-    """One event loop's connection, and what its tasks ask."""
+    """One event loop's connection, and its tasks' requests."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self._pool: Any = ConnectionPool.from_url(
@@ -88,25 +88,25 @@ class _Line:
     async def _send_all(self) -> None:
         try:
             while self._asked:
-                # Whoever was cancelled meanwhile asks no longer.
-                some = [each for each in self._asked[:MAX_PER_ROUND_TRIP] if not each[1].done()]
+                # Skip requests whose task was cancelled meanwhile.
+                batch = [each for each in self._asked[:MAX_PER_ROUND_TRIP] if not each[1].done()]
                 del self._asked[:MAX_PER_ROUND_TRIP]
                 try:
-                    replies = await self._round_trip([request for request, _ in some])
-                except BaseException as error:  # Whoever asked must not wait for ever.
-                    for _, answer in some:
+                    replies = await self._round_trip([request for request, _ in batch])
+                except BaseException as error:  # Otherwise the tasks would wait forever.
+                    for _, answer in batch:
                         _give(answer, unavailable(error))
                     if not isinstance(error, Exception):
                         raise
                     logger.error("the counter's answer cannot be read", exc_info=error)
                     continue
-                for (_, answer), reply in zip(some, replies, strict=True):
+                for (_, answer), reply in zip(batch, replies, strict=True):
                     _give(answer, reply)
         finally:
             self._sending = None
 
     async def _round_trip(self, requests: list[SyncRequest]) -> list[SyncReply | CounterUnavailable]:
-        """The reply to each, or why there is none."""
+        """Return each request's reply or error."""
         try:
             async with asyncio.timeout(exchange_s(self._timeout_s, len(requests))):
                 return await self._exchange(requests)
@@ -120,7 +120,7 @@ class _Line:
             try:
                 replies = await _exchange(connection, requests)
             except redis.exceptions.NoScriptError:
-                # Someone flushed the scripts in the middle of this connection's life; nothing of ours ran.
+                # The scripts were flushed while this connection was open; none of the commands ran.
                 await _plain(connection, "SCRIPT", "LOAD", SYNC.source)
                 replies = await _exchange(connection, requests)
             return [sync_reply(reply) for reply in replies]
@@ -143,7 +143,7 @@ def _give(answer: asyncio.Future[SyncReply], reply: SyncReply | CounterUnavailab
 
 
 async def _exchange(connection: Any, requests: list[SyncRequest]) -> list[Any]:
-    """Send all, then read all. After anything but complete replies the connection is dropped."""
+    """Send all requests, then read all replies. Drops the connection unless every reply was read."""
     commands = [command_of(SYNC, sync_call(request)) for request in requests]
     try:
         await connection.send_packed_command(packed(connection, commands))
@@ -166,7 +166,7 @@ async def _learn_run_id(connection: Any) -> None:
         await connection.on_connect()
         connection.daycap_run_id = run_id_in(await _plain(connection, "INFO", "server"))
         await _plain(connection, "SCRIPT", "LOAD", SYNC.source)
-    except BaseException:  # redis-py would keep a connection that was half made when its task was cancelled.
+    except BaseException:  # Otherwise redis-py keeps a half-made connection whose task was cancelled.
         await connection.disconnect(nowait=True)
         raise
 

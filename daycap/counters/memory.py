@@ -1,4 +1,4 @@
-"""The counter in one process's memory: for set-ups without Redis, and to hold the scripts against."""
+"""The counter in one process's memory: for set-ups without Redis, and as a reference for the Lua scripts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Day:
 
     @property
     def used(self) -> int:
-        """What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile."""
+        """What is spent, including what leases drew but was not charged because the cap was lowered meanwhile."""
         return max(self.spent, self.drawn)
 
     @property
@@ -130,7 +130,7 @@ class MemoryCounter(Counter):
         return self._now_ms()
 
     def forget(self) -> None:
-        """A forked child shares nothing with its parent, so it begins with days that are not open."""
+        """Drop all days: a forked child shares nothing with its parent. They must be opened again."""
         self._lock = threading.RLock()
         self._days = {}
 
@@ -138,14 +138,14 @@ class MemoryCounter(Counter):
         pass
 
     def flush(self) -> None:
-        """Lose everything, as a flushed Redis does. The next publish of each day raises a fence."""
+        """Drop everything, as a flushed Redis does. The next publish of each day raises a fence."""
         with self._once():
             self._days.clear()
 
     def _once(self) -> Any:
-        """The lock. Raises `CounterUnavailable` for a handler or a finalizer that interrupted a thread which has it."""
+        """Return the lock. Raises `CounterUnavailable` if this thread was interrupted while it held the lock."""
         if self._lock._is_owned():  # type: ignore[attr-defined]
-            raise CounterUnavailable("a signal handler or a finalizer interrupted the counter itself")
+            raise CounterUnavailable("this signal handler or finalizer interrupted the counter itself")
         return self._lock
 
     def _day(self, agent: str, day: str, now_ms: int) -> _Day | None:
@@ -156,7 +156,7 @@ class MemoryCounter(Counter):
         return found
 
     def _sweep(self, day: str, now_ms: int) -> None:
-        """Forget what has expired, once for each new day."""
+        """Drop expired days, once per new day."""
         if day > self._swept:
             self._swept = day
             self._days = {where: each for where, each in self._days.items() if now_ms < each.expires_ms}

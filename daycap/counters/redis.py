@@ -1,8 +1,8 @@
 """The counter in Redis: one hash per agent and day, one script per verb.
 
-Commands are written to a connection of our own choosing and never sent again by a client library: a reply
-that does not come in time is an error, and the next sync or publish carries the same totals anew. Each
-connection learns the server's run id when it is made: what it says is true within one life of one server.
+Commands go to a connection that this module picks, and the client library never resends them. A reply that is late is
+an error; the next sync or publish carries the same totals. Each connection reads the server's run id when it connects,
+because its answers hold only within one life of one server.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_PER_ROUND_TRIP = 500
 
 
 class Script(NamedTuple):
-    """A script of `daycap/scripts`: its source and the SHA-1 that EVALSHA calls it by."""
+    """A script of `daycap/counters/scripts`: its source, and its SHA-1 for EVALSHA."""
 
     source: str
     sha1: str
@@ -53,16 +53,16 @@ SYNC, PUBLISH, READ = Script.load("sync"), Script.load("publish"), Script.load("
 
 
 def counter_key(agent: str, day: str) -> str:
-    """The hash of one agent's day. The braces keep all days of an agent on one node of a cluster."""
+    """Return the key of one agent's day. The braces keep all days of an agent on one node of a cluster."""
     return f"daycap:{{{agent}}}:{day}"
 
 
 Call = tuple[Any, ...]
-"""What a script is called with: the key, and its arguments after the run id."""
+"""The arguments of a script: the key, then what follows the run id."""
 
 
 def sync_call(request: SyncRequest) -> Call:
-    """What `SYNC` is called with for this request."""
+    """Return the arguments of `SYNC` for this request."""
     return (
         counter_key(request.agent, request.day),
         day_start_ms(request.day),
@@ -74,21 +74,21 @@ def sync_call(request: SyncRequest) -> Call:
     )
 
 
-def sync_reply(said: Sequence[Any]) -> SyncReply:
-    """What `SYNC` answered. Raises `CounterUnavailable` for what it never says."""
+def sync_reply(reply: Sequence[Any]) -> SyncReply:
+    """Decode the reply of `SYNC`. Raises `CounterUnavailable` for a reply that it never gives."""
     try:
-        answer, *rest = said
+        answer, *rest = reply
         if len(rest) == 1:
             return SyncReply(Answer(answer), rest[0])
         return SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
     except (TypeError, ValueError) as error:
-        raise CounterUnavailable(f"the counter's answer is none of its script's: {said!r:.80}") from error
+        raise CounterUnavailable(f"the counter's reply did not come from its script: {reply!r:.80}") from error
 
 
 class RedisCounter(Counter):
     """The counter behind `url` (redis://, rediss://, unix://).
 
-    An exchange of one command takes `timeout_s` at most, from connecting to the whole answer; see `exchange_s`.
+    An exchange of one command takes at most `timeout_s`, from connecting to the complete reply; see `exchange_s`.
     """
 
     tier = "redis"
@@ -97,11 +97,11 @@ class RedisCounter(Counter):
         self._url = url
         self._timeout_s = timeout_s
         self._pool = self._make_pool()
-        # What redis-py imports to make a connection it imports now: a child that is forked meanwhile could never do so.
+        # redis-py imports modules for its first connection. Do that now: a child forked during the import would hang.
         self._idle: list[Any] = [self._pool.make_connection()]
 
     def _make_pool(self) -> redis.ConnectionPool:
-        """What makes the connections. It does not keep them: its lock and its figures take longer than all of ours."""
+        """Create the pool that makes connections. It does not keep them: its lock and statistics are too slow."""
         pool = redis.ConnectionPool.from_url(
             self._url,
             retry=Retry(NoBackoff(), 0),
@@ -165,7 +165,7 @@ class RedisCounter(Counter):
         return int(seconds) * 1000 + int(micros) // 1000
 
     def info(self) -> dict[str, str]:
-        """The server's own account, as INFO gives it."""
+        """Return the server's INFO."""
         (info,) = self._round_trip([("INFO",)])
         return _parse_info(info)
 
@@ -173,7 +173,7 @@ class RedisCounter(Counter):
         self._idle = []
 
     def close(self) -> None:
-        # A new list, so that one that is in use is closed by whoever uses it. Those that are closed connect anew.
+        # A new list, so that a thread that uses a connection closes it afterwards. Closed connections reconnect.
         idle, self._idle = self._idle, []
         with suppress(IndexError):
             while True:
@@ -185,8 +185,8 @@ class RedisCounter(Counter):
         """Run `script` once per call."""
         replies: list[Any] = []
         for start in range(0, len(calls), MAX_PER_ROUND_TRIP):
-            some = calls[start : start + MAX_PER_ROUND_TRIP]
-            replies += self._round_trip([command_of(script, call) for call in some])
+            batch = calls[start : start + MAX_PER_ROUND_TRIP]
+            replies += self._round_trip([command_of(script, call) for call in batch])
         return replies
 
     def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
@@ -203,13 +203,13 @@ class RedisCounter(Counter):
             _connect(connection)
             replies = _exchange(connection, commands)
             if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
-                # Someone flushed the scripts in the middle of this connection's life; nothing of ours ran.
+                # The scripts were flushed while this connection was open; none of the commands ran.
                 _load_scripts(connection)
                 replies = _exchange(connection, commands)
             if any(isinstance(reply, redis.ReadOnlyError) for reply in replies):
                 connection.disconnect()
         except BaseException as error:
-            connection.disconnect()  # After anything but complete replies it is not used again.
+            connection.disconnect()  # Unless all replies were read, the connection is not reused.
             if isinstance(error, redis.RedisError | OSError):
                 raise unavailable(error) from error
             raise
@@ -224,40 +224,40 @@ class RedisCounter(Counter):
 
 
 def exchange_s(timeout_s: float, commands: int) -> float:
-    """How long an exchange may take: of many commands up to four times as long, when its answers are too old anyway."""
+    """Return how long an exchange may take. Many commands get up to four times as long: later replies are too old."""
     return timeout_s * min(1 + (commands - 1) / 50, 4)
 
 
 _RUN_ID = object()
-"""Stands in a command for the run id of the connection that it is sent on."""
+"""A placeholder in a command for the run id of its connection."""
 
 
 def pool_options(timeout_s: float) -> dict[str, Any]:
-    """How connections to the counter are made, for threads and for an event loop."""
+    """Return the options of connections to the counter, for threads and event loops."""
     return {
         "protocol": 2,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
-        "max_connections": 2**31,  # As many as ask at once: redis-py would refuse the hundred-and-first.
+        "max_connections": 2**31,  # One per concurrent call: redis-py refuses more than a hundred by default.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         "decode_responses": True,
     }
 
 
 def command_of(script: Script, call: Call) -> Call:
-    """The command that runs `script`."""
+    """Return the command that runs `script`."""
     key, *rest = call
     return ("EVALSHA", script.sha1, 1, key, _RUN_ID, *rest)
 
 
 def packed(connection: Any, commands: Iterable[Call]) -> Any:
-    """`commands` as they are sent on `connection`, with its run id."""
+    """Encode `commands` for `connection`, with its run id."""
     run_id = connection.daycap_run_id
     return connection.pack_commands([[run_id if word is _RUN_ID else word for word in each] for each in commands])
 
 
 def unavailable(error: BaseException) -> CounterUnavailable:
-    """What a failed exchange means."""
+    """Convert the error of a failed exchange."""
     if isinstance(error, CounterUnavailable):
         return error
     if isinstance(error, redis.ReadOnlyError):
@@ -266,24 +266,24 @@ def unavailable(error: BaseException) -> CounterUnavailable:
 
 
 def _connect(connection: Any) -> None:
-    """Connect, unless it is connected and nothing is under way."""
+    """Connect, or reconnect if the connection was closed or has unread data."""
     connection.connect()
     try:
         if connection.can_read():
-            raise redis.ConnectionError("the server said something that it was not asked")
-    except redis.ConnectionError:  # Or it was closed while it was idle.
+            raise redis.ConnectionError("unexpected data from the server")
+    except redis.ConnectionError:  # Raised above, or the server closed the idle connection.
         connection.disconnect()
         connection.connect()
 
 
 def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-    """Send all, then read all."""
+    """Send all commands, then read all replies."""
     connection.send_packed_command(packed(connection, commands))
     return [_read(connection) for _ in commands]
 
 
 def without_errors(replies: list[Any]) -> list[Any]:
-    """The replies of one exchange, all of them read. Raises the first that is an error."""
+    """Return the replies of one exchange, or raise the first that is an error."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
@@ -303,16 +303,16 @@ def _learn_run_id(connection: Any) -> None:
         (info,) = _plain(connection, [("INFO", "server")])
         connection.daycap_run_id = run_id_in(info)
         _load_scripts(connection)
-    except BaseException:  # redis-py would keep a connection that a signal's handler left half made.
+    except BaseException:  # Otherwise redis-py keeps a half-made connection that a signal handler interrupted.
         connection.disconnect()
         raise
 
 
 def run_id_in(info: str) -> str:
-    """The server's run id, out of what INFO says."""
+    """Return the server's run id from its INFO."""
     run_id = _parse_info(info).get("run_id")
     if run_id is None:
-        raise redis.exceptions.InvalidResponse("INFO does not tell the server's run_id")
+        raise redis.exceptions.InvalidResponse("INFO has no run_id of the server")
     return run_id
 
 

@@ -1,8 +1,8 @@
-"""Connections to Redis on which a whole exchange ends by one deadline, not each of its reads.
+"""Connections to Redis with one deadline for a whole exchange.
 
-redis-py's timeouts are for one read, write or connect each: a server that answers a byte at a time would hold its
-caller for as long as it likes. Here everything counts: connecting, the TLS handshake, AUTH, loading the scripts, the
-command and its answer. Only looking up a host's name cannot be interrupted: the resolver's own timeouts hold there.
+redis-py's timeouts apply to each read, write or connect: a server that sends a byte at a time could block its caller
+forever. Here one deadline covers connecting, the TLS handshake, AUTH, loading the scripts, the command and its reply.
+Only the host name lookup cannot be interrupted: the resolver's own timeouts apply there.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from redis.connection import AbstractConnection
 
 
 class _Exchange(threading.local):
-    """The deadline of what this thread does now, on the monotonic clock."""
+    """The deadline of this thread's current exchange, on the monotonic clock."""
 
     ends_s = 0.0
 
 
 _exchange = _Exchange()
-_TIME_IS_UP = "the time for this exchange is up"
+_TIME_IS_UP = "the exchange with the server timed out"
 
 
 class exchange_within:  # noqa: N801 - a context manager; contextlib's takes as long as a system call
-    """In this block everything on timed connections ends `timeout_s` from now, or raises `TimeoutError`."""
+    """Limit everything on timed connections in this block to `timeout_s`; after that, raise `TimeoutError`."""
 
     __slots__ = ("_before_s", "_timeout_s")
 
@@ -38,7 +38,7 @@ class exchange_within:  # noqa: N801 - a context manager; contextlib's takes as 
         _exchange.ends_s = time.monotonic() + self._timeout_s
 
     def __exit__(self, *exc_info: object) -> None:
-        _exchange.ends_s = self._before_s  # A signal's handler may have made an exchange in the middle of another.
+        _exchange.ends_s = self._before_s  # A signal handler may exchange during another exchange.
 
 
 def _left_s() -> float:
@@ -49,12 +49,12 @@ def _left_s() -> float:
 
 
 class _TimedSocket:
-    """A socket that waits until the exchange's deadline at most, however many reads and writes that takes."""
+    """A socket that waits at most until the exchange's deadline, over any number of reads and writes."""
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
         self.fileno = sock.fileno
-        self.pending = getattr(sock, "pending", int)  # Only TLS has bytes of its own; int() is 0.
+        self.pending = getattr(sock, "pending", int)  # Only TLS buffers bytes; int() is 0.
         self._waits = True
         self._set_to_s = 0.0
 
@@ -62,7 +62,7 @@ class _TimedSocket:
         return getattr(self._sock, name)
 
     def settimeout(self, timeout_s: float | None) -> None:
-        """0 as for any socket; what else redis-py sets is for one read, and does not count."""
+        """Accept 0 (non-blocking); ignore other values, which redis-py means for one read."""
         self._waits = timeout_s != 0
 
     def recv(self, size: int, *flags: int) -> bytes:
@@ -71,13 +71,13 @@ class _TimedSocket:
         return data
 
     def recv_into(self, buffer: Any) -> int:
-        """For hiredis."""
+        """Receive into `buffer`, for hiredis."""
         self._set_timeout()
-        many: int = self._sock.recv_into(buffer)
-        return many
+        size: int = self._sock.recv_into(buffer)
+        return size
 
     def sendall(self, data: bytes) -> None:
-        # Not the socket's own: with TLS it waits for each part anew.
+        # Not the socket's own sendall: with TLS its timeout restarts for each part.
         self._set_timeout()
         sent = self._sock.send(data)
         while sent < len(data):
@@ -88,14 +88,14 @@ class _TimedSocket:
         left_s = _exchange.ends_s - time.monotonic() if self._waits else 0.0
         if left_s <= 0 and self._waits:
             raise TimeoutError(_TIME_IS_UP)
-        # Setting it is a system call. Where nobody is slow, what was set for the last exchange still is right.
+        # Setting the timeout is a system call. While the server is fast, the last value is still close enough.
         if not left_s * 0.95 <= self._set_to_s <= left_s * 1.05:
             self._sock.settimeout(left_s)
             self._set_to_s = left_s
 
 
 class _Timed(AbstractConnection):
-    """Mixed into redis-py's connections. They read these timeouts before each connect and before the handshake."""
+    """A mixin for redis-py's connections, which read these timeouts before each connect and handshake."""
 
     socket_connect_timeout = property(lambda _: _left_s(), lambda _, __: None)
     socket_timeout = property(lambda _: _left_s(), lambda _, __: None)
@@ -106,5 +106,5 @@ class _Timed(AbstractConnection):
 
 @cache
 def timed(kind: type[Any]) -> type[Any]:
-    """The class of connections `kind`, with one deadline for each exchange; see `exchange_within`."""
+    """Return connection class `kind` with one deadline per exchange; see `exchange_within`."""
     return type(kind.__name__, (_Timed, kind), {})

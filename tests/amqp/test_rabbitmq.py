@@ -207,8 +207,8 @@ def test_no_password_is_shown_when_it_is_wrong(rabbit: RabbitMq) -> None:
 @pytest.mark.parametrize(
     ("who", "says"),
     [
-        ("amqp://guest:wrong@{}//", "ACCESS_REFUSED.*check user, password and rights"),
-        ("amqp://nobody:guest@{}//", "ACCESS_REFUSED.*check user, password and rights"),
+        ("amqp://guest:wrong@{}//", "ACCESS_REFUSED.*check the user and password in DAYCAP_BROKER_URL, and"),
+        ("amqp://nobody:guest@{}//", "ACCESS_REFUSED.*check the user and password in DAYCAP_BROKER_URL, and"),
         ("amqp://guest:guest@{}/nonesuch", "NOT_ALLOWED.*check the virtual host"),
         ("redis://{}/0", "broker of this kind"),
     ],

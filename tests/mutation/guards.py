@@ -72,7 +72,7 @@ GUARDS: dict[str, list[Edit]] = {
         Edit(_SYNC, "if known[1] ~= run_id then", "if not known[1] then"),
         Edit(_PUBLISH, "local opened = known.run_id ~= run_id", "local opened = (known.run_id or '') == ''"),
     ],
-    "put back accepted": [Edit(_SYNC, "granted = math.max(granted, said_granted)\n", "")],
+    "put back accepted": [Edit(_SYNC, "granted = math.max(granted, runner_granted)\n", "")],
     "what is drawn is used though it was not charged": [
         Edit(_SYNC, "local used = math.max(spent, drawn_in_all)", "local used = spent"),
     ],

@@ -92,7 +92,7 @@ def test_foreign_answer_is_unavailable_at_once(info: bytes, answer: bytes) -> No
     async def main() -> None:
         async with something_else(info, answer) as environ:
             of_a_loop, of_threads = AsyncWallet.from_env(environ=environ), Wallet.from_env(environ=environ)
-            says = "none of its script's" if info.startswith(b"run_id") else "does not tell the server's run_id"
+            says = "did not come from its script" if info.startswith(b"run_id") else "has no run_id"
             with pytest.raises(BudgetUnavailable, match=says):
                 await asyncio.wait_for(of_a_loop.reserve("agent-7", 1), 5)
             with pytest.raises(BudgetUnavailable, match=says):

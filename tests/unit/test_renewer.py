@@ -364,7 +364,7 @@ class TestWhatIsNotSettled:
         sender.waiting = 0
         renewer._tick()
         assert renewer.unsettled() == []
-        assert [each for each in caplog.messages if each.startswith("1 events are so old")]
+        assert [each for each in caplog.messages if each.startswith("1 events are too old")]
         assert sender.sent == runner.events
 
     def test_is_learnt_at_once_by_a_flush(self, runner: Runner, counter: Counter, renewer: Renewer) -> None:
@@ -490,7 +490,7 @@ class TestWhatADeadProcessLeft:
         sender.waiting = 0
         adopter.follow_adopted()
         assert (sender.sent, adopter.unsettled(), sender.opened) == (events, [], [])
-        assert [each.levelno for each in caplog.records if each.getMessage().startswith("2 events are so old")] == [
+        assert [each.levelno for each in caplog.records if each.getMessage().startswith("2 events are too old")] == [
             logging.ERROR
         ]
 

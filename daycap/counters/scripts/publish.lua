@@ -2,18 +2,18 @@
 --         expire_before_ms, first_until_ms [, lease, drawn, events, last_event]...) -> what it found
 --
 -- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
--- ARGV[1]  run_id: the life of the server that the worker believes it talks to
+-- ARGV[1]  run_id: identifies the server's life that the worker connected to
 -- ARGV[2]  day_start_ms: first millisecond of the day in the key
 -- ARGV[3]  seq, ARGV[4] status, ARGV[5] cap, ARGV[6] spent: one snapshot of the ledger, micros
 -- ARGV[7]  ttl_ms, ARGV[8] guard_ms, ARGV[9] grace_ms: the terms of every lease
--- ARGV[10] expire_before_ms: every event published before it is in the snapshot; 0 expires nothing
--- ARGV[11] first_until_ms: until then a missing day may be opened without a fence; 0 always fences
--- ARGV[12...] of every lease of the day in the snapshot: its id, drawn micros, events settled, highest event
+-- ARGV[10] expire_before_ms: every event published before this is in the snapshot; 0 expires nothing
+-- ARGV[11] first_until_ms: until this time a missing day may be opened without a fence; 0 always fences
+-- ARGV[12...] for each lease of the day in the snapshot: its id, drawn micros, events settled, highest event
 --
--- reply    answer (OK, UNKNOWN_AGENT), now_ms, seq that now stands, opened, fenced, repaired, leased, given_up
+-- reply    answer (OK, UNKNOWN_AGENT), now_ms, current seq, opened, fenced, repaired, leased, given_up
 --
--- The fields of the counter are described in sync.lua. `repaired`: something was not as this snapshot, or a script,
--- had written it. What cannot be read, or contradicts itself, is as good as lost, and is opened anew.
+-- sync.lua describes the fields of the counter. `repaired`: something differed from what this snapshot or a script had
+-- written. A counter that cannot be parsed, or is inconsistent, counts as lost and is opened again.
 
 local DAY_MS, KEPT_DAYS, UNKNOWN_MS, EXACT = 86400000, 2, 10000, 9007199254740992
 
@@ -33,7 +33,7 @@ local function outstanding(lease)
   return math.max(0, lease.granted - lease.returned - lease.drawn)
 end
 
--- The counter's fields and leases; nil if it cannot be read, or if its leases are not those that a script left.
+-- Returns the counter's fields and leases; nil if it cannot be parsed, or if its totals do not match its leases.
 local function read()
   local flat = redis.pcall('HGETALL', key)
   if flat.err then
@@ -55,7 +55,7 @@ local function read()
     end
   end
   if not known.run_id then
-    return #flat <= 2 and known or nil, leases -- Nothing, or the status of an unknown agent.
+    return #flat <= 2 and known or nil, leases -- Empty, or the status of an unknown agent.
   end
   known.recall_until_ms, known.fence_until_ms = known.recall_until_ms or '0', known.fence_until_ms or '0'
   for _, name in ipairs({ 'seq', 'cap', 'spent', 'drawn', 'leased', 'given_up', 'ttl_ms', 'recall_until_ms',
@@ -89,18 +89,18 @@ local touched = {}
 local fence_until_ms = known.fence_until_ms or 0
 local opened = known.run_id ~= run_id
 if opened then
-  -- A day that was here before, under this run id or another, may have leases that are not in the hash; a day
-  -- that begins later has none. A ttl more: another server, whose clock was ahead, may have lent of it.
+  -- A day that existed before, under this run id or another, may have leases that are not in the hash; a day that
+  -- begins later has none. The extra ttl: another server whose clock was ahead may have lent from it.
   if now_ms + ttl_ms >= day_start_ms and (known.run_id or now_ms >= first_until_ms) then
     fence_until_ms = now_ms + ttl_ms + guard_ms
   end
-  -- What an old copy had lent may have been given up and lent to others since: whoever lives puts its lease back.
+  -- What an old copy lent may have been given up and lent to others since. Live runners restore their leases.
   for id, lease in pairs(leases) do
     lease.granted, lease.returned = 0, 0
     touched[id] = true
   end
 elseif now_ms < first_until_ms then
-  -- Another publish of the same row overtook the first one, which comes only once: nothing was lent before it.
+  -- Another publish of the same row overtook the first one, which is sent only once: nothing was lent before it.
   fence_until_ms = 0
 end
 
@@ -140,8 +140,8 @@ end
 
 local fenced = fence_until_ms > 0
 if fenced and fence_until_ms + grace_ms < expire_before_ms then
-  -- Whoever lives has put its lease back by now. What still stands free may have been lent to the dead.
-  -- (Of a day that is over nothing can be lent.)
+  -- Live runners have restored their leases by now. What is still free may have been lent to dead ones.
+  -- (Nothing can be lent from a day that is over.)
   if now_ms < day_start_ms + DAY_MS then
     given_up = given_up + math.max(0, known.cap - math.max(known.spent, drawn_in_all) - leased)
   end

@@ -1,13 +1,13 @@
--- read(counter; run_id [, lease]) -> the day as it is now, and what is settled of one lease
+-- read(counter; run_id [, lease]) -> the day's current state, and what is settled of one lease
 --
 -- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
--- ARGV[1]  run_id: the life of the server that the reader believes it talks to
--- ARGV[2]  lease: the lease's id, if one is asked for
+-- ARGV[1]  run_id: identifies the server's life that the reader connected to
+-- ARGV[2]  lease: the lease's id, optional
 --
--- reply    now_ms [, seq, status, cap, spent, drawn, leased, given_up, fenced [, drawn, events, last_event]], the
---          last three of the lease; now_ms alone where it is not open, or cannot be read
+-- reply    now_ms [, seq, status, cap, spent, drawn, leased, given_up, fenced [, drawn, events, last_event]]; the
+--          last three are the lease's; now_ms alone if the day is not open or cannot be parsed
 --
--- The fields of the counter are described in sync.lua.
+-- sync.lua describes the fields of the counter.
 
 local function whole(text)
   return text and #text <= 17 and string.match(text, '^%d+$') and tonumber(text)

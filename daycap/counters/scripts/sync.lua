@@ -1,18 +1,18 @@
 -- sync(counter; run_id, day_start_ms, lease, granted, returned, need, want) -> the lease's and the day's totals
 --
 -- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
--- ARGV[1]  run_id: the life of the server that the runner believes it talks to
+-- ARGV[1]  run_id: identifies the server's life that the runner connected to
 -- ARGV[2]  day_start_ms: first millisecond of the day in the key
 -- ARGV[3]  lease: the lease's id
 -- ARGV[4]  granted, ARGV[5] returned: the runner's running totals, micros
 -- ARGV[6]  need: micros that the runner needs beyond `granted`; 0 only renews and hands back
--- ARGV[7]  want: micros that it would like, at least `need`
+-- ARGV[7]  want: micros that it would like beyond `granted`, at least `need`
 --
 -- reply    answer, now_ms [, granted, drawn, events, last_event, ttl_ms, cap, used, leased, recall]
 --
 -- Fields of the counter: run_id seq status cap spent drawn leased given_up ttl_ms recall_until_ms fence_until_ms, and
 -- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day. A counter that
--- cannot be read, because someone else wrote to it, is as good as lost: it is not open.
+-- cannot be parsed, because someone else wrote to it, counts as lost: it is not open.
 
 local DAY_MS = 86400000
 
@@ -21,13 +21,13 @@ local function whole(text)
 end
 
 local key, run_id, day_start_ms, lease_field = KEYS[1], ARGV[1], tonumber(ARGV[2]), 'lease:' .. ARGV[3]
-local said_granted, said_returned = tonumber(ARGV[4]), tonumber(ARGV[5])
+local runner_granted, runner_returned = tonumber(ARGV[4]), tonumber(ARGV[5])
 local need, want = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
--- Money is only ever granted for the day that it is here and now; totals of an ended day are still taken.
+-- Money is granted only for the current day; totals of an ended day are still taken.
 if need > 0 and (now_ms < day_start_ms or now_ms >= day_start_ms + DAY_MS) then
   return { 'WRONG_DAY', now_ms }
 end
@@ -45,14 +45,14 @@ if not (status and cap and spent and leased and ttl_ms and recall_until_ms and d
 end
 local granted, returned, drawn, events, last_event, deadline_ms = tonumber(g), tonumber(r), tonumber(d), tonumber(e),
   tonumber(l), tonumber(t)
--- What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile.
+-- Includes what leases drew but was not charged because the cap was lowered meanwhile.
 local used = math.max(spent, drawn_in_all)
--- A ttl that was made shorter does not take back what the runner was told before.
+-- A shorter ttl does not shorten a deadline that the runner already knows.
 deadline_ms = math.max(deadline_ms, now_ms + ttl_ms)
 local outstanding_before = math.max(0, granted - returned - drawn)
 
-granted = math.max(granted, said_granted)
-returned = math.max(returned, said_returned)
+granted = math.max(granted, runner_granted)
+returned = math.max(returned, runner_returned)
 leased = leased - outstanding_before + math.max(0, granted - returned - drawn)
 
 local answer = 'OK'
@@ -61,13 +61,13 @@ if status ~= 'active' then
 elseif fenced then
   answer = 'FENCED'
 elseif need > 0 then
-  -- What was granted beyond the runner's total went out in a reply that it never saw: that counts first.
-  local missing = need - (granted - said_granted)
+  -- What was granted beyond the runner's total was in a reply that it never received: that counts first.
+  local missing = need - (granted - runner_granted)
   local remaining = math.max(0, cap - used - leased)
   if missing > remaining then
     answer = 'REFUSED'
     if leased > math.max(0, granted - returned - drawn) then
-      -- Half a ttl: longer than the renew interval of a third, so that every other runner hears of it.
+      -- Half a ttl: longer than the renew interval of a third, so that every other runner learns of it.
       recall_until_ms = now_ms + math.floor(ttl_ms / 2)
     end
   elseif missing > 0 then
@@ -75,7 +75,7 @@ elseif need > 0 then
     if now_ms >= recall_until_ms then
       give = math.max(give, math.min(missing + want - need, math.floor(remaining / 8)))
     end
-    -- MAX_MICROS: a lease's totals stay exact. A runner takes a new lease where it has reached that.
+    -- MAX_MICROS keeps a lease's totals exact. A runner takes a new lease when it reaches that.
     give = math.min(give, 9007199254740991 - granted)
     granted = granted + give
     leased = leased + math.max(0, granted - returned - drawn) - math.max(0, granted - give - returned - drawn)
