@@ -1,1 +1,1 @@
-"""Wallets around client libraries."""
+"""Integrations with client libraries."""

@@ -1,4 +1,4 @@
-"""What a request to a provider asks for: the models that may answer, the most tokens that can go in and come out."""
+"""Read a request to a provider: the models that may answer, and the most input and output tokens."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from daycap.pricing.request_fields import (
     refuse_unknown,
     tier_of,
 )
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 
 TokenCounter: TypeAlias = Callable[[Mapping[str, object]], int]
-"""The most tokens that can go in, by the JSON of a request."""
+"""Returns the most input tokens of a request, given its JSON."""
 
 
 class Bounds(NamedTuple):
-    """What the operator says of calls, where a request does not: see `MeteredTransport`."""
+    """The operator's limits for calls whose requests set none; see `MeteredTransport`."""
 
     count_tokens: TokenCounter | None = None
     max_output_tokens: int | None = None
@@ -46,27 +46,25 @@ _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
 
 
 def costs_nothing(method: str, path: str) -> bool:
-    """Whether providers surely bill nothing for such a request."""
+    """Return whether no provider bills such a request."""
     return method in _FREE_METHODS or path.endswith(_FREE_PATHS)
 
 
 def may_be_a_call(path: str) -> bool:
-    """Whether the request's body is worth a look."""
+    """Return whether the request's body must be read."""
     return _api(path) is not None
 
 
 def _api(path: str) -> Api | None:
-    # Messages of OpenAI's threads are only kept.
+    # OpenAI only stores the messages of its threads.
     path = path.rstrip("/").lower()
     return next((api for end, api in _CALLS.items() if path.endswith(end) and "/threads/" not in path), None)
 
 
-def calls_of(path: str, content: bytes, bounds: Bounds) -> tuple[Call, ...]:
-    """What the worst case needs to know of the call that a request makes, for each model that may answer.
+def calls_of(path: str, content: bytes, bounds: Bounds) -> tuple[PricedCall, ...]:
+    """Return the arguments of the request's worst case, for each model that may answer; none if it is not metered.
 
-    Empty for a request that is none of the calls that are metered.
-    Raises `InvalidInput` where there is no bound on what goes in or on what comes out, for a field whose cost is not
-    known, and for a body that others may read otherwise.
+    Raises `InvalidInput` if input or output has no limit, for a field of unknown cost, and for an ambiguous body.
     """
     api = _api(path)
     if api is None:
@@ -79,7 +77,7 @@ def calls_of(path: str, content: bytes, bounds: Bounds) -> tuple[Call, ...]:
     most_out = 0 if api is EMBEDDINGS else _most_out(body, api, bounds.max_output_tokens)
     calls = []
     for model in models:
-        call = Call(model=model, input_tokens=most_in, max_output_tokens=most_out)
+        call = PricedCall(model=model, input_tokens=most_in, max_output_tokens=most_out)
         if searches:
             call["max_web_searches"] = searches
         if (tier := tier_of(body)) is not None:
@@ -89,7 +87,7 @@ def calls_of(path: str, content: bytes, bounds: Bounds) -> tuple[Call, ...]:
 
 
 def deployment_of(path: str) -> str | None:
-    """The deployment that a path names. To Azure the model in the body means nothing then."""
+    """Return the deployment that a path names. Azure then ignores the model in the body."""
     found = _DEPLOYMENT.search(path)
     return None if found is None else found[1]
 
@@ -100,7 +98,7 @@ def _models(path: str, body: Mapping[str, object], models: Mapping[str, str]) ->
         yield models[deployment]
         return
     if not isinstance(asked, str | None) or not (asked or deployment):
-        raise InvalidInput(f"{path}: the request must name its model, with a string")
+        raise InvalidInput(f"{path}: the request must name its model as a string")
     for name in dict.fromkeys(name for name in (deployment, asked) if name):
         yield models.get(name, name)
 
@@ -111,9 +109,9 @@ def _json_object(content: bytes) -> Mapping[str, object]:
     except InvalidInput:
         raise
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"a call's body must be plain JSON in UTF-8, to be held for: {shown(error, 100)}") from None
+        raise InvalidInput(f"a call's body must be plain JSON in UTF-8: {shown(error, 100)}") from None
     if not isinstance(body, dict):
-        raise InvalidInput("a call's body must be a JSON object, to be held for")
+        raise InvalidInput("a call's body must be a JSON object")
     return body
 
 
@@ -121,7 +119,7 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         double = next(name for at, (name, _) in enumerate(pairs) if name in dict(pairs[:at]))
-        raise InvalidInput(f"a call's body has {shown(double, 60)} twice: servers differ in which one counts")
+        raise InvalidInput(f"a call's body has {shown(double, 60)} twice; servers differ in which one they use")
     return fields
 
 
@@ -131,24 +129,24 @@ def _most_out(body: Mapping[str, object], api: Api, default: int | None) -> int:
     most = given or ([] if default is None else [default])
     if not most:
         raise InvalidInput(
-            f"the call of {shown(body.get('model'), 100)} does not say how much may come out: give it "
-            f"{' or '.join(api.limits)}, or the transport max_output_tokens"
+            f"the call to {shown(body.get('model'), 100)} has no output limit: set its "
+            f"{' or '.join(api.limits)}, or the transport's max_output_tokens"
         )
     return (max(map(count_of, most)) + most_rejected(body)) * count_of(answers)
 
 
-# What providers put around messages, and before the first where there are tools: some 800 tokens at the most.
+# Providers wrap messages in a template, and add a prompt of up to about 800 tokens if there are tools.
 _TEMPLATE_TOKENS = 64
 _TOOLS_TOKENS = 1024
 _WITH_A_PROMPT = ("tools", "functions", "response_format", "output_format", "output_config")
 
 
 def _most_in(body: Mapping[str, object], models: Iterable[str], size: int) -> int:
-    """No token is of less than a byte; but there must be nothing that stands for more than its bytes."""
+    """Return the most input tokens: every token has at least a byte. Raises `InvalidInput` where that fails."""
     if unbounded := next(_unbounded(body, models), None):
         raise InvalidInput(
             f"{unbounded} may be more tokens than bytes, or cost more than tokens: give the transport count_tokens, "
-            "which says the most that can go in"
+            "which returns the most input tokens"
         )
     return size + (_TOOLS_TOKENS if any(body.get(name) for name in _WITH_A_PROMPT) else _TEMPLATE_TOKENS)
 

@@ -1,4 +1,4 @@
-"""The metering of one request that a client sends, without the sending: `MeteredTransport` does that."""
+"""Meter one request of a client. `MeteredTransport` sends it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daycap.integrations.http_calls import Bounds, calls_of, costs_nothing, depl
 from daycap.integrations.http_usage import UsageReader
 from daycap.pricing.answer_cost import cost_of, worst_case_of
 from daycap.pricing.request_fields import refuse_rerouting
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 from daycap.wallet.hold import BaseHold
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ except ImportError as error:
 logger = logging.getLogger("daycap")
 
 AGENT_HEADER = "X-Daycap-Agent"
-"""Names a request's agent. It is taken off before the request is sent."""
+"""Names a request's agent. Removed before the request is sent."""
 
 _AGENT_EXTENSION = "daycap_agent"
 
@@ -44,10 +44,10 @@ _HARMLESS_QUERIES = {"alt", "api-version", "beta", "key"}
 
 
 class Metering(NamedTuple):
-    """A call, whose money it takes, and the calls that it may turn out to be: one for each model that may answer."""
+    """The agent that pays for a call, and one priced call for each model that may answer."""
 
     agent: str
-    calls: tuple[Call, ...]
+    calls: tuple[PricedCall, ...]
     prices: Prices
     names: Mapping[str, str]
 
@@ -57,7 +57,7 @@ class Metering(NamedTuple):
 
 
 class Meter:
-    """What both transports know of the requests that they meter; see `MeteredTransport`."""
+    """The metering that both transports share; see `MeteredTransport`."""
 
     def __init__(
         self,
@@ -74,8 +74,11 @@ class Meter:
         self._unmetered = unmetered
 
     def call_of(self, request: AnyRequest) -> Metering | None:
-        """The call that a request makes, None for one that is to pass. Raises `InvalidInput`. Its body was read."""
-        # Kept beside the request, for where it is sent once more: a redirect, a login.
+        """Return the call that a request makes, None if it passes unmetered. Raises `InvalidInput`.
+
+        The request's body must have been read.
+        """
+        # Kept in the extensions in case the request is sent again: a redirect, a login.
         agent = request.headers.pop(AGENT_HEADER, request.extensions.get(_AGENT_EXTENSION))
         if agent is not None:
             request.extensions[_AGENT_EXTENSION] = agent
@@ -88,7 +91,7 @@ class Meter:
             if self._unmetered == "pass":
                 return None
             raise InvalidInput(
-                f"{request.method} {path} cannot be metered, and may cost money; unmetered='pass' lets it pass"
+                f"{request.method} {path} cannot be metered and may cost money; to let it pass, set unmetered='pass'"
             )
         self._refuse_unknown_parts(request.url.params)
         provider = self._provider or _provider_of(request)
@@ -97,10 +100,8 @@ class Meter:
         if agent is None:
             agent = self._agent(request) if callable(self._agent) else self._agent
         if agent is None:
-            raise InvalidInput(
-                f"no agent for this call: give the transport one, or the request a header {AGENT_HEADER}"
-            )
-        # What the answer says that it used is read as it passes by.
+            raise InvalidInput(f"no agent for this call: give the transport one, or send the header {AGENT_HEADER}")
+        # The usage is read from the answer as it passes through, so it must not be compressed.
         request.headers["Accept-Encoding"] = "identity"
         return Metering(agent, calls, self._wallet.prices, self._bounds.models)
 
@@ -108,7 +109,7 @@ class Meter:
         for name in params:
             if name not in _HARMLESS_QUERIES and name not in self._bounds.allow:
                 raise InvalidInput(
-                    f"{shown(name, 60)}: this part of the URL may change what the call costs; leave it out, or say "
+                    f"{shown(name, 60)}: this URL parameter may change what the call costs; leave it out, or declare "
                     f"that it does not: allow=[{shown(name, 60)}]"
                 )
 
@@ -120,7 +121,7 @@ def _provider_of(request: AnyRequest) -> str | None:
 
 
 class MeteredRequest:
-    """A hold from the time that its request is sent until its answer has passed by."""
+    """A hold, from sending its request until its answer has passed through."""
 
     def __init__(self, hold: BaseHold, metering: Metering) -> None:
         self._hold = hold
@@ -128,7 +129,7 @@ class MeteredRequest:
         self._reader: UsageReader | None = None
 
     def answered(self, response: Any, stream: type, base: type) -> Any:
-        """The answer begins: it passes by in a `stream` of ours that is also one of the library's own, `base`."""
+        """Meter the body of `response`: wrap it in a `stream` that is also an instance of the library's `base`."""
         self._reader = UsageReader(response.status_code, response.headers.get("content-type", ""))
         if response.is_stream_consumed or response.is_closed:
             self._was_read(response)
@@ -137,22 +138,22 @@ class MeteredRequest:
         return response
 
     def feed(self, data: bytes) -> None:
-        """A piece of the answer; after the last event of a stream its cost is known."""
+        """Read a piece of the answer. The last event of a stream ends the hold."""
         if self._reader is not None and self._reader.feed(data):
             self.end()
 
     def _was_read(self, response: Any) -> None:
-        """What is wrapped has read the answer, to log it perhaps, or has made it up: nothing will pass by."""
+        """Meter an answer that the wrapped transport has already read or made up: nothing will pass through."""
         try:
             content = response.content
-        except RuntimeError:  # Read and not kept, or closed.
+        except RuntimeError:  # Read but not kept, or closed.
             self.end()
         else:
             self.feed(content)
             self.end(whole=True)
 
     def end(self, *, whole: bool = False) -> None:
-        """The answer is over, `whole` or given up; what came after the hold's end does not matter."""
+        """End the hold: the answer is `whole` or was abandoned. Does nothing if the hold has ended."""
         reader = self._reader
         if self._hold.ended or reader is None:
             return
@@ -164,16 +165,16 @@ class MeteredRequest:
 
     def _cost(self, reader: UsageReader) -> int:
         if not reader.over:
-            return self._hold.held_micros  # Given up: what it would have said is not known.
+            return self._hold.held_micros  # Abandoned, so its usage is unknown.
         _, calls, prices, names = self._metering
         try:
             return cost_of(prices, calls, reader.answer, names)
         except Refused as error:
-            logger.warning("%s: charged all that was held, for %s", self._hold, error)
+            logger.warning("%s: charged in full: %s", self._hold, error)
             return self._hold.held_micros
 
 
 @cache
 def _stream_type(kind: type, base: type) -> Callable[[Any, MeteredRequest], Any]:
-    """Clients look whether a stream is one of their library's."""
+    """Return a subclass of both: clients check that a stream is an instance of their library's class."""
     return type(kind.__name__, (kind, base), {})

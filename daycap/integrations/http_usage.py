@@ -1,4 +1,4 @@
-"""What a provider's answer says that the call used, read as its bytes pass by: JSON, or a stream of events."""
+"""Read a call's usage from the provider's answer as its bytes pass through: JSON, or a stream of events."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ _TELLING = tuple(f'"{word}"'.encode() for word in ("usage", *_LAST_EVENTS))
 
 
 class UsageReader:
-    """Reads one answer.
-
-    `over`: it was heard to its end, so that `answer` is what the call used.
-    """
+    """Reads one answer. `over` is true once it was read to its end, so that `answer` is complete."""
 
     def __init__(self, status: int, content_type: str) -> None:
         self._status = status
@@ -34,7 +31,7 @@ class UsageReader:
 
     @property
     def answer(self) -> Answer:
-        """What all events together said; without a usage if none said anything, or more came out after the last did."""
+        """What all events reported. It has no usage if none reported one, or if output followed the last one."""
         usage = {} if self._more_came else self._usage
         if usage and self._searches is not None:
             usage = {"server_tool_use": {"web_search_requests": self._searches}, **usage}
@@ -42,14 +39,14 @@ class UsageReader:
 
     @property
     def not_billed(self) -> bool:
-        """Whether the status says that nothing was billed. Some bill a request that their filter stopped: a 400."""
+        """Whether the status means that nothing was billed. A 400 from a content filter may be billed."""
         refused = 300 <= self._status < 400 or self._status in _NOT_BILLED
         if self._status == 400 and not self.over:
-            return False  # Given up: what it would have said is not known.
+            return False  # Abandoned, so its reason is unknown.
         return refused and not self._usage and b"content_filter" not in self._rest
 
     def feed(self, data: bytes) -> bool:
-        """Take a piece of the answer; returns whether that was the end of a stream of events."""
+        """Read a piece of the answer. Returns whether a stream of events has ended."""
         self._rest += data
         if not self._events:
             return False
@@ -60,47 +57,47 @@ class UsageReader:
         return self.over
 
     def close(self, *, whole: bool) -> None:
-        """There is no more; `whole` if there was an end.
+        """Finish reading; `whole` if the answer ended regularly.
 
-        A stream may lack the event that only marks its end: what its last event said of the usage is final, if
-        that event also ended all that came out. A usage before that may be a part of it.
+        A stream may lack the event that marks its end. The usage in its last event is then final if that event also
+        ended the output; an earlier usage may be partial.
         """
         if self._events:
             self.feed(b"\n")  # The last line may lack its end.
             self.over = self.over or self._complete
         elif whole:
-            self._said(self._rest)
+            self._read(self._rest)
             self.over = True
 
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.over = True
         elif any(word in data for word in _TELLING):
-            event = self._said(data)
+            event = self._read(data)
             kind = event.get("type")
             self.over = self.over or (isinstance(kind, str) and kind in _LAST_EVENTS)
             self._complete = _completes(event)
-            self._hear_more(event)
+            self._note_output(event)
         elif data and not data.startswith(b'{"type":"ping"') and not data.startswith(b'{"type": "ping"'):
             self._complete = False
             if self._usage and not self._more_came:
-                self._hear_more(_object(data))
+                self._note_output(_object(data))
 
-    def _hear_more(self, event: Mapping[str, Any]) -> None:
-        """Some tell the usage of what went in with their first event, and perhaps nothing more."""
+    def _note_output(self, event: Mapping[str, Any]) -> None:
+        """Note output after a usage: some providers report only the input's usage, with their first event."""
         if any(isinstance(usage := each.get("usage"), dict) and usage for each in _within(event)):
             self._more_came = False
         elif self._usage and _comes_out(event):
             self._more_came = True
 
-    def _said(self, data: bytes | bytearray) -> dict[str, Any]:
-        said = _object(data)
-        for each in _within(said):
-            self._says(each)
-        return said
+    def _read(self, data: bytes | bytearray) -> dict[str, Any]:
+        event = _object(data)
+        for each in _within(event):
+            self._take(each)
+        return event
 
-    def _says(self, said: Mapping[str, Any]) -> None:
-        usage, tier, model, output = (said.get(name) for name in ("usage", "service_tier", "model", "output"))
+    def _take(self, fields: Mapping[str, Any]) -> None:
+        usage, tier, model, output = (fields.get(name) for name in ("usage", "service_tier", "model", "output"))
         if isinstance(usage, dict):
             self._usage = merged(self._usage, usage)
         if isinstance(tier, str):
@@ -113,19 +110,19 @@ class UsageReader:
 
 def _object(data: bytes | bytearray) -> dict[str, Any]:
     try:
-        said = json.loads(data)
+        value = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _within(said: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Chat completions have it outside, Responses and Anthropic's first event within; later ones say more."""
-    return (each for each in (said, said.get("response"), said.get("message")) if isinstance(each, dict))
+def _within(event: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects that may report a usage: the event itself, or one inside (Responses, Anthropic)."""
+    return (each for each in (event, event.get("response"), event.get("message")) if isinstance(each, dict))
 
 
 def _comes_out(event: Mapping[str, Any]) -> bool:
-    """Whether an event brings a piece of what comes out."""
+    """Return whether an event carries output."""
     if str(event.get("type")).endswith(("_delta", ".delta")):
         return event.get("type") != "message_delta"
     choices = event.get("choices")
@@ -134,7 +131,7 @@ def _comes_out(event: Mapping[str, Any]) -> bool:
 
 
 def _is_search(item: object) -> bool:
-    """To open a page that was found is free."""
+    """Return whether an item is a billed search. Opening a found page is free."""
     if not isinstance(item, dict) or item.get("type") != "web_search_call":
         return False
     action = item.get("action")
@@ -142,11 +139,11 @@ def _is_search(item: object) -> bool:
 
 
 def _completes(event: Mapping[str, Any]) -> bool:
-    """Whether an event that tells a usage also says that nothing more comes out."""
+    """Return whether an event with a usage also ends the output."""
     if not isinstance(event.get("usage"), dict):
         return False
     choices, delta = event.get("choices"), event.get("delta")
     if isinstance(choices, list):
-        # OpenAI's last chunk, which only tells the usage, has no choices.
+        # OpenAI's last chunk has only the usage and no choices.
         return all(isinstance(each, dict) and each.get("finish_reason") is not None for each in choices)
     return isinstance(delta, dict) and delta.get("stop_reason") is not None

@@ -1,8 +1,8 @@
-"""Meter the calls of any client library that is built on httpx or httpx2: the transport that its requests go through.
+"""Meter the calls of any client library built on httpx or httpx2, with a transport for its requests.
 
     client = openai.OpenAI(http_client=openai.DefaultHttpxClient(transport=MeteredTransport(wallet, agent="agent-7")))
 
-Each attempt to send a request is a hold of its own. Needs `daycap[httpx]`.
+Each attempt to send a request has its own hold. Needs `daycap[httpx]`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from daycap.wallet.sync import Wallet
 
     class _BaseTransport(httpx.BaseTransport, httpx2.BaseTransport):
-        """What either library takes; neither is needed, nor loaded, for the other."""
+        """Accepted by either library, without loading the other."""
 
         def handle_request(self, request: Any) -> Any: ...
 
     class _AsyncBaseTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
-        """The same of the event loop."""
+        """The same for an event loop."""
 
         async def handle_async_request(self, request: Any) -> Any: ...
 
@@ -44,30 +44,30 @@ else:
 
 __all__ = ["AGENT_HEADER", "AsyncMeteredTransport", "MeteredTransport"]
 
-# Nothing of the request was sent: httpx and httpx2 have an error each by these names.
+# Nothing of the request was sent. Both httpx and httpx2 have errors with these names.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
 
 
 class MeteredTransport(_BaseTransport):
-    """Sends a client's requests through `wrapped`, each within its agent's cap. Of httpx and of httpx2.
+    """An httpx or httpx2 transport that sends each request of a client within its agent's cap.
 
-    `POST`s of chat completions, Responses, embeddings (OpenAI's) and messages (Anthropic's) hold their worst case
-    before they are sent, and are finalized by the usage in their answer, streams by that in their last events.
-    What cannot be held raises, as `Wallet.reserve` does, to whoever called the client.
+    `POST`s of chat completions, Responses, embeddings (OpenAI) and messages (Anthropic) reserve their worst case
+    before they are sent, and finalize the usage in their answer; a stream's usage is in its last events. A refused
+    reservation raises the errors of `Wallet.reserve` to the caller of the client.
 
-    `agent`: whose money it is, or a function that tells by the request; a request's header `X-Daycap-Agent` takes
-    precedence. `wrapped`: the transport that sends, where the library's own (without a proxy) will not do.
+    `agent`: the agent that pays, or a function that returns it for a request. The request header `X-Daycap-Agent`
+    takes precedence. `wrapped`: the transport that sends; by default the library's own, without a proxy.
 
-    What bounds a call's cost where the request does not: `max_output_tokens`; `max_web_searches`, by tools that search
-    without `max_uses` or `max_tool_calls`; `count_tokens`, which returns the most tokens that go in by the request's
-    JSON. By default that is one for each byte, which is refused where it is no bound (images, files, what the provider
-    keeps, tools that it runs itself, such as web searches).
+    These limit a call's cost if the request does not: `max_output_tokens`; `max_web_searches`, for tools without
+    `max_uses` or `max_tool_calls`; `count_tokens`, which returns the most input tokens for the request's JSON. The
+    default is one token per byte; input for which that is no limit is refused (images, files, content stored by the
+    provider, tools that it runs itself, such as web searches).
 
-    `models`: which model each deployment runs, `{"our-chat": "gpt-4o"}`, for Azure and servers with names of their
-    own. `provider`: as in `Prices`; by default whose API the URL is, where genai-prices knows it. `allow`: fields,
-    tools, headers and parts of a URL that add nothing to the cost; those that daycap does not know are refused.
-    `unmetered`: whether other requests that may cost money are refused, or pass; those that surely cost none (`GET`,
-    counting tokens) always pass.
+    `models`: the model that each deployment runs, `{"our-chat": "gpt-4o"}`, for Azure and for servers with their own
+    names. `provider`: as in `Prices`; by default the one whose API the URL belongs to, if genai-prices knows it.
+    `allow`: fields, tools, headers and URL parameters that add no cost; unknown ones are refused otherwise.
+    `unmetered`: "refuse" or "pass" other requests that may cost money. Requests that never cost any (`GET`, token
+    counting) always pass.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class MeteredTransport(_BaseTransport):
         self._meter = Meter(wallet, agent, bounds, provider, unmetered)
 
     def handle_request(self, request: Any) -> Any:
-        """Send one request, as the client library asks. Raises what `Wallet.reserve` raises, and `wrapped`'s errors."""
+        """Send one request for the client library. Raises the errors of `Wallet.reserve` and of `wrapped`."""
         library = _library(request)
         with self._making:
             self._wrapped = self._wrapped or library.HTTPTransport()
-        with _errors_of_the_clients_own():
+        with _as_client_errors():
             if may_be_a_call(request.url.path):
                 request.read()
             call = self._meter.call_of(request)
@@ -120,7 +120,7 @@ class MeteredTransport(_BaseTransport):
 
 
 class AsyncMeteredTransport(_AsyncBaseTransport):
-    """`MeteredTransport` of the event loop, with an `AsyncWallet`."""
+    """`MeteredTransport` for an event loop, with an `AsyncWallet`."""
 
     def __init__(
         self,
@@ -142,10 +142,10 @@ class AsyncMeteredTransport(_AsyncBaseTransport):
         self._meter = Meter(wallet, agent, bounds, provider, unmetered)
 
     async def handle_async_request(self, request: Any) -> Any:
-        """See `MeteredTransport.handle_request`. A task that is cancelled once it sends is charged all that is held."""
+        """See `MeteredTransport.handle_request`. A call that is cancelled while sending is charged its whole hold."""
         library = _library(request)
         self._wrapped = self._wrapped or library.AsyncHTTPTransport()
-        with _errors_of_the_clients_own():
+        with _as_client_errors():
             if may_be_a_call(request.url.path):
                 await request.aread()
             call = self._meter.call_of(request)
@@ -169,16 +169,16 @@ class AsyncMeteredTransport(_AsyncBaseTransport):
         await self.aclose()
 
 
-class _PassingBy:
-    """An answer's bytes, unchanged, while what they say of the usage is read."""
+class _MeteredBody:
+    """Passes on an answer's bytes unchanged, and reads its usage from them."""
 
     def __init__(self, wrapped: Any, metered: MeteredRequest) -> None:
         self._wrapped = wrapped
         self._metered = metered
 
 
-class _Stream(_PassingBy):
-    """Of a thread."""
+class _Stream(_MeteredBody):
+    """A synchronous body."""
 
     def __iter__(self) -> Iterator[bytes]:
         for data in self._wrapped:
@@ -193,8 +193,8 @@ class _Stream(_PassingBy):
             self._metered.end()
 
 
-class _AsyncStream(_PassingBy):
-    """Of the event loop."""
+class _AsyncStream(_MeteredBody):
+    """An asynchronous body."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for data in self._wrapped:
@@ -210,12 +210,12 @@ class _AsyncStream(_PassingBy):
 
 
 def _not_sent(error: BaseException) -> bool:
-    """Only if nothing was sent is it sure that there is no bill."""
+    """Return whether the request was definitely not sent, and so not billed."""
     return bool(_NOT_SENT & {each.__name__ for each in type(error).__mro__})
 
 
 def _library(request: Any) -> Any:
-    """httpx or httpx2: the one that this request is of."""
+    """Return the library of this request: httpx or httpx2."""
     return sys.modules[next(each.__module__.partition(".")[0] for each in type(request).__mro__ if _is_httpx(each))]
 
 
@@ -223,13 +223,13 @@ def _is_httpx(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in {"httpx", "httpx2"}
 
 
-# Anthropic's client, and OpenAI's older ones, try again after any error but their own, and hide it in one of theirs.
+# Anthropic's client and older ones of OpenAI retry after any error except their own, and wrap it in one of theirs.
 _CLIENTS_OWN = {"openai": "OpenAIError", "anthropic": "AnthropicError"}
 
 
 @contextmanager
-def _errors_of_the_clients_own() -> Iterator[None]:
-    """Errors of daycap are of each client library's root besides, so that they reach the caller, and at once."""
+def _as_client_errors() -> Iterator[None]:
+    """Make daycap's errors instances of each client library's root error too, so that they pass through at once."""
     try:
         yield
     except DaycapError as error:
@@ -238,7 +238,7 @@ def _errors_of_the_clients_own() -> Iterator[None]:
 
 
 def _with_roots(kind: Any) -> Any:
-    """The errors of `kind` that are of the root of each client library besides, as far as they are imported here."""
+    """Return a subclass of `kind` and of the root error of each client library that is imported here."""
     roots = tuple(getattr(sys.modules[name], root) for name, root in _CLIENTS_OWN.items() if name in sys.modules)
     missing = tuple(root for root in roots if not issubclass(kind, root))
     return _error_type((kind, *missing)) if missing else kind
@@ -253,7 +253,7 @@ def _error_type(bases: tuple[type[Exception], ...]) -> Any:
 
 
 def _reduced(error: Any) -> tuple[Any, ...]:
-    """For pickle and copy: the classes made here have no name that another process knows."""
+    """Support pickle and copy: other processes cannot import the classes made here."""
     return _rebuilt, (error._daycap_kind, error.args), error.__dict__
 
 

@@ -29,7 +29,7 @@ from daycap.pricing.request_fields import (
     size_of,
     tier_of,
 )
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 
 CountInput: TypeAlias = Callable[[str, list[Any], Mapping[str, Any]], int]
 """The most tokens that go in, of a model, its messages and all other arguments of the call."""
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
 
     agent: str
     named: str
-    calls: tuple[Call, ...]
+    calls: tuple[PricedCall, ...]
     prices: Prices
     counted: int
     counted_bytes: int | None
@@ -116,7 +116,7 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
     if counted_bytes is not None:
         most_in += uncounted({**body, "messages": messages}, counted_bytes)
         most_in += 0 if _is_openai_like(model, provider) else _WRAPPING_TOKENS * (1 + len(messages))
-    asked = Call(
+    asked = PricedCall(
         model=_priced_name(model, base),
         input_tokens=most_in,
         max_output_tokens=_most_out(model, provider, call, extra),
@@ -126,11 +126,11 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
     )
     others = deployments(call.get("api_base"), call.get("base_url"), getattr(call.get("client"), "base_url", None))
     names = [asked["model"], *(spelled(model, name) for name in others if not is_same(model, name))]
-    if asked["model"] != model and has_price(prices, Call(**{**asked, "model": model})):
+    if asked["model"] != model and has_price(prices, PricedCall(**{**asked, "model": model})):
         names.append(model)  # Whatever its base model is said to be.
     if isinstance(other := extra.get("model"), str):
         names.append(spelled(model, other))
-    calls = tuple(Call(**{**asked, "model": name}) for name in dict.fromkeys(names))
+    calls = tuple(PricedCall(**{**asked, "model": name}) for name in dict.fromkeys(names))
     return Asked(_agent(call), model, calls, prices, counted, counted_bytes)
 
 
@@ -160,7 +160,7 @@ def _plain(message: Any) -> Any:
     return message.model_dump(exclude_none=True) if hasattr(message, "model_dump") else message
 
 
-def has_price(prices: Prices, call: Call) -> bool:
+def has_price(prices: Prices, call: PricedCall) -> bool:
     """Whether the worst case of this call is known."""
     try:
         prices.worst_case_micros(**call)

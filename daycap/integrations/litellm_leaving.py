@@ -21,7 +21,7 @@ from daycap.formats import shown
 from daycap.integrations.litellm_calls import Asked, deployments, has_price, longest_answer, spelled, uncounted
 from daycap.pricing.answer_cost import is_same
 from daycap.pricing.request_fields import count_of, most_rejected, tier_of
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 
 
 class NotSent(BaseException):
@@ -105,17 +105,17 @@ def as_sent(asked: Asked, details: Mapping[str, Any]) -> Asked:
         most_in = max(most_in, asked.counted + uncounted(body, asked.counted_bytes))
     tier = tier_of(body) or first.get("service_tier")
     limits: Any = {"input_tokens": most_in, "max_output_tokens": most_out, "service_tier": tier}
-    calls = [Call(**{**call, **limits}) for call in asked.calls]
+    calls = [PricedCall(**{**call, **limits}) for call in asked.calls]
     for name in names:
         if not any(is_same(known, name) for known in (asked.named, *(call["model"] for call in calls))):
             calls.extend(_other(asked, calls[0], name, is_inside=name == inside != details.get("model")))
     return asked._replace(calls=tuple(calls))
 
 
-def _other(asked: Asked, call: Call, name: str, *, is_inside: bool) -> Iterator[Call]:
+def _other(asked: Asked, call: PricedCall, name: str, *, is_inside: bool) -> Iterator[PricedCall]:
     """The call of a model that was not asked for. A provider's own spelling, in the body alone, may have no price."""
     for model in (spelled(call["model"], name), name):
-        other = Call(**{**call, "model": model})
+        other = PricedCall(**{**call, "model": model})
         if has_price(asked.prices, other):
             yield other
             return

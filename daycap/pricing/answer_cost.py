@@ -1,4 +1,4 @@
-"""What a call cost by its answer: the model that answered, the service tier that served it, and its usage."""
+"""Compute a call's cost from its answer: the model that answered, its service tier and its usage."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daycap.errors import UnknownModel
 from daycap.pricing.bills import billed_micros
-from daycap.pricing.usage import AnyUsage, Call
+from daycap.pricing.usage import AnyUsage, PricedCall
 
 if TYPE_CHECKING:
     from daycap.pricing.prices import Prices
 
 _VERSION = re.compile(r"([-@:._]?v?\d[\d.:_-]*|[-:]latest)+")
 _LATEST = ("-latest", ":latest")
-"""What an answer appends to the model that was asked for: the date or the number of its version."""
+"""Suffixes of a requested model for which the answer names a dated or numbered version."""
 
 
 class Answer(NamedTuple):
-    """What an answer says of its cost. `service_tier` is empty for the usual one, None where it does not say."""
+    """What an answer reports about its cost. `service_tier` is empty for the default, None if not reported."""
 
     usage: AnyUsage
     models: Collection[str] = ()
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class CallPricing:
-    """How one call is priced by its usage. What was settled in parts is deducted from the cost of the whole."""
+    """How one call is priced from its usage. Parts that were settled before are deducted."""
 
     prices: Prices
     model: str
@@ -38,23 +38,22 @@ class CallPricing:
     settled_micros: int = 0
 
     def cost_micros(self, usage: AnyUsage) -> int:
-        """What is still to be charged for a call of this usage. Raises what `Prices.actual_micros` raises."""
+        """Return what is still to be charged for a call with this usage. Raises what `Prices.actual_micros` raises."""
         whole = self.prices.actual_micros(self.model, usage, provider=self.provider, service_tier=self.service_tier)
         return max(0, whole - self.settled_micros)
 
 
-def worst_case_of(prices: Prices, calls: Sequence[Call]) -> int:
-    """The most that a call can cost, in micros: that of the dearest model that may answer. Raises as `Prices` does."""
+def worst_case_of(prices: Prices, calls: Sequence[PricedCall]) -> int:
+    """Return the most that a call can cost, in micros, whichever model answers. Raises as `Prices` does."""
     return max(prices.worst_case_micros(**call) for call in calls)
 
 
-def cost_of(prices: Prices, calls: Sequence[Call], answer: Answer, names: Mapping[str, str] | None = None) -> int:
-    """What a call cost, in micros, at the prices of the model that answered.
+def cost_of(prices: Prices, calls: Sequence[PricedCall], answer: Answer, names: Mapping[str, str] | None = None) -> int:
+    """Return what a call cost, in micros, at the prices of the model that answered.
 
-    Where the provider tells in the usage what it billed, that is the cost, whatever it calls the model that answered.
-    `names` maps a provider's names (deployments) to models. Where the answer names no model or no tier, the dearest
-    of those that were asked for counts. Raises `UnknownModel` where another model answered that has no price, and
-    what `Prices.actual_micros` raises.
+    If the usage reports what the provider billed, that is the cost, whatever model the answer names. `names` maps
+    deployments to models. If the answer names no model or no tier, the most expensive requested one counts. Raises
+    `UnknownModel` if another model answered that has no price, and what `Prices.actual_micros` raises.
     """
     for call in calls:
         seller = prices._find(call["model"], call.get("provider")).seller
@@ -72,12 +71,12 @@ def cost_of(prices: Prices, calls: Sequence[Call], answer: Answer, names: Mappin
 
 
 def _with_searches(usage: AnyUsage, most: int) -> AnyUsage:
-    """The usage of a call that may search: where it does not say how often, it did as often as it may."""
+    """Return the usage with its searches: if it does not report them, the call made as many as it may."""
     if not most or usage is None:
         return usage
     fields: dict[str, Any] = dict(usage) if isinstance(usage, Mapping) else usage.model_dump()  # type: ignore[union-attr]
-    told = [fields.get(name) for name in ("server_tool_use", "prompt_tokens_details", "input_tokens_details")]
-    if any(isinstance(each, Mapping) and each.get("web_search_requests") is not None for each in told):
+    details = [fields.get(name) for name in ("server_tool_use", "prompt_tokens_details", "input_tokens_details")]
+    if any(isinstance(each, Mapping) and each.get("web_search_requests") is not None for each in details):
         return fields
     return {**fields, "server_tool_use": {"web_search_requests": most}}
 
@@ -90,57 +89,57 @@ _Named = tuple[str, str | None]
 
 
 def _answered(
-    prices: Prices, calls: Sequence[Call], models: Collection[str], names: Mapping[str, str]
+    prices: Prices, calls: Sequence[PricedCall], models: Collection[str], names: Mapping[str, str]
 ) -> Iterator[_Named]:
     asked = [(call["model"], call.get("provider")) for call in calls]
     if not models:
         yield from asked
-    for heard in models:
-        yield _priced_as(prices, asked, names.get(heard, heard))
+    for answered in models:
+        yield _priced_as(prices, asked, names.get(answered, answered))
 
 
-def _priced_as(prices: Prices, asked: list[_Named], heard: str) -> _Named:
-    """The name by which the model that answered has its price: of one that was asked for, if it is that one."""
-    versions = [named for named in asked if _is_version(named[0], heard)]
+def _priced_as(prices: Prices, asked: list[_Named], answered: str) -> _Named:
+    """Return the name that prices the model that answered: the requested one's, if it is that model."""
+    versions = [named for named in asked if _is_version(named[0], answered)]
     own = [named for named in asked if prices._find(*named).own]
     for named in versions:
-        if named in own or is_same(named[0], heard):
-            return named  # A price that was agreed on is for all versions.
-    for named in [(name, provider) for model, provider in asked for name in _spellings(model, provider, heard)]:
+        if named in own or is_same(named[0], answered):
+            return named  # Your own price covers all versions.
+    for named in [(name, provider) for model, provider in asked for name in _spellings(model, provider, answered)]:
         try:
             prices._find(*named)
         except UnknownModel:
             continue
         return named
     for named in [*versions, *own]:
-        return named  # Who gives a price of their own knows what their server calls the model.
-    raise UnknownModel(heard, asked[0][1], f"it answered a call of {asked[0][0]!r:.100}")
+        return named  # Your own price applies, whatever your server calls the model.
+    raise UnknownModel(answered, asked[0][1], f"it answered a call to {asked[0][0]!r:.100}")
 
 
 def is_same(asked: str, name: str) -> bool:
-    """Whether a name is that of the model that was asked for, with or without its provider."""
+    """Return whether `name` is the requested model, with or without its provider."""
     return _rest(asked, name) == ""
 
 
-def _is_version(asked: str, heard: str) -> bool:
+def _is_version(asked: str, answered: str) -> bool:
     for alias in _LATEST:
         asked = asked.removesuffix(alias)
-    rest = _rest(asked, heard)
+    rest = _rest(asked, answered)
     return rest is not None and (not rest or _VERSION.fullmatch(rest) is not None)
 
 
-def _rest(asked: str, heard: str) -> str | None:
-    """What `heard` appends to the model that was asked for, with or without its provider; None for another model."""
-    asked, heard = asked.lower(), heard.lower()
+def _rest(asked: str, answered: str) -> str | None:
+    """Return what `answered` appends to the requested model (provider optional); None if it is another model."""
+    asked, answered = asked.lower(), answered.lower()
     while True:
-        if heard.startswith(asked):
-            return heard[len(asked) :]
+        if answered.startswith(asked):
+            return answered[len(asked) :]
         _, slash, asked = asked.partition("/")
         if not slash:
             return None
 
 
-def _spellings(asked: str, provider: str | None, heard: str) -> Iterator[str]:
+def _spellings(asked: str, provider: str | None, answered: str) -> Iterator[str]:
     if provider is None and "/" in asked:
-        yield f"{asked.partition('/')[0]}/{heard}"
-    yield heard
+        yield f"{asked.partition('/')[0]}/{answered}"
+    yield answered

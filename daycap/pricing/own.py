@@ -1,4 +1,4 @@
-"""A file of own prices: for models that genai-prices does not know, and for prices that were agreed on."""
+"""Read a file of your own prices: for models that genai-prices does not know, and for negotiated prices."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _FINEST = -12
 
 
 class OwnPrice(NamedTuple):
-    """The price of every model whose name is like the pattern."""
+    """The price of every model whose name matches the pattern."""
 
     pattern: str
     price: ModelPrice
 
     def matches(self, name: str) -> bool:
-        """Whether the pattern is that of this name; case does not matter."""
+        """Return whether the pattern matches this name, ignoring case."""
         return fnmatchcase(name.lower(), self.pattern.lower())
 
     def rates(self, model: str, provider: str | None) -> ModelRates:
-        """The price, for a model that was asked for by these names."""
+        """Return this price as the rates of a requested model."""
         return ModelRates(model, provider, ModelInfo(self.pattern, ClauseEquals(model), prices=self.price), own=True)
 
 
 def read_own_prices(path: str | Path) -> tuple[OwnPrice, ...]:
-    """The prices in a file, TOML or (by its name's end) JSON, in their order: the first that matches counts.
+    """Read the prices in a file, TOML or (with suffix .json) JSON, in order: the first match counts.
 
-    One table for each pattern of model names, `*` and `?` standing for any, case ignored. In US dollars: for a
-    million tokens `input` and `output` (both must be there), `cached_input` and `cache_write` (as input, unless
-    they are given), `reasoning` (as output); for each call `request` (nothing), for each web search `web_search`
-    (refused, if there was one). Raises `InvalidSetting` naming the file, and the pattern and key or the line.
+    The file has one table for each pattern of model names, in which `*` and `?` are wildcards; case is ignored.
+    Prices are US dollars. Per million tokens: `input` and `output` (required), `cached_input` and `cache_write`
+    (default: as input), `reasoning` (default: as output). Per call: `request` (default: 0). Per web search:
+    `web_search` (without it, calls that search are refused). Raises `InvalidSetting` naming the file and the place.
     """
     path = Path(path)
     try:
@@ -59,7 +59,7 @@ def read_own_prices(path: str | Path) -> tuple[OwnPrice, ...]:
 
 
 def _parse(text: str, *, is_json: bool) -> object:
-    # Numbers are read as Decimal, so that 0.1 is a tenth.
+    # Decimal, so that 0.1 is exactly a tenth.
     if not is_json:
         return tomllib.loads(text, parse_float=Decimal)
     return json.loads(text, parse_float=Decimal, parse_constant=Decimal, object_pairs_hook=_without_doubles)
@@ -69,7 +69,7 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     seen: dict[str, object] = {}
     for key, value in pairs:
         if key in seen:
-            raise ValueError(f"[{key}] is there twice")
+            raise ValueError(f"[{key}] appears twice")
         seen[key] = value
     return seen
 
@@ -91,8 +91,8 @@ def _own_price(pattern: str, table: object) -> OwnPrice:
         raise ValueError(f'{shown(pattern, 100)} must be a table of prices: ["{pattern}"] and then input, output')
     if unknown := [key for key in table if key not in _PRICE_KEYS]:
         raise ValueError(
-            f'["{pattern}"] has {shown(unknown[0], 60)}, which is none of {", ".join(_PRICE_KEYS)}; '
-            "a name with dots needs quotes"
+            f'["{pattern}"] has the unknown key {shown(unknown[0], 60)}; use {", ".join(_PRICE_KEYS)}; '
+            "quote a model name with dots"
         )
     if missing := [key for key in ("input", "output") if key not in table]:
         raise ValueError(f'["{pattern}"] has no {missing[0]}')
@@ -111,5 +111,5 @@ def _dollars(pattern: str, key: str, value: object) -> Decimal:
         if isinstance(exponent, int) and exponent >= _FINEST:
             return amount
     raise ValueError(
-        f'["{pattern}"] {key} = {shown(value, 40)} must be US dollars from 0 to a million, of at most 12 decimals'
+        f'["{pattern}"] {key} = {shown(value, 40)} must be US dollars from 0 to a million, with at most 12 decimals'
     )

@@ -1,7 +1,7 @@
-"""Prices: the most that a call can cost, before it; and what it did cost, from its usage. In whole micros.
+"""Compute a call's worst-case cost before it, and its actual cost from its usage, in whole micros.
 
-Needs genai-prices (`pip install "daycap[prices]"`), which carries the prices of many providers; nothing is fetched.
-All arithmetic is exact, in Decimal; only its end is rounded, up.
+Needs genai-prices (`pip install "daycap[prices]"`), which bundles the prices of many providers. Nothing is downloaded.
+Arithmetic is exact, in Decimal; only the result is rounded, upwards.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _KNOWN_TTLS = {"", *(kind.get("cache_ttl", "") for kind in KINDS.values())}
 
 
 class _Remembered(NamedTuple):
-    """The models that were found in a snapshot; replaced as one, so that none outlives it."""
+    """The models looked up in a snapshot. Replaced together with it."""
 
     snapshot: DataSnapshot
     models: dict[tuple[str, str | None], ModelRates]
 
 
 class Prices:
-    """The prices of models: own ones from a file, before those of genai-prices. Threads may share it.
+    """The prices of models: your own, which take precedence, and those of genai-prices. Thread-safe.
 
-    `now` says the time, for prices that change with the date or the hour.
+    `now` returns the time, for prices that change with the date or the hour.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Prices:
 
     @classmethod
     def default(cls) -> Prices:
-        """The prices that genai-prices carries."""
+        """Return the prices that genai-prices bundles."""
         return cls()
 
     @classmethod
     def from_file(cls, path: str | Path) -> Prices:
-        """Own prices, in the form that `read_own_prices` describes, first. Raises `InvalidSetting`."""
+        """Return prices with your own from a file first; see `read_own_prices`. Raises `InvalidSetting`."""
         return cls(read_own_prices(path))
 
     def worst_case_micros(
@@ -73,14 +73,14 @@ class Prices:
         service_tier: str | None = None,
         max_web_searches: int = 0,
     ) -> int:
-        """The most that a call can cost, in micros, rounded up. What it did cost is not more, within these limits.
+        """Return the most that a call can cost within these limits, in micros, rounded up.
 
-        `input_tokens` are all that go in, cached ones too; `max_output_tokens` all that can come out, reasoning
-        too. Each is counted at the dearest price it may have: written to a cache for long, as audio, in the largest
-        context that they reach, at the dearest hour. `service_tier` is what the request asks for ("priority",
-        "flex", "batch", "fast"); it may be served at the usual price, so that this counts as well.
+        `input_tokens` includes cached tokens, `max_output_tokens` includes reasoning. Each token is counted at the
+        highest price that it may have: written to a long-lived cache, as audio, in the largest context reached, at
+        the most expensive hour. `service_tier` is what the request asks for ("priority", "flex", "batch", "fast").
+        The provider may serve it at the default tier, so that price counts too.
 
-        Raises `UnknownModel`; `InvalidInput` for what is not a count; `InvalidAmount` above 2**53 - 1 micros.
+        Raises `UnknownModel`, `InvalidInput` if a number is not a count, and `InvalidAmount` above 2**53 - 1 micros.
         """
         tokens = {
             "input": _count("input_tokens", input_tokens),
@@ -101,14 +101,14 @@ class Prices:
     def actual_micros(
         self, model: str, usage: AnyUsage, *, provider: str | None = None, service_tier: str | None = None
     ) -> int:
-        """Return what a call cost, in micros, rounded up: by its usage and the prices of now, or the provider's bill.
+        """Return the actual cost of a call, in micros, rounded up: the provider's bill, else usage times price.
 
-        `usage` is the object, or the same as a dict, that OpenAI (chat completions, Responses, embeddings),
-        Anthropic, Google, LiteLLM, LangChain and Pydantic AI give; see `daycap.usage`. Where OpenRouter, xAI or
-        Perplexity tell in it what they billed, that is the cost, also with own prices; see `daycap.pricing.bills`.
-        `service_tier` is what the response says of it: OpenAI says that beside the usage.
+        `usage` is the usage object of OpenAI (chat completions, Responses, embeddings), Anthropic, Google, LiteLLM,
+        LangChain or Pydantic AI, or a dict of its fields; see `daycap.pricing.usage`. If OpenRouter, xAI or
+        Perplexity report what they billed, that is the cost, even with your own prices; see `daycap.pricing.bills`.
+        `service_tier` is the one in the response: OpenAI reports it beside the usage.
 
-        Raises `UnknownModel`; `InvalidInput` for a usage that does not tell all; `InvalidAmount`.
+        Raises `UnknownModel`, `InvalidInput` for an incomplete usage, and `InvalidAmount`.
         """
         found = self._find(model, provider)
         if (bill := billed_micros(found.seller, usage)) is not None:
@@ -125,7 +125,7 @@ class Prices:
     def _find(self, model: str, provider: str | None) -> ModelRates:
         names: tuple[object, object] = model, provider
         if not isinstance(names[0], str) or not isinstance(names[1], str | None):
-            raise InvalidInput(f"a model and a provider are names, not {shown(names, 100)}")
+            raise InvalidInput(f"model and provider must be strings, not {shown(names, 100)}")
         snapshot = get_snapshot()
         remembered = self._remembered
         if remembered.snapshot is not snapshot:
@@ -148,7 +148,7 @@ class Prices:
 
 
 def _exact() -> AbstractContextManager[Context]:
-    # Not the caller's own context. No price and no count has so many digits that anything is rounded.
+    # Independent of the caller's context, and with enough digits that nothing is rounded.
     return localcontext(prec=_DIGITS, rounding=ROUND_CEILING)
 
 
@@ -164,12 +164,12 @@ def _count(name: str, value: object) -> int:
 
 def _tier(service_tier: object) -> str:
     if not isinstance(service_tier, str | None):
-        raise InvalidInput(f"service_tier is a name, not {shown(service_tier, 40)}")
+        raise InvalidInput(f"service_tier must be a string, not {shown(service_tier, 40)}")
     return (service_tier or "").lower()
 
 
 def _price(found: ModelRates, rates: Rates, part: Part, size: int) -> Decimal:
-    """The price, in micros, of one of these tokens in a context of `size`: that of the closest kind with a price."""
+    """Return the price of one such token, in micros, in a context of `size`: that of the closest priced kind."""
     if part.cache_ttl not in _KNOWN_TTLS and not found.own:
         raise found.unknown(f"none for tokens cached for {part.cache_ttl}")
     closest = max((key for key in rates if key in KINDS and part.is_a(KINDS[key])), key=_closeness, default=None)
@@ -180,10 +180,10 @@ def _price(found: ModelRates, rates: Rates, part: Part, size: int) -> Decimal:
 
 
 def _refuse_by_call(rates: Rates, used: UsedTokens) -> None:
-    """Raises `InvalidInput` for a sum of calls where a price depends on the size of each, or on their number."""
+    """Raise `InvalidInput` for a sum of calls if a price depends on each call's size or on their number."""
     by_size = (price.tiers for price in rates.values() if isinstance(price, TieredPrices))
     if "requests_kcount" in rates or any(used.input_tokens > tier.start for tiers in by_size for tier in tiers):
-        raise InvalidInput("a usage of several calls together, of a model whose price depends on each: finalize each")
+        raise InvalidInput("usage sums several calls, but this model's price depends on each: finalize each call")
 
 
 def _closeness(key: str) -> int:
@@ -191,7 +191,7 @@ def _closeness(key: str) -> int:
 
 
 def _dearest(found: ModelRates, possible: list[Rates], direction: str, size: int) -> Decimal:
-    """The dearest price, in micros, of any token of this direction in a context of at most `size`."""
+    """Return the highest price of any token of this direction, in micros, in a context of at most `size`."""
     prices = [
         price
         for rates in possible
@@ -205,7 +205,7 @@ def _dearest(found: ModelRates, possible: list[Rates], direction: str, size: int
 
 
 def _reached(price: Decimal | TieredPrices, size: int) -> Iterator[Decimal]:
-    """The prices up to a context of `size` tokens; the last is that of `size` itself, for all of its tokens."""
+    """Yield the prices up to a context of `size` tokens. The last one applies to all tokens of that context."""
     if isinstance(price, Decimal):
         yield price
     else:
@@ -214,11 +214,11 @@ def _reached(price: Decimal | TieredPrices, size: int) -> Iterator[Decimal]:
 
 
 def _besides(found: ModelRates, rates: Rates, searches: int) -> Decimal:
-    """What a call costs besides its tokens, in micros: itself, and its web searches."""
+    """Return what a call costs besides its tokens, in micros: a fee per request, and its web searches."""
     searches = found.searches_of(rates, searches)
     if searches and "web_searches_kcount" not in rates:
         raise found.unknown("none for web searches")
-    # These have no price by the size of the context.
+    # Neither price depends on the context size.
     request, search = (rates.get(key) for key in ("requests_kcount", "web_searches_kcount"))
     return sum(
         (

@@ -1,4 +1,4 @@
-"""What the fields of a request to a model mean for its cost. What is not on a list here is refused, never guessed."""
+"""What the fields of a model request mean for its cost. A field that is not listed here is refused."""
 
 # ruff: noqa: SIM905 (forty names are easier to read as words than as a list of strings)
 
@@ -14,7 +14,7 @@ from daycap.formats import shown
 
 
 class Api(NamedTuple):
-    """An interface: the fields that limit what comes out, and all that cost no more than their bytes and that limit."""
+    """An interface: the fields that limit the output, and the fields whose cost their bytes and that limit bound."""
 
     limits: tuple[str, ...]
     fields: frozenset[str]
@@ -69,25 +69,25 @@ KEPT_BY_PROVIDER = (
     "mcp_servers",
     "web_search_options",
 )
-"""Fields that stand for input which is not in the request."""
+"""Fields that refer to input outside the request."""
 
 USUAL_TIERS = {"auto", "default", "standard", "standard_only"}
-"""Of a request or an answer: the usual prices, or not known to be others."""
+"""Service tiers of a request or an answer that have the default prices, or are not known to have others."""
 
 
 _REASONING = frozenset("context effort enabled exclude generate_summary max_tokens summary".split())
-"""Fields of `reasoning`, which costs as much as comes out. Its mode may make one call more than that."""
+"""Fields of `reasoning`, whose cost is part of the output. Its mode is left out: it may run several calls."""
 
 
 def refuse_unknown(body: Mapping[str, object], known: Collection[str], allow: Collection[str]) -> None:
-    """Raise `InvalidInput` for a field whose cost is not known; `allow` names those that cost nothing more."""
+    """Raise `InvalidInput` for a field of unknown cost; `allow` names fields that add no cost."""
     for name, value in body.items():
         if value is None or name in allow:
             continue
         if name in OTHER_MODELS:
-            raise InvalidInput(f"{name}: another model may answer than the one that is held for; leave it out")
+            raise InvalidInput(f"{name}: another model may answer than the one reserved for; leave it out")
         if name == "modalities" and not (isinstance(value, list) and set(map(str, value)) <= {"text"}):
-            raise InvalidInput(f"modalities: only text can be held for, not {shown(value, 60)}")
+            raise InvalidInput(f"modalities: daycap can reserve for text only, not {shown(value, 60)}")
         if name not in known:
             raise _unknown(name)
         if name == "reasoning" and isinstance(value, Mapping):
@@ -99,30 +99,30 @@ def refuse_unknown(body: Mapping[str, object], known: Collection[str], allow: Co
 
 def _unknown(name: str) -> InvalidInput:
     return InvalidInput(
-        f"{shown(name, 60)}: what this option adds to the cost of a call is not known; leave it out, or say that it "
-        f"adds nothing: allow=[{shown(name, 60)}]"
+        f"{shown(name, 60)}: daycap does not know what this option adds to the cost; leave it out, or declare that "
+        f"it adds nothing: allow=[{shown(name, 60)}]"
     )
 
 
 _REROUTING = re.compile(
     r"models?|deployments?|fallbacks?|portkey-config|cf-aig-step|http-method|method-override|request-type|service-tier"
 )
-"""Words of headers by which gateways and servers take another model, tier or method than the request names."""
+"""Words in headers that make gateways and servers use another model, tier or method than the request names."""
 
 
 def refuse_rerouting(headers: Iterable[str], allow: Collection[str]) -> None:
-    """Raise `InvalidInput` for a header by which another call may be made than the one that is held for."""
+    """Raise `InvalidInput` for a header that may turn the call into one that costs more than was reserved."""
     harmless = {name.lower() for name in allow}
     for name in headers:
         if _REROUTING.search(name.lower()) and name.lower() not in harmless:
             raise InvalidInput(
-                f"{shown(name, 60)}: this header may change what the call costs; leave it out, or say that it does "
-                f"not: allow=[{shown(name, 60)}]"
+                f"{shown(name, 60)}: this header may change what the call costs; leave it out, or declare that it "
+                f"does not: allow=[{shown(name, 60)}]"
             )
 
 
 def tier_of(body: Mapping[str, object]) -> str | None:
-    """The service tier that a request asks for, None for the usual one: as `daycap.pricing.usage` names them."""
+    """Return the service tier that a request asks for, as `daycap.pricing.usage` names it; None for the default."""
     place = body.get("inference_geo")
     if isinstance(place, str) and place not in {"", "global"}:
         return f"inference_geo={place}"
@@ -131,31 +131,31 @@ def tier_of(body: Mapping[str, object]) -> str | None:
 
 
 def most_rejected(body: Mapping[str, object]) -> int:
-    """The most tokens of a predicted output that the answer does not use. They are billed as if they had come out."""
+    """Return the most tokens of a predicted output that the answer may reject. They are billed as output."""
     prediction = body.get("prediction")
     return 0 if prediction is None else size_of(prediction)
 
 
 def size_of(value: object) -> int:
-    """The bytes of a value's JSON: no token is of less than one."""
+    """Return the size of a value's JSON in bytes. Every token has at least one."""
     return len(json.dumps(value, ensure_ascii=False, default=_json_of).encode(errors="replace"))
 
 
 def _json_of(value: Any) -> object:
-    """Clients take objects and classes of pydantic for messages, tools and schemas."""
+    """Convert a pydantic object or class: clients accept these as messages, tools and schemas."""
     if isinstance(value, type) and hasattr(value, "model_json_schema"):
         return value.model_json_schema()
     return value.model_dump() if hasattr(value, "model_dump") else repr(value)
 
 
 def count_of(value: object) -> int:
-    """A count of tokens, answers or uses. Raises `InvalidInput`."""
+    """Return a count of tokens, answers or uses. Raises `InvalidInput` if it is none."""
     if type(value) is not int or value < 0:
-        raise InvalidInput(f"n and the most tokens that come out are counts, not {shown(value, 40)}")
+        raise InvalidInput(f"n and output limits must be counts, not {shown(value, 40)}")
     return value
 
 
-# --- what goes in ---------------------------------------------------------------------------------------------
+# --- input ----------------------------------------------------------------------------------------------------
 
 _TEXTS = {
     "custom_tool_call",
@@ -184,22 +184,22 @@ _OF_TEXTS = frozenset(
         "partial provider_specific_fields"
     ).split()
 )
-"""What a message or a part of it may have: text, and what is about it."""
+"""Fields of a message or a part of it: text, and metadata."""
 
 
 def not_text(content: object) -> Iterator[str]:
-    """What of messages may stand for more tokens than it has bytes."""
+    """Yield what in messages may be more tokens than it has bytes."""
     if isinstance(content, list):
         for each in content:
             yield from not_text(each)
     elif isinstance(content, Mapping):
         kind = content.get("type")
         if kind is None and content.get("role") is None:
-            yield "content without a type"  # To OpenAI an id alone is a reference to an item.
+            yield "content without a type"  # OpenAI treats a bare id as a reference to an item.
         elif kind is not None and not (isinstance(kind, str) and kind in _TEXTS):
             yield f"content of type {shown(kind, 60)}"
         elif kind == "reasoning" and not content.get("encrypted_content"):
-            yield "reasoning without its encrypted_content"  # It is looked up by its id.
+            yield "reasoning without its encrypted_content"  # OpenAI looks it up by its id.
         yield from (shown(name, 60) for name, value in content.items() if value is not None and name not in _OF_TEXTS)
         for name in ("content", "output"):
             yield from not_text(content.get(name))
@@ -209,14 +209,14 @@ _SEARCHING = re.compile(r"\b(?:search-(?:preview|api)|sonar)\b", re.IGNORECASE)
 
 
 def searches_by_itself(model: str) -> bool:
-    """Whether a model searches on the web at each call, for a price, though nothing in the request asks for it."""
+    """Return whether a model runs billed web searches on every call, even if the request asks for none."""
     return _SEARCHING.search(model) is not None
 
 
 def added_by_provider(body: Mapping[str, object], models: Iterable[str]) -> Iterator[str]:
-    """What of a request lets its provider add to what goes in: what it keeps, and tools that it runs itself.
+    """Yield what in a request lets the provider add input: content it stores, and tools it runs itself.
 
-    `models` may answer; some of them search the web whatever the request is.
+    `models` are those that may answer; some search the web on every call.
     """
     yield from (f"what {shown(model, 60)} finds on the web" for model in models if searches_by_itself(model))
     yield from (name for name in KEPT_BY_PROVIDER if body.get(name) is not None)
@@ -227,7 +227,7 @@ def added_by_provider(body: Mapping[str, object], models: Iterable[str]) -> Iter
 
 
 def _compacts(management: object) -> bool:
-    """Whether the provider may summarize what goes in, which is a call of its own; to leave some of it out is none."""
+    """Return whether the provider may summarize the input, which is another call. Dropping parts of it is not."""
     edits = management.get("edits") if isinstance(management, Mapping) else management
     kinds = [each.get("type") if isinstance(each, dict) else None for each in edits] if isinstance(edits, list) else []
     return not all(isinstance(kind, str) and kind.startswith("clear_") for kind in kinds)
@@ -248,15 +248,15 @@ def _tools(body: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
 def _hosted_tools(body: Mapping[str, object]) -> Iterator[object]:
     for tool in _tools(body):
         kind = tool.get("type")
-        # Anthropic's own have no type but a name; Google's have neither.
+        # Anthropic's function tools have a name but no type; Google's have neither.
         if kind not in ("function", "custom") and not (kind is None and "name" in tool):
             yield kind if kind is not None else next(iter(tool), None)
 
 
 def most_searches(body: Mapping[str, object], default: int | None, allow: Collection[str]) -> int:
-    """The most searches on the web that the provider may make. Raises `InvalidInput` where nothing bounds them.
+    """Return the most web searches that the provider may run. Raises `InvalidInput` if nothing limits them.
 
-    Also for other tools that the provider runs, unless `allow` names them: what those cost is not known.
+    Also raises it for other tools that the provider runs, unless `allow` names them: their cost is unknown.
     """
     most = 0 if body.get("web_search_options") is None else 1
     for tool in _tools(body):
@@ -265,15 +265,15 @@ def most_searches(body: Mapping[str, object], default: int | None, allow: Collec
             bounds = [each for each in (tool.get("max_uses"), body.get("max_tool_calls"), default) if each is not None]
             if not bounds:
                 raise InvalidInput(
-                    f"a tool of type {shown(kind, 60)}: nothing bounds how often it searches; give it max_uses "
-                    "(Anthropic), the request max_tool_calls (OpenAI), or max_web_searches for all calls"
+                    f"a tool of type {shown(kind, 60)}: nothing limits how often it searches; set its max_uses "
+                    "(Anthropic), the request's max_tool_calls (OpenAI), or max_web_searches for all calls"
                 )
             most += count_of(bounds[0])
     for hosted in _hosted_tools(body):
         kind = str(hosted)
         if not (_SEARCH.fullmatch(kind) or _FETCH.fullmatch(kind) or kind in allow):
             raise InvalidInput(
-                f"a tool of type {shown(kind, 60)}: what it adds to the cost of a call is not known; leave it out, or "
-                f"say that it adds nothing but tokens: allow=[{shown(kind, 60)}]"
+                f"a tool of type {shown(kind, 60)}: daycap does not know what it adds to the cost; leave it out, or "
+                f"declare that it adds nothing but tokens: allow=[{shown(kind, 60)}]"
             )
     return most

@@ -1,8 +1,7 @@
-"""What a provider says that a call used, read from its usage object: how many tokens of which kind.
+"""Read a provider's usage object: how many tokens of each kind a call used.
 
-A usage is known by its fields, not by its class, so that no client library is needed: an object or a dict, as the
-client gives it or as it stands in the JSON. It is believed only whole: what is missing, negative, at odds with itself
-or a count that is not known here is refused, never guessed.
+A usage is recognized by its fields, not its class, so no client library is needed. It may be the client's object, a
+dict, or parsed JSON. A usage that is incomplete, negative or inconsistent, or that has an unknown count, is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from daycap.pricing.used_tokens import MODALITIES, Part, UsedTokens, by_ttl, spl
 
 
 class ChatUsage(Protocol):
-    """As OpenAI's chat completions and embeddings, LiteLLM and most others give it.
+    """The usage of OpenAI's chat completions and embeddings, of LiteLLM and of most others.
 
-    Cached, cache-written and audio tokens are among `prompt_tokens`, reasoning is among `completion_tokens`.
+    `prompt_tokens` includes cached, cache-written and audio tokens; `completion_tokens` includes reasoning.
     """
 
     @property
@@ -27,8 +26,8 @@ class ChatUsage(Protocol):
 
 
 class InputOutputUsage(Protocol):
-    """As OpenAI's Responses, LangChain and Pydantic AI, where cached tokens are among `input_tokens`, and as Anthropic
-    and Bedrock, where `cache_read_input_tokens` and `cache_creation_input_tokens` come on top of them.
+    """The usage of OpenAI's Responses, LangChain and Pydantic AI, where `input_tokens` includes cached tokens, and of
+    Anthropic and Bedrock, where `cache_read_input_tokens` and `cache_creation_input_tokens` are added to it.
     """
 
     @property
@@ -38,7 +37,7 @@ class InputOutputUsage(Protocol):
 
 
 class GoogleUsage(Protocol):
-    """As Google's `usage_metadata`: thoughts and tool prompts come on top of candidates and prompt."""
+    """Google's `usage_metadata`: thoughts and tool prompts are added to candidates and prompt."""
 
     @property
     def prompt_token_count(self) -> int | None: ...
@@ -47,11 +46,11 @@ class GoogleUsage(Protocol):
 
 
 AnyUsage: TypeAlias = ChatUsage | InputOutputUsage | GoogleUsage | Mapping[str, object] | None
-"""The usage of one call, of any of these shapes. None, which clients have where a provider said nothing, is refused."""
+"""The usage of one call, in any of these shapes. None, as clients have it if the provider sent no usage, is refused."""
 
 
-class Call(TypedDict, total=False):
-    """What `reserve` must know of a call to hold the most that it can cost, in the words of `worst_case_micros`."""
+class PricedCall(TypedDict, total=False):
+    """The arguments of `worst_case_micros`, from which `reserve` computes the most that a call can cost."""
 
     model: Required[str]
     input_tokens: Required[int]
@@ -62,9 +61,9 @@ class Call(TypedDict, total=False):
 
 
 def read_usage(usage: AnyUsage) -> UsedTokens:
-    """Return the tokens that `usage` counts. Raises `InvalidInput` where that is not all, or it contradicts itself.
+    """Return the tokens that `usage` counts. Raises `InvalidInput` if it is incomplete or contradicts itself.
 
-    A usage without any input is refused too: there is no such call, so that its true usage was not reported.
+    A usage with no input tokens is refused too: every call has some, so the true usage was not reported.
     """
     fields = Fields(usage, "usage")
     if fields.has("prompt_token_count"):
@@ -77,12 +76,12 @@ def read_usage(usage: AnyUsage) -> UsedTokens:
         used = _input_output(fields)
     else:
         raise InvalidInput(
-            f"not a usage with all its tokens: {shown(usage, 200)}; it takes prompt_tokens and completion_tokens, "
+            f"not a complete usage: {shown(usage, 200)}; expected prompt_tokens and completion_tokens, "
             "input_tokens and output_tokens, or prompt_token_count and candidates_token_count"
         )
     fields.refuse_unread()
     if not used.input_tokens:
-        raise InvalidInput("a usage of no input tokens: the call's true usage was not reported")
+        raise InvalidInput("usage has no input tokens: the provider did not report the call's true usage")
     return used
 
 
@@ -94,28 +93,28 @@ def _chat(usage: Fields) -> UsedTokens:
     details = usage.inside("prompt_tokens_details")
     prompt = usage.required("prompt_tokens")
     total = usage.optional("total_tokens")
-    # An embedding has no completion_tokens, and says with its total that nothing came out.
+    # An embedding has no completion_tokens; its total shows that there was no output.
     completion = 0 if usage.lacks("completion_tokens") and total == prompt else usage.required("completion_tokens")
     agreed(prompt, usage.count("input_tokens"))
     agreed(completion, usage.count("output_tokens"))
-    # Where the cached ones are not among the details: DeepSeek; Moonshot; Databricks and LiteLLM's older form.
+    # Providers that report cached tokens outside the details: DeepSeek; Moonshot; Databricks and older LiteLLM.
     read = agreed(
         details.count("cached_tokens"),
         usage.count("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens"),
     )
     if read + usage.count("prompt_cache_miss_tokens") > prompt:
-        raise InvalidInput(f"usage has {prompt} input tokens in all, and more than that cached and not cached")
+        raise InvalidInput(f"usage has {prompt} input tokens in all, but more cached and uncached ones")
     written = agreed(
         details.count("cache_write_tokens", "cache_creation_tokens"), usage.count("cache_creation_input_tokens")
     )
     ttls = _ttls(details.inside("cache_creation_token_details", "cache_write_tokens_details"))
     searches = agreed(_searches(usage), details.count("web_search_requests"))
-    # LiteLLM's, of Gemini: what its tools read is among the prompt, of whose first part it tells the size as well.
+    # LiteLLM's fields for Gemini: the prompt already includes what the tools read.
     details.ignore("tool_use_tokens", "initial_prompt_tokens")
     thought = usage.count("reasoning_tokens")
     research: tuple[Part, ...] = ()
     if thought and usage.has("citation_tokens"):
-        # Perplexity's deep research: what it thought, cited and searched comes on top, also of the total.
+        # Perplexity's deep research adds reasoning, citations and searches to the counts, and to the total.
         on_top = {"reasoning": thought, "citation": usage.count("citation_tokens")}
         research = tuple(Part(tokens, "output", kind) for kind, tokens in on_top.items() if tokens)
         searches = max(searches, usage.count("num_search_queries"))
@@ -133,11 +132,11 @@ def _chat(usage: Fields) -> UsedTokens:
 
 
 _BILLED = ("cost", "cost_details", "cost_in_usd_ticks")
-"""What `daycap.pricing.bills` reads where it is the provider's own price; a price is no count."""
+"""Prices, not counts. `daycap.pricing.bills` reads them if the provider itself reports them."""
 
 
 def _searches(usage: Fields) -> int:
-    """Web searches, each of which is paid for. Fetches and searches for tools cost their tokens only."""
+    """Count web searches, which are billed per search. Fetches and tool searches cost only their tokens."""
     tools = usage.inside("server_tool_use")
     tools.ignore("web_fetch_requests", "tool_search_requests")
     return tools.count("web_search_requests")
@@ -151,12 +150,12 @@ def _input_output(usage: Fields) -> UsedTokens:
     read = details.count("cached_tokens", "cache_read_input_tokens", f"{tier}cache_read")
     written = details.count("cache_write_tokens", "cache_creation")
     ttls = _ttls(details.inside("cache_write_tokens_details"))
-    # LangChain counts what it knows the ttl of only there, and then has no cache_creation.
+    # If LangChain knows the ttl, it reports the tokens only under that ttl and leaves out cache_creation.
     if langchains := {ttl: tokens for ttl, tokens in _ttls(details).items() if tokens}:
         if written:
-            raise InvalidInput("usage counts tokens written into a cache both with their ttl and without")
+            raise InvalidInput("usage counts cache-written tokens both with and without a ttl")
         written, ttls = sum(langchains.values()), langchains
-    # Anthropic, and Bedrock in its own words, count what was cached on top.
+    # Anthropic and Bedrock count cached tokens on top of input_tokens.
     ttls_on_top = _ttls(usage.inside("cache_creation"))
     for each in usage.each("cache_details"):
         ttls_on_top[each.text("ttl")] = ttls_on_top.get(each.text("ttl"), 0) + each.count("input_tokens")
@@ -168,7 +167,7 @@ def _input_output(usage: Fields) -> UsedTokens:
     output = whole_output(output, prompt, usage.optional("total_tokens"), on_top)
     if on_top:
         if read or written:
-            raise InvalidInput("usage counts cached tokens both among input_tokens and on top of them")
+            raise InvalidInput("usage counts cached tokens both within input_tokens and on top of them")
         read, written, ttls = read_on_top, written_on_top, ttls_on_top
     usage.ignore(*_BILLED)
     return UsedTokens(
@@ -179,20 +178,23 @@ def _input_output(usage: Fields) -> UsedTokens:
 
 
 def _langchains_tier(details: Fields, outputs: Fields, prompt: int) -> str:
-    """What LangChain puts before its details of a service tier, whose name alone counts what was not cached."""
+    """Return the prefix of LangChain's details for a service tier. The bare tier name counts uncached tokens."""
     tier = next((tier for tier in ("priority", "flex") if details.has(tier) or outputs.has(tier)), "")
     if tier and details.count(tier) + details.count(f"{tier}_cache_read") != prompt:
-        raise InvalidInput(f"usage has {prompt} input tokens in all, and not as many of service tier {tier}")
+        raise InvalidInput(f"usage has {prompt} input tokens in all, but another number for service tier {tier}")
     outputs.ignore(tier)
     return tier and f"{tier}_"
 
 
 def _compactions(usage: Fields) -> Iterator[Part]:
-    """What Anthropic used to summarize the context, which its sums leave out. Raises where other models took part."""
+    """Yield the tokens that Anthropic spent on summarizing the context, which its totals leave out.
+
+    Raises `InvalidInput` if another model may have taken part.
+    """
     for iteration in usage.each("iterations"):
         kind = iteration.text("type")
         if kind not in ("compaction", "message"):
-            raise InvalidInput(f"usage has an iteration of type {shown(kind, 60)}, which may be another model's")
+            raise InvalidInput(f"usage has an iteration of type {shown(kind, 60)}, which another model may have run")
         parts = _input_output(iteration).parts
         if kind == "compaction":
             yield from parts
@@ -218,7 +220,7 @@ _DETAILS_OF_PYDANTIC_AI = {
     "ephemeral_1h_input_tokens": "cache_write_1h_tokens",
     "web_search_requests": "web_searches",
 }
-"""What the provider's own figures, which Pydantic AI keeps as `details`, must have become for it to be priced."""
+"""The provider's own counts, which Pydantic AI keeps in `details`, and the count that must include each of them."""
 
 _PRICED_ELSEWHERE = (
     "input_tokens",
@@ -237,16 +239,16 @@ _PRICED_ELSEWHERE = (
     "web_fetch_requests",
     "tool_search_requests",
 )
-"""Of the same figures: those that are among the counts whatever Pydantic AI made of them, or cost nothing."""
+"""The provider's counts that other counts always include, or that cost nothing."""
 
 
 def _pydantic_ai(usage: Fields) -> UsedTokens:
-    """Pydantic AI's RequestUsage and RunUsage: named as in genai-prices, and each count is among the wider ones.
+    """Read Pydantic AI's RequestUsage or RunUsage. Wider counts include narrower ones; names are genai-prices'.
 
-    Their `cost` is Pydantic AI's own estimate.
+    Their `cost` is Pydantic AI's own estimate and is ignored.
     """
     if usage.count("unmeasured_requests"):
-        raise InvalidInput("usage has unmeasured_requests: it does not tell all that was used")
+        raise InvalidInput("usage has unmeasured_requests, so it is incomplete")
     prompt, output = usage.required("input_tokens"), usage.required("output_tokens")
     ttls = {ttl: usage.count(f"cache_write_{ttl}_tokens") for ttl in ("5m", "1h")}
     types = {
@@ -273,7 +275,7 @@ def _pydantic_ai(usage: Fields) -> UsedTokens:
     details = usage.inside("details")
     for raw, counted in _DETAILS_OF_PYDANTIC_AI.items():
         if details.count(raw) > usage.count(counted):
-            raise InvalidInput(f"usage.details has {raw}, of which {counted} does not tell")
+            raise InvalidInput(f"usage.details has {raw}, which {counted} does not include")
     details.ignore(*_PRICED_ELSEWHERE)
     usage.ignore("tool_calls", "cost")
     requests = 1 if usage.lacks("requests") else usage.count("requests")
@@ -284,12 +286,12 @@ def _google(usage: Fields) -> UsedTokens:
     alone, by_tools = usage.required("prompt_token_count"), usage.count("tool_use_prompt_token_count")
     thoughts = usage.count("thoughts_token_count")
     total = usage.optional("total_token_count")
-    # Where nothing came out but thoughts, Google leaves the candidates out; the total says that it is so.
+    # Google omits the candidates if the output was only thoughts; the total confirms that.
     candidates = usage.count("candidates_token_count", "response_token_count")
     if total is None and not usage.has("candidates_token_count") and not usage.has("response_token_count"):
         raise InvalidInput("usage has neither candidates_token_count nor total_token_count")
-    asked = _by_modality(usage, "prompt_tokens_details"), _by_modality(usage, "tool_use_prompt_tokens_details")
-    came = _by_modality(usage, "candidates_tokens_details"), _by_modality(usage, "response_tokens_details")
+    inputs = _by_modality(usage, "prompt_tokens_details"), _by_modality(usage, "tool_use_prompt_tokens_details")
+    outputs = _by_modality(usage, "candidates_tokens_details"), _by_modality(usage, "response_tokens_details")
     output = max(candidates + thoughts, whole_output(candidates, alone, total, by_tools))
     return UsedTokens(
         (
@@ -297,36 +299,36 @@ def _google(usage: Fields) -> UsedTokens:
                 "input",
                 alone + by_tools,
                 {"cache_read": usage.count("cached_content_token_count")},
-                {each: sum(part.get(each, 0) for part in asked) for each in MODALITIES},
+                {each: sum(part.get(each, 0) for part in inputs) for each in MODALITIES},
                 _by_modality(usage, "cache_tokens_details"),
             ),
-            *split("output", output, {"reasoning": thoughts}, came[0] or came[1]),
+            *split("output", output, {"reasoning": thoughts}, outputs[0] or outputs[1]),
         ),
         service_tier=_service_tier(usage),
     )
 
 
 def _by_modality(usage: Fields, name: str) -> dict[str, int]:
-    """Google's list of counts, each with its modality: a name, or a member or a number of its proto enum.
+    """Read Google's list of counts by modality: a name, or a member or number of its proto enum.
 
     A document is billed as an image.
     """
     counts: dict[str, int] = {}
     for each in usage.each(name):
-        told, tokens = each.value("modality"), each.count("token_count")
-        told = getattr(told, "name", told)
-        modality = _GOOGLES_NUMBERS.get(told, "") if type(told) is int else str(told).lower()
+        raw, tokens = each.value("modality"), each.count("token_count")
+        raw = getattr(raw, "name", raw)
+        modality = _GOOGLES_NUMBERS.get(raw, "") if type(raw) is int else str(raw).lower()
         modality = modality.replace("document", "image")
         if tokens and modality not in MODALITIES:
-            raise InvalidInput(f"usage.{name} has {tokens} tokens of modality {shown(told, 40)}, which is not known")
+            raise InvalidInput(f"usage.{name} has {tokens} tokens of unknown modality {shown(raw, 40)}")
         if tokens:
             counts[modality] = counts.get(modality, 0) + tokens
     return counts
 
 
 def _ttls(details: Fields) -> dict[str, int]:
-    """Tokens that were written into a cache, by how long it keeps them where that is not the provider's usual time."""
-    details.count("ephemeral_30m_input_tokens", "ttl_30m_tokens")  # OpenAI's usual time.
+    """Count cache-written tokens by ttl, where it is not the provider's default."""
+    details.count("ephemeral_30m_input_tokens", "ttl_30m_tokens")  # OpenAI's default.
     return {
         "5m": details.count("ephemeral_5m_input_tokens"),
         "1h": details.count("ephemeral_1h_input_tokens"),
@@ -343,14 +345,14 @@ def _input(details: Fields, prompt: int, read: int, written: int, ttls: Mapping[
 
 def _output(details: Fields, output: int, tier: str = "") -> Iterator[Part]:
     reasoning = details.count("reasoning_tokens", "thinking_tokens", f"{tier}reasoning")
-    # Of a predicted output: what was not used is billed as well, and is among what came out.
+    # The output includes predicted tokens, rejected ones too: they are billed.
     if details.count("accepted_prediction_tokens") + details.count("rejected_prediction_tokens") > output:
-        raise InvalidInput(f"usage has {output} output tokens in all, and more than that predicted")
+        raise InvalidInput(f"usage has {output} output tokens in all, but more predicted ones")
     return split("output", output, {"reasoning": reasoning}, _modalities(details))
 
 
 def _modalities(details: Fields) -> dict[str, int]:
-    """As OpenAI names them, and as LangChain does."""
+    """Count tokens by modality, under OpenAI's or LangChain's names."""
     return {each: details.count(f"{each}_tokens", each) for each in MODALITIES}
 
 
@@ -358,12 +360,12 @@ _TIERS_OF_TRAFFIC = {"on_demand_priority": "priority", "on_demand_flex": "flex"}
 
 
 def _service_tier(usage: Fields) -> str:
-    # Anthropic adds a part where the place is asked for; whether there is a price for that is seen where prices are.
+    # Anthropic charges extra for a requested location. Whether there is a price for it is checked with the prices.
     if (place := usage.text("inference_geo")) not in {"", "global", "not_available"}:
         return f"inference_geo={place}"
     if usage.text("speed") == "fast":
         return "fast"
     if (tier := _TIERS_OF_TRAFFIC.get(usage.text("traffic_type"))) is not None:
         return tier
-    # Anthropic's "priority" is capacity that was bought in advance, at the usual prices.
+    # Anthropic's "priority" is capacity bought in advance, at the default prices.
     return "batch" if usage.text("service_tier") == "batch" else ""

@@ -1,4 +1,4 @@
-"""The fields of a usage, of whatever class: read by name, and none of them left out."""
+"""Read the fields of a usage object of any class by name, and detect unread ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from daycap.formats import shown
 from daycap.money import MAX_MICROS
 
 _DEEPEST = 8
-"""How deep a usage is nested at the most. Deeper ones are merged no further, and refused."""
+"""The deepest nesting of a usage that is merged. Deeper ones are refused."""
 
 
 def merged(before: Mapping[str, Any], after: Mapping[str, Any], *, depth: int = 0) -> dict[str, Any]:
-    """The usage of a stream, by two of its events. Counts are cumulative, so that the larger one holds.
+    """Merge the usages of two events of a stream. Counts are cumulative, so the larger one wins.
 
-    A later 0 or null takes nothing back: providers send them for what an earlier event told. Anything else
-    (text, lists) is as the later event has it.
+    A later 0 or null does not reset a count: providers send them for what an earlier event reported. For anything
+    else (text, lists) the later event wins.
     """
     whole = dict(before)
     for name, value in after.items():
@@ -34,7 +34,7 @@ def _later(before: Any, after: Any, depth: int) -> Any:
     if _is_count(before) and _is_count(after):
         return max(before, after)
     if after is None or after == [] or (_is_number(before) and not _is_count(before)):
-        return before  # What is no count stays, to be refused.
+        return before  # Keep an invalid count, so that it is refused later.
     return after
 
 
@@ -47,9 +47,9 @@ def _is_count(value: object) -> bool:
 
 
 class Fields:
-    """The fields of an object or a mapping, in snake_case or as JSON's camelCase, and where they stand.
+    """The fields of an object or a mapping, in snake_case or camelCase, with their path.
 
-    It remembers which were read, so that `refuse_unread` finds the counts that nobody asked for.
+    It remembers which fields were read, so that `refuse_unread` finds the other counts.
     """
 
     def __init__(self, source: object, path: str) -> None:
@@ -62,29 +62,29 @@ class Fields:
         self._inside: list[Fields] = []
 
     def has(self, name: str) -> bool:
-        """Whether a field of this name has a value."""
+        """Return whether this field has a value."""
         return self._get(name) is not None
 
     def lacks(self, name: str) -> bool:
-        """Whether there is no such field, not even an empty one."""
+        """Return whether this field is absent, not just empty."""
         if self._mapping is not None:
             return name not in self._mapping and _camel(name) not in self._mapping
         return not hasattr(self._source, name)
 
     def count(self, *names: str) -> int:
-        """A count that may stand under any of these names, else 0. Raises where they contradict each other."""
-        told = [value for name in names if (value := self.optional(name))]
-        return agreed(*told) if told else 0
+        """Return the count under any of these names, else 0. Raises `InvalidInput` if they contradict each other."""
+        counts = [value for name in names if (value := self.optional(name))]
+        return agreed(*counts) if counts else 0
 
     def required(self, name: str) -> int:
-        """A count that must be there."""
+        """Return a count. Raises `InvalidInput` if it is missing."""
         value = self.optional(name)
         if value is None:
-            raise InvalidInput(f"{self._path} has no {name}: what the call cost cannot be told")
+            raise InvalidInput(f"{self._path} has no {name}, so the call's cost is unknown")
         return value
 
     def optional(self, name: str) -> int | None:
-        """A count, None where there is no value. Raises `InvalidInput` for what is not one."""
+        """Return a count, or None if it has no value. Raises `InvalidInput` if it is not a count."""
         value = self._take(name)
         if value is None:
             return None
@@ -93,27 +93,27 @@ class Fields:
         return value
 
     def value(self, name: str) -> object:
-        """Whatever stands there; None where there is nothing."""
+        """Return the raw value, or None."""
         return self._take(name)
 
     def text(self, name: str) -> str:
-        """An enum's value or a string, in lower case; empty where there is none."""
+        """Return a string or an enum's value, in lower case, or an empty string."""
         value = self._take(name)
         value = getattr(value, "value", value)
         return value.lower() if isinstance(value, str) else ""
 
     def ignore(self, *names: str) -> None:
-        """Read these and believe that they cost nothing more."""
+        """Mark these as read: they add no cost."""
         for name in names:
             self._take(name)
 
     def inside(self, *names: str) -> Fields:
-        """The fields of the first of these that is there."""
+        """Return the fields of the first of these that has a value."""
         name = next((name for name in names if self.has(name)), names[0])
         return self._child(self._take(name), f"{self._path}.{name}")
 
     def each(self, name: str) -> Iterator[Fields]:
-        """The fields of each in a list."""
+        """Yield the fields of each item of a list."""
         listed = self._take(name)
         if listed is not None and (isinstance(listed, str | bytes) or not isinstance(listed, Sequence)):
             raise InvalidInput(f"{self._path}.{name} is {shown(listed, 40)}, not a list")
@@ -121,7 +121,7 @@ class Fields:
             yield self._child(item, f"{self._path}.{name}[]")
 
     def refuse_unread(self) -> None:
-        """Raises `InvalidInput` for a count, here or deeper, that was not read: it may cost more than it seems to."""
+        """Raise `InvalidInput` for an unread count, here or deeper: the call may cost more because of it."""
         if self._source is None:
             return
         unread = [(name, value) for name, value in _items(self._source) if value and name not in self._read]
@@ -129,7 +129,7 @@ class Fields:
         for name, value in unread:
             if name not in in_json and (unknown := _uncounted(name, value)):
                 raise InvalidInput(
-                    f"{self._path}.{unknown} is not known here, so that what it costs cannot be told; it is "
+                    f"{self._path}.{unknown} is an unknown count, so the call's cost is unknown; it is "
                     f"{shown(value, 60)}"
                 )
         for each in self._inside:
@@ -151,15 +151,15 @@ class Fields:
 
 
 def agreed(*counts: int) -> int:
-    """One count, told in several places: each that is not 0 must be the same. Raises `InvalidInput`."""
-    told = {each for each in counts if each}
-    if len(told) > 1:
-        raise InvalidInput(f"usage contradicts itself: one count is {' and '.join(map(str, sorted(told)))}")
-    return max(told, default=0)
+    """Return a count that is reported in several places. Raises `InvalidInput` if two that are not 0 differ."""
+    distinct = {each for each in counts if each}
+    if len(distinct) > 1:
+        raise InvalidInput(f"usage contradicts itself: one count is {' and '.join(map(str, sorted(distinct)))}")
+    return max(distinct, default=0)
 
 
 def _items(source: object) -> Iterator[tuple[str, object]]:
-    """The public fields of a mapping or an object; none of an object that does not say which it has."""
+    """Yield the public fields of a mapping or an object, as far as the object lists them."""
     if isinstance(source, Mapping):
         yield from ((name, value) for name, value in source.items() if isinstance(name, str))
         return
@@ -168,18 +168,18 @@ def _items(source: object) -> Iterator[tuple[str, object]]:
     for cls in type(source).__mro__:
         slots = vars(cls).get("__slots__", ())
         names.update(dict.fromkeys((slots,) if isinstance(slots, str) else slots))
-    # Messages of protobuf, bare or as proto-plus wraps them.
+    # Protobuf messages, bare or wrapped by proto-plus.
     message = getattr(source, "_pb", source)
     names.update((field.name, None) for field in getattr(getattr(message, "DESCRIPTOR", None), "fields", ()))
     yield from ((name, getattr(source, name, None)) for name in names if not name.startswith("_"))
 
 
 _MEASURE = re.compile(r"(?:^|_)(?:cost|latency|ms|per|price|rate|speed|time|times)(?:_|$)", re.IGNORECASE)
-"""Numbers that count nothing that is paid for: Groq's times, SambaNova's tokens per second."""
+"""Numbers that are not billed: Groq's times, SambaNova's tokens per second."""
 
 
 def _uncounted(name: str, value: object, depth: int = 0) -> str:
-    """The path of something in `value` that counts, empty where there is nothing such."""
+    """Return the path of the first count in `value`, or an empty string."""
     if isinstance(value, bool) or not value:
         return ""
     if isinstance(value, Number):

@@ -1,4 +1,4 @@
-"""What a call used: tokens by kind, divided where a usage tells the sums of each kind alone."""
+"""The tokens that a call used, by kind. A usage that reports only the total of each kind is split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MODALITIES = ("text", "audio", "image", "video")
 
 
 class Part(NamedTuple):
-    """Tokens of a call that all cost the same: how many, and what they are, in genai-prices' words."""
+    """Tokens of a call that have the same price: their number, and their kind in genai-prices' terms."""
 
     tokens: int
     direction: str
@@ -20,14 +20,14 @@ class Part(NamedTuple):
     cache_ttl: str = ""
 
     def is_a(self, dimensions: Mapping[str, str]) -> bool:
-        """Whether these tokens are of a kind: cached audio is also what is read, and audio, and cached."""
+        """Return whether these tokens match `dimensions`. Cached audio matches input, audio, and cached too."""
         return all(getattr(self, name) == value for name, value in dimensions.items())
 
 
 class UsedTokens(NamedTuple):
-    """All that a call used. `service_tier` as the usage names it; empty where it does not, or means the usual.
+    """Everything that a call used. `service_tier` is empty for the default tier, or if the usage names none.
 
-    `requests` is 1, or that of a usage that sums several calls; 0 where a sum does not say of how many.
+    `requests` is the number of calls that the usage sums up; 0 if a sum does not report it.
     """
 
     parts: tuple[Part, ...]
@@ -37,30 +37,30 @@ class UsedTokens(NamedTuple):
 
     @property
     def input_tokens(self) -> int:
-        """All tokens that went in: the size that decides a price by context."""
+        """All input tokens: the context size that price tiers depend on."""
         return sum(part.tokens for part in self.parts if part.direction == "input")
 
     @property
     def output_tokens(self) -> int:
-        """All tokens that came out, reasoning included."""
+        """All output tokens, including reasoning."""
         return sum(part.tokens for part in self.parts if part.direction == "output")
 
 
 def whole_output(output: int, prompt: int, total: int | None, on_top: int = 0) -> int:
-    """What came out, with what the total has beyond all: xAI leaves reasoning out of completion_tokens.
+    """Return the output tokens, including those that only the total counts: xAI reports reasoning only there.
 
-    `on_top` went in as well, and a total may leave it out.
+    `on_top` is further input, which the total may leave out. Raises `InvalidInput` if the total is too small.
     """
     if total and total < prompt + output:
-        raise InvalidInput(f"usage has {total} tokens in all, and more than that: {prompt} in and {output} out")
+        raise InvalidInput(f"usage has {total} tokens in all, but {prompt} input and {output} output tokens")
     return max(output, (total or 0) - prompt - on_top)
 
 
 def by_ttl(written: int, ttls: Mapping[str, int]) -> dict[str, int]:
-    """Tokens written into a cache by type and ttl, for `split`; what has no ttl has the provider's usual one."""
+    """Return cache-written tokens by type and ttl, for `split`. Those without a ttl have the provider's default."""
     usual = written - sum(ttls.values())
     if usual < 0:
-        raise InvalidInput(f"usage has {written} tokens written into a cache, and more than that by their ttl")
+        raise InvalidInput(f"usage has {written} cache-written tokens in all, but more by ttl")
     return {"cache_write": usual, **{f"cache_write {ttl}": tokens for ttl, tokens in ttls.items()}}
 
 
@@ -71,15 +71,15 @@ def split(
     by_modality: Mapping[str, int],
     read_by_modality: Mapping[str, int] | None = None,
 ) -> Iterator[Part]:
-    """Divide `total` tokens by type (with its ttl) and by modality, where a usage says the sums of each alone.
+    """Split `total` tokens by type (with its ttl) and modality. Raises `InvalidInput` if a sum is above the total.
 
-    What has a type is taken to be text as far as there is text, whose discount is the smallest, so that this is
-    the dearest reading; `read_by_modality` is what is known better of those read from a cache.
+    The usage reports only the sums of each. Tokens of a type count as text as far as there is text: its discount is
+    the smallest, so this is the highest possible cost. `read_by_modality` gives the known modalities of cache reads.
     """
     known_read = read_by_modality or {}
     sums = by_type.values(), by_modality.values()
     if any(sum(each) > total for each in sums) or sum(known_read.values()) > by_type.get("cache_read", 0):
-        raise InvalidInput(f"usage has {total} {direction} tokens in all, and more than that of single kinds")
+        raise InvalidInput(f"usage has {total} {direction} tokens in all, but more of single kinds")
     other = {each: n for each, n in by_modality.items() if n and each != "text"}
     left = {"text": total - sum(other.values()), **other}
     for name, tokens in by_type.items():

@@ -11,7 +11,7 @@ from typing import Any, Unpack, cast, overload
 
 from daycap.counters.per_loop import PerLoop
 from daycap.money import micros
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 from daycap.protocol.counter import SyncReply
 from daycap.settings import Settings
 from daycap.wallet.base import BaseWallet, too_many_concurrent
@@ -50,11 +50,11 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     @overload
     async def reserve(self, agent: str, estimate_micros: int) -> AsyncHold: ...
     @overload
-    async def reserve(self, agent: str, **call: Unpack[Call]) -> AsyncHold: ...
+    async def reserve(self, agent: str, **call: Unpack[PricedCall]) -> AsyncHold: ...
     async def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> AsyncHold:
         """Reserve as `Wallet.reserve` does. If the task is cancelled while it waits, nothing is held."""
         if call:
-            priced = cast(Call, call)
+            priced = cast(PricedCall, call)
             if self._prices is None:  # Loading them takes half a second.
                 await _in_thread(lambda: self.prices)
             return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
@@ -67,7 +67,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
     @overload
     def metered(
-        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[Call]
+        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[PricedCall]
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
     def metered(
         self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any

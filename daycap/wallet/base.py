@@ -26,7 +26,7 @@ from daycap.errors import (
 from daycap.identity import identity_anchor
 from daycap.money import MAX_MICROS, micros
 from daycap.pricing.answer_cost import CallPricing
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 from daycap.process import here
 from daycap.protocol.wire import FinalizeEvent, agent_id
 from daycap.settings import Settings
@@ -209,12 +209,12 @@ class BaseWallet(Generic[H]):
         self._must_be_open()
         self._sender.transport.set_cap(agent, cap)
 
-    def _worst_case(self, estimate_micros: int | None, call: Call) -> int:
+    def _worst_case(self, estimate_micros: int | None, call: PricedCall) -> int:
         if estimate_micros is not None:
             raise InvalidInput("reserve takes an amount or a model, not both")
         return self.prices.worst_case_micros(**call)
 
-    def _priced(self, hold: H, call: Call) -> H:
+    def _priced(self, hold: H, call: PricedCall) -> H:
         """Give the hold the prices of its call, and return it."""
         hold._pricing = CallPricing(self.prices, call["model"], call.get("provider"), call.get("service_tier"))
         return hold

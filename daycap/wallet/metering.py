@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 from daycap.errors import InvalidInput, UnknownModel
 from daycap.pricing.answer_cost import Answer, cost_of
 from daycap.pricing.request_fields import USUAL_TIERS
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 from daycap.wallet.hold import BaseHold
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def note_cost(
     elif call:
         answer = _answer_of(result)
         try:
-            hold.actual = cost_of(prices(), (cast(Call, call),), answer)
+            hold.actual = cost_of(prices(), (cast(PricedCall, call),), answer)
         except UnknownModel as error:
             logger.warning("hold %s is charged in full: %s", hold.id, error)
 

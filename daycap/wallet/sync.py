@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any, Unpack, cast, overload
 
 from daycap.money import micros
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 from daycap.protocol.counter import SyncReply
 from daycap.settings import Settings
 from daycap.signal_safe import Busy, Turn
@@ -40,7 +40,7 @@ class Wallet(BaseWallet[Hold]):
     @overload
     def reserve(self, agent: str, estimate_micros: int) -> Hold: ...
     @overload
-    def reserve(self, agent: str, **call: Unpack[Call]) -> Hold: ...
+    def reserve(self, agent: str, **call: Unpack[PricedCall]) -> Hold: ...
     def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> Hold:
         """Hold the most that a call can cost, before the call: an amount in micros, or a model and its tokens.
 
@@ -56,7 +56,7 @@ class Wallet(BaseWallet[Hold]):
         `Prices.worst_case_micros` raises.
         """
         if call:
-            priced = cast(Call, call)
+            priced = cast(PricedCall, call)
             return self._priced(self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
         hold = self._from_memory(agent, estimate_micros)
         return hold if hold is not None else self._ask(agent, micros(estimate_micros))
@@ -67,7 +67,7 @@ class Wallet(BaseWallet[Hold]):
     ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
     @overload
     def metered(
-        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[Call]
+        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[PricedCall]
     ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
     def metered(
         self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any

@@ -10,13 +10,13 @@ import pytest
 from daycap import InvalidInput
 from daycap.integrations.http_calls import Bounds, calls_of, costs_nothing, may_be_a_call
 from daycap.integrations.http_usage import UsageReader
-from daycap.pricing.usage import Call
+from daycap.pricing.usage import PricedCall
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 NO_BOUNDS = Bounds()
 
 
-def call_of(path: str, content: bytes, bounds: Bounds = NO_BOUNDS) -> Call:
+def call_of(path: str, content: bytes, bounds: Bounds = NO_BOUNDS) -> PricedCall:
     (call,) = calls_of(path, content, bounds)
     return call
 

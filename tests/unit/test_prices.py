@@ -422,7 +422,7 @@ def test_what_is_not_a_count_is_refused_by_name(name: str, bad: Any) -> None:
 
 @pytest.mark.parametrize(("name", "provider"), [(None, None), (7, None), (["plain"], None), ("plain", 7)])
 def test_what_is_not_a_name_is_refused(name: Any, provider: Any) -> None:
-    with pytest.raises(InvalidInput, match="names"):
+    with pytest.raises(InvalidInput, match="strings"):
         worst(name, 1, provider=provider)
 
 
