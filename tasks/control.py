@@ -44,7 +44,9 @@ def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
     @functools.wraps(work)
     def run(*args: Any, **kwargs: Any) -> JSON:
         if app.current_task.request.delivery_info.get("redelivered"):
-            return _refusal(Unavailable("worker or broker were lost meanwhile; see if it was done, then ask again"))
+            return _refusal(
+                Unavailable("the worker or the broker was lost meanwhile; check whether it was done, then ask again")
+            )
         return work(*args, **kwargs)
 
     return run

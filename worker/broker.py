@@ -45,7 +45,7 @@ class RedisQoS(kombu_redis.QoS):
         try:
             return super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
         except redis.OutOfMemoryError as error:
-            logger.debug("nothing is brought back: %r", error)
+            logger.debug("unacknowledged messages are not restored: %r", error)
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -51,7 +51,7 @@ class Trouble(logging.Filter):
         """Note an error. Returns how long to wait before the next try; nothing after the first."""
         if self._since_s is None:
             self._since_s = time.monotonic()
-        message = f"the broker is in trouble, waiting until it is over: {type(error).__name__}: {error!s:.300}"
+        message = f"the broker is failing; waiting for it to recover: {type(error).__name__}: {error!s:.300}"
         if message not in self._said:
             self._said.add(message)
             logger.error("%s", message)
@@ -62,7 +62,7 @@ class Trouble(logging.Filter):
         """It is over, if there was any."""
         if self._since_s is None:
             return False
-        logger.warning("the broker is well again after %.0f s", time.monotonic() - self._since_s)
+        logger.warning("the broker recovered after %.0f s", time.monotonic() - self._since_s)
         self._since_s, self._errors = None, 0
         self._said.clear()
         return True

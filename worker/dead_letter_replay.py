@@ -101,7 +101,7 @@ def payload_of(letter: Letter) -> object:
     except (ValueError, RecursionError):
         raise Refused("its payload cannot be read again") from None
     if isinstance(payload, dict) and payload.keys() == {"args", "kwargs"}:
-        raise Refused("it is a whole message that was none of events; whoever sent it may send it again")
+        raise Refused("it is a whole message, not an event; its sender may send it again")
     return payload
 
 
@@ -118,4 +118,4 @@ def _check_day(ledger: Ledger, payload: object, oldest_open: str) -> None:
     kept = sa.select(sa.func.count()).where(columns.spending_date == event.day, columns.agent_account_id == event.agent)
     with ledger.reading() as connection:
         if (connection.scalar(booked) or 0) != connection.scalar(kept):
-            raise Refused(f"settlements of {event.day} were pruned: nobody can tell whether it was settled")
+            raise Refused(f"settlements of {event.day} were pruned, so whether it was settled is unknown")

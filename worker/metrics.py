@@ -14,10 +14,10 @@ from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.settle import Outcome
 from daycap.protocol.counter import DaySnapshot, PublishReply
 
-EVENTS = Counter("daycap_events", "Finalize events by what became of them", ["outcome"])
+EVENTS = Counter("daycap_events", "Finalize events by outcome", ["outcome"])
 CHARGED = Counter("daycap_charged_micros", "Micros booked as spent")
 UNCOVERED = Counter("daycap_uncovered_micros", "Micros that calls cost beyond what was left of the cap")
-GIVEN_UP = Counter("daycap_given_up_micros", "Micros of runners that are gone, put back into remaining")
+GIVEN_UP = Counter("daycap_given_up_micros", "Micros leased by dead runners, returned to remaining")
 FENCES = Counter("daycap_fences", "Days that had to be opened behind a fence, because the counter lost them")
 DRIFT = Counter("daycap_drift", "Days whose counter differed from the ledger and was repaired")
 PUBLISH_FAILURES = Counter("daycap_publish_failures", "Publishes that the counter did not answer")

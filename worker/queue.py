@@ -61,7 +61,7 @@ def note_unsettled(app: Celery) -> None:
             queue = _unsettled()
             producer.publish({}, routing_key=queue.name, declare=[queue], expiration=_unseen_s(app), retry=True)
     except Exception as error:
-        logger.warning("the other workers do not hear that events are not settled: %r", error)
+        logger.warning("could not tell the other workers that events are unsettled: %r", error)
 
 
 def _unseen_s(app: Celery) -> int:

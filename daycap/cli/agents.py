@@ -80,7 +80,7 @@ def set_cap(name: str, cap_micros: int, by: str, as_json: bool) -> None:
 @by_option
 @json_option
 def pause(name: str, by: str, as_json: bool) -> None:
-    """Refuse agent NAME new money until it is resumed."""
+    """Block new reservations for NAME until it is resumed."""
     show_accounts([ask("daycap.set_status", agent=name, status=PAUSED, changed_by=by)], as_json)
 
 
@@ -113,7 +113,7 @@ def status(name: str | None, as_json: bool) -> None:
     show(rows, as_json, lambda: _status_table(rows))
     if not as_json and any(row["counter"] == "fenced" for row in rows):
         click.echo(
-            "fenced: the counter lost its data; it lends again when every runner had the time to put its leases back"
+            "fenced: the counter lost its data and lends again once live runners have had time to restore their leases"
         )
 
 

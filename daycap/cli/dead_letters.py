@@ -33,7 +33,7 @@ def dead_letters() -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @json_option
 def list_some(kind: str | None, agent: str | None, limit: int, as_json: bool) -> None:
-    """Show dead letters, those that were seen last first."""
+    """Show dead letters, most recent first."""
     letters = ask("daycap.find_dead_letters", kind=kind, agent=agent, limit=limit)
     show(letters, as_json, lambda: _list(letters))
 
@@ -56,7 +56,7 @@ def show_one(prefix: str, as_json: bool) -> None:
 def replay(prefixes: tuple[str, ...], everything: bool, kind: str | None, by: str, as_json: bool) -> None:
     """Settle dead letters again, for instance after their agent was added. Ends with status 1 if any stays."""
     if everything == bool(prefixes):
-        raise click.UsageError("name the dead letters to replay, or say --all")
+        raise click.UsageError("name the dead letters to replay, or pass --all")
     if kind and not everything:
         raise click.UsageError("--kind goes with --all")
     done = list(_replay_all(kind, by) if everything else _replay_named(list(prefixes), by))

@@ -50,7 +50,7 @@ def doctor(as_json: bool) -> None:
     broker_away = findings[-1].state == FAIL
     findings += _check_ledger(settings)
     findings += (
-        [Finding("worker", WARN, "not asked", "mend the broker first")] if broker_away else _check_worker(settings)
+        [Finding("worker", WARN, "not asked", "fix the broker first")] if broker_away else _check_worker(settings)
     )
     show([finding._asdict() for finding in findings], as_json, lambda: _table(findings))
     sys.exit(any(finding.state == FAIL for finding in findings))
@@ -98,7 +98,7 @@ def _eviction(policy: str) -> Finding:
     if policy == "noeviction":
         return Finding("eviction", OK, policy)
     if policy == "unknown":
-        return Finding("eviction", WARN, "the server does not tell", "make sure that it is noeviction")
+        return Finding("eviction", WARN, "the server does not report it", "make sure that it is noeviction")
     return Finding(
         "eviction", FAIL, policy, "a full server would drop counters: CONFIG SET maxmemory-policy noeviction"
     )
@@ -178,11 +178,11 @@ def _check_worker(settings: Settings) -> Iterator[Finding]:
         elif "alembic" in error.message:
             yield Finding("ledger", FAIL, error.message, "alembic upgrade head")
         else:
-            yield Finding("ledger", FAIL, error.message, "mend or free it; events wait in the queue meanwhile")
+            yield Finding("ledger", FAIL, error.message, "repair or unlock it; events wait in the queue meanwhile")
         return
     yield Finding("worker", OK, "answers")
     if not settings.ledger_url:
-        yield Finding("ledger", OK, "writable, and migrated for it, says the worker")
+        yield Finding("ledger", OK, "writable and at the worker's migration")
     yield _check_beat()
     yield _dead_letters(ask("daycap.count_dead_letters"))
 
@@ -206,7 +206,7 @@ def _check_beat() -> Finding:
 
 def _dead_letters(count: int) -> Finding:
     if count:
-        advice = "daycap dead-letters list; mend the cause, then replay or drop them"
+        advice = "daycap dead-letters list; fix the cause, then replay or drop them"
         return Finding("dead letters", WARN, f"{count:,} could not be settled", advice)
     return Finding("dead letters", OK, "none")
 

@@ -79,7 +79,7 @@ def address(name: str, salt: bytes | None, as_json: bool, **account: Any) -> Non
     (found,) = ask("daycap.find_agents", agents=[name])
     anchor = found["identity_anchor"]
     if salt is None and anchor is None:
-        raise click.ClickException(f"agent {name} has no identity anchor; give it one, or say --salt")
+        raise click.ClickException(f"agent {name} has no identity anchor; give it one, or pass --salt")
     made_of = salt_of(anchor) if salt is None else salt
     facts = {
         "agent": name,

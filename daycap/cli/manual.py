@@ -64,7 +64,7 @@ def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_mi
     said = {
         "settled": f"settled; daycap status {agent} shows it",
         "duplicates": "it was settled before, with the same cost: nothing is charged twice",
-        "dead letter": f"it cannot be settled, and is kept: daycap dead-letters list --agent {agent} says why",
+        "dead letter": f"it became a dead letter; see why: daycap dead-letters list --agent {agent}",
     }[became]
     show({**event.to_wire(), "became": became}, as_json, lambda: said)
     sys.exit(became == "dead letter")

@@ -48,7 +48,7 @@ NOT_BILLED = (
     exceptions.UnsupportedParamsError,
     exceptions.BudgetExceededError,
 )
-"""A call that failed by one of these surely cost nothing, so that its hold is released: the provider turned it away
+"""A call that failed by one of these definitely cost nothing, so that its hold is released: the provider turned it away
 before its model was asked (401, 403, 404, 429), or LiteLLM did. After all else the provider may have billed: also after
 a BadRequestError (400), for some bill a prompt that their content filter refuses."""
 
@@ -164,7 +164,7 @@ class _Pending(NamedTuple):
         hold, asked = self
         if hold.ended:
             return
-        why: object = "its usage was not told"
+        why: object = "its usage is unknown"
         if answer.usage is not None:
             try:
                 return hold.finalize(cost_of(asked.prices, asked.calls, answer))

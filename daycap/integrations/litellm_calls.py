@@ -138,7 +138,7 @@ def _refuse_more_calls(call: Mapping[str, Any]) -> None:
     more = [name for name in (*_MORE_CALLS, "models") if call.get(name)]
     more += [f"litellm.{name}" for name in ("num_retries", "model_fallbacks") if getattr(litellm, name, None)]
     if more:
-        raise InvalidInput(f"{', '.join(more)}: would make calls that nothing is held for; use a metered router")
+        raise InvalidInput(f"{', '.join(more)}: would make calls without a hold; use a metered router")
 
 
 def _unbounded(body: Mapping[str, Any], model: str, messages: list[Any]) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _agent(call: Mapping[str, Any]) -> str:
     agent = metadata.get("agent") if isinstance(metadata, Mapping) else None
     agent = agent if agent is not None else call.get("user")
     if not isinstance(agent, str):
-        raise InvalidInput('who pays for this call? say metadata={"agent": "agent-7"}, or user="agent-7"')
+        raise InvalidInput('no agent given: pass metadata={"agent": "agent-7"} or user="agent-7"')
     return agent
 
 

@@ -52,7 +52,7 @@ class _Leaving:
             asked = as_sent(asked, details)
             enough = asked.worst_case_micros <= self._held_micros
             if not enough and self._sent:
-                error = InvalidInput("LiteLLM would send a second request in this call, which nothing is held for")
+                error = InvalidInput("LiteLLM would send a second request in this call without a hold")
         except DaycapError as refused:
             enough, error = False, refused
         except Exception as failed:  # LiteLLM would swallow it, and send.

@@ -53,7 +53,7 @@ def set_anchor(
             if old is not None and not rotate:
                 raise AnchorSet(agent)
             if old is None and rotate:
-                raise InvalidInput(f"agent {agent} has no identity anchor that could be rotated")
+                raise InvalidInput(f"agent {agent} has no identity anchor to rotate")
             record_anchor(connection, agent, old, anchor, changed_by, now_ms)
     return history(ledger, agent)
 
@@ -63,7 +63,7 @@ def record_anchor(
 ) -> None:
     """Write the change and its record, in the caller's transaction. Raises `AnchorTaken` and `InvalidInput`."""
     if not changed_by.strip():
-        raise InvalidInput("say who changes the identity anchor")
+        raise InvalidInput("name who changes the identity anchor")
     claim = insert(connection.dialect.name, identity_anchors).on_conflict_do_nothing()
     connection.execute(claim, {"identity_anchor": new_anchor, "agent_account_id": agent})
     owner = sa.select(identity_anchors.c.agent_account_id).where(identity_anchors.c.identity_anchor == new_anchor)

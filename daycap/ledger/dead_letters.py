@@ -68,7 +68,7 @@ class DeadLetter(NamedTuple):
             text = json.dumps(self.payload, sort_keys=True, separators=(",", ":"), default=repr)
         except (TypeError, ValueError, RecursionError):
             # No message can bring this here; if one ever does, it must not be tried for ever.
-            text = json.dumps(f"a {type(self.payload).__name__} that JSON cannot say")
+            text = json.dumps(f"a {type(self.payload).__name__} that JSON cannot represent")
         return text[:LONGEST_PAYLOAD]
 
 
@@ -211,7 +211,7 @@ def _resolve(connection: sa.Connection, prefixes: Iterable[str]) -> list[str]:
         if not found:
             raise UnknownDeadLetter(f"{prefix}: {UnknownDeadLetter.__doc__}")
         if len(found) > 1:
-            raise InvalidInput(f"{prefix}: several dead letters begin so; write more of the id")
+            raise InvalidInput(f"{prefix}: several dead letters begin so; give more of the id")
         ids[found[0]] = None
     return list(ids)
 

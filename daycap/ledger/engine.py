@@ -155,7 +155,7 @@ def is_transient(error: BaseException) -> bool:
 
 def unavailable(error: BaseException) -> LedgerUnavailable:
     """The database's error in words, without the statement and its parameters."""
-    return LedgerUnavailable(f"the ledger did not do it: {reason(error)}")
+    return LedgerUnavailable(f"the ledger operation failed: {reason(error)}")
 
 
 def _engine(url: str) -> sa.Engine:

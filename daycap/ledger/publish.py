@@ -31,7 +31,7 @@ class CounterPublisher:
         try:
             return self._heard(self.counter.now_ms())
         except CounterUnavailable as error:
-            logger.warning("the counter does not tell its time: %s", error)
+            logger.warning("the counter did not return its time: %s", error)
             return None
 
     def authoritative_ms(self) -> int:
@@ -81,7 +81,7 @@ class CounterPublisher:
 
     def _note_failure(self, count: int, error: CounterUnavailable) -> None:
         """Log that `count` days were not published."""
-        logger.warning("%d days were not published, the next publish or reconcile will: %s", count, error)
+        logger.warning("%d days were not published; the next publish or reconcile will publish them: %s", count, error)
 
     def _note_reply(self, snapshot: DaySnapshot, reply: PublishReply) -> None:
         """Log what an operator should know of a publish."""

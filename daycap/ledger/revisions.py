@@ -21,7 +21,7 @@ def check_revision(found: str | None, newest: str) -> None:
     `newest` is the newest migration that this release knows.
     """
     if found is None:
-        raise LedgerUnavailable("the ledger is empty; if it is a new one and should be, run: alembic upgrade head")
+        raise LedgerUnavailable("the ledger is empty; if it is new, run: alembic upgrade head")
     number, since = numbers(found)
     own, _ = numbers(newest)
     if number < own:

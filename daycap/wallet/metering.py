@@ -43,12 +43,12 @@ def agent_of(agent: AgentOf, *args: object, **kwargs: object) -> str:
 
 
 @contextmanager
-def sending(hold: BaseHold, surely_not_billed: Callable[[BaseException], bool]) -> Iterator[None]:
+def sending(hold: BaseHold, definitely_not_billed: Callable[[BaseException], bool]) -> Iterator[None]:
     """Send a held call inside this block: an error ends the hold, charged in full if the call may be billed."""
     try:
         yield
     except BaseException as error:
-        if surely_not_billed(error):
+        if definitely_not_billed(error):
             hold.release()
         else:
             hold.finalize(hold.held_micros)

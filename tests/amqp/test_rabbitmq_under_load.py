@@ -58,7 +58,7 @@ def test_broker_restarted_under_load(spine: AmqpSpine) -> None:
         spine.rabbit.kill()
         wait_for(lambda: wallet.stats().send_failures)
         spine.rabbit.start()
-        wait_for(lambda: "the broker is well again" in worker.logs())
+        wait_for(lambda: "the broker recovered" in worker.logs())
         wait_for(lambda at=load.calls: load.calls > at + 50)
 
     assert wallet.flush(60) == ()
@@ -112,7 +112,7 @@ def test_stopped_worker_loses_what_it_took(spine: AmqpSpine) -> None:
     assert spine.settled("agent-1") == 20
     assert wallet.stats().resent == 0
     stopped.kill("SIGCONT")
-    wait_for(lambda: "the broker is in trouble" in stopped.logs())
+    wait_for(lambda: "the broker is failing" in stopped.logs())
 
 
 def test_ledger_locked_gives_back_nothing(spine: AmqpSpine) -> None:

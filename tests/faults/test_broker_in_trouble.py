@@ -127,7 +127,7 @@ def test_worker_waits_until_it_is_over(spine: Spine, broker: redis.Redis, word: 
         wait_for(lambda: re.search(f"(in trouble|Cannot connect).*{word}", worker.logs()[said:], re.IGNORECASE))
         time.sleep(2.5)  # Tries enough to be talkative about.
         assert worker.status == "running"
-    wait_for(lambda: "the broker is well again" in worker.logs()[said:])
+    wait_for(lambda: "the broker recovered" in worker.logs()[said:])
 
     spend(wallet, agent, 5)
     assert wallet.flush(timeout=20) == ()

@@ -222,4 +222,4 @@ def restart_broker(spine: Spine, said: int) -> None:
     """Start the broker anew, empty, when the worker has missed it; until the worker has found it again."""
     wait_until_missed(spine, said)
     spine.broker.container.restart()
-    spine.wait_for(lambda: "the broker is well again" in spine.worker.container.logs()[said:])
+    spine.wait_for(lambda: "the broker recovered" in spine.worker.container.logs()[said:])

@@ -149,7 +149,7 @@ class TestACall:
 
     @pytest.mark.parametrize("metadata", [None, {"agent": 7}])
     def test_without_an_agent_is_not_sent(self, calls: Any, sent: list[str], metadata: Any) -> None:
-        with pytest.raises(InvalidInput, match="who pays"):
+        with pytest.raises(InvalidInput, match="no agent given"):
             calls.call(mock_response="hi", user=None, metadata=metadata)
         assert (sent, calls.spent()) == ([], 0)
 
