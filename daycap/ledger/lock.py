@@ -6,6 +6,7 @@ file stays: a process that waits for a removed lock would not see the next holde
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -54,7 +55,7 @@ class LedgerLock:
             return False
         self.release()
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            descriptor = self._open()
         except OSError as error:
             raise InvalidSetting(f"DAYCAP_LEDGER_URL: cannot open {self._path}: {error.strerror}") from error
         try:
@@ -79,6 +80,16 @@ class LedgerLock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)  # Not LOCK_UN, which would free it for a parent too.
+
+    def _open(self) -> int:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        except OSError as error:
+            if error.errno != errno.EROFS or not self._path.exists():
+                raise
+        # A disk that is read-only for a while: the lock needs no writing, and is held when the disk is back.
+        return os.open(self._path, os.O_RDONLY | flags)
 
     def _is_mine(self, descriptor: int) -> bool:
         """Whether the file at the path is still the one that is locked."""
