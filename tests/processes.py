@@ -48,6 +48,8 @@ class LocalProcess:
 
     _numbers = itertools.count(1)
 
+    ready_prompt: str
+
     source = ROOT
     """The checkout that it runs from."""
 

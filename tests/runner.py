@@ -194,7 +194,7 @@ class _Verbs:
 
     def stop_when(self, function: str, moment: str, time: int) -> None:
         """SIGSTOP to itself when that function of the lease book takes, or leaves, its lock for the n-th time."""
-        book = self._wallet._book
+        book: Any = self._wallet._book
         book._lock = _StoppingLock(book._lock, (function, moment), time)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from daycap.clock import day_start_ms
 from daycap.counters.memory import MemoryCounter
 from daycap.errors import CapExceeded
@@ -25,7 +27,7 @@ class Runner:
         self._first = other or self
         self.counter: MemoryCounter = other.counter if other else MemoryCounter(lambda: self.ms)
         self.events: list[FinalizeEvent] = []
-        self.book = LeaseBook(
+        self.book: LeaseBook[Any] = LeaseBook(
             self.events.append, guard_ms=TERMS.guard_ms, slice_seconds=2, now_ns=lambda: self.ms * 1_000_000
         )
         self.book.hear(self.ms)  # Else it would begin with the day that it really is.

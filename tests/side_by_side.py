@@ -19,7 +19,7 @@ _APART = ("tests/faults/test_", "tests/integration/test_run", "tests/unit/test_e
 _FIRST = (*_COMPUTE, *_LONG, *_APART)
 
 
-class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  (it has no types)
+class _Scheduling(LoadScopeScheduling):
     """What is handed to a process in one piece: a file, or a test of `_APART`."""
 
     def _split_scope(self, nodeid: str) -> str:

@@ -151,9 +151,9 @@ def settled_between(wallet: Wallet, measure: Callable[[], list[float]]) -> list[
 def quiet_wallet(settings: Settings) -> Iterator[Wallet]:
     """A wallet whose events are kept, and nobody renews: only what the caller's own thread does is timed."""
     wallet = Wallet.from_settings(settings)
-    wallet._sender.start = wallet._sender._rouse = lambda: None  # type: ignore[method-assign]
+    wallet._sender.start = wallet._sender._rouse = lambda: None
     wallet._sender.tried.set()
-    wallet._renewer.start = lambda: None  # type: ignore[method-assign]
+    wallet._renewer.start = lambda: None
     try:
         yield wallet
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,4 +161,4 @@ class RabbitBroker:
             yield connection.channel()
 
 
-BROKERS = {"redis": RedisBroker, "rabbitmq": RabbitBroker}
+BROKERS: dict[str, Callable[[Path], Any]] = {"redis": RedisBroker, "rabbitmq": RabbitBroker}

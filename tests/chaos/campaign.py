@@ -110,9 +110,16 @@ class Campaign:
         entries, found, given_up = self._compare(agents)
         ends = Count(entry.end for entry in entries)
         return Round(
-            *(number, [name_of(fault) for fault in faults], len(entries)),
-            *(ends[End.FINALIZED], ends[End.REFUSED], ends[End.UNAVAILABLE]),
-            *(lends_again_s, all_settled_s, given_up, violations + found),
+            number,
+            [name_of(fault) for fault in faults],
+            len(entries),
+            ends[End.FINALIZED],
+            ends[End.REFUSED],
+            ends[End.UNAVAILABLE],
+            lends_again_s,
+            all_settled_s,
+            given_up,
+            violations + found,
         )
 
     def _lends(self, agent: str) -> bool:

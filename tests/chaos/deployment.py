@@ -125,7 +125,7 @@ class Deployment:
             **SHORT_TIMES,
         }
         self.clocks = [FakeClock(directory / f"clock-{n}") for n in range(WORKERS + RUNNERS)] if AVAILABLE else []
-        clocks = [*self.clocks] or [None] * (WORKERS + RUNNERS)
+        clocks: list[FakeClock | None] = [*self.clocks] or [None] * (WORKERS + RUNNERS)
         logs = [directory / f"worker-{number}" for number in range(WORKERS)]
         for log in logs:
             log.mkdir()

@@ -45,7 +45,7 @@ def summary(rounds: Sequence[Round], seed: int, seconds: float) -> dict[str, Any
 
 
 def _recovery(rounds: Sequence[Round]) -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     for name in ("lends_again", "all_settled"):
         values = [getattr(each, f"{name}_s") for each in rounds]
         figures |= {f"{name}_p{round(share * 100)}": round(percentile(values, share), 2) for share in (0.5, 0.99)}

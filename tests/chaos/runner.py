@@ -100,7 +100,7 @@ def main(journal: str, intents: str, face: str, seed: str) -> None:
     files = JournalWriter(Path(journal)), JournalWriter(Path(intents))
     wallet: Wallet = FACES[face].from_env()
     # A child of multiprocessing closes sys.stdin, and would wait for the thread of its parent that reads from it.
-    commands, sys.stdin = sys.stdin, None  # type: ignore[assignment]
+    commands, sys.stdin = sys.stdin, None
     work: _Work | None = None
     try:
         for line in commands:

@@ -22,6 +22,7 @@ from daycap.protocol.counter import (
     LeaseKey,
     LeaseTerms,
     LeaseTotals,
+    SyncReply,
     SyncRequest,
 )
 from tests.simulation.scripts_in_process import ScriptsInProcess
@@ -44,11 +45,12 @@ def counter(request: pytest.FixtureRequest) -> Iterator[Counter]:
 
 
 @pytest.fixture
-def forget(counter: Counter, request: pytest.FixtureRequest) -> Callable[[], None]:
+def forget(counter: Counter, request: pytest.FixtureRequest) -> Callable[[], object]:
     """Lose every key, as FLUSHALL does."""
     if isinstance(counter, MemoryCounter | ScriptsInProcess):
         return counter.flush
-    return lambda: redis.Redis.from_url(request.getfixturevalue("redis_url")).flushall()
+    url: str = request.getfixturevalue("redis_url")
+    return redis.Redis.from_url(url).flushall
 
 
 @pytest.fixture
@@ -56,7 +58,9 @@ def today(counter: Counter) -> str:
     return day_of(counter.now_ms())
 
 
-def snapshot(day: str, *leases: LeaseTotals, cap: int = 100, spent: int = 0, seq: int = 1, status: str = ACTIVE):
+def snapshot(
+    day: str, *leases: LeaseTotals, cap: int = 100, spent: int = 0, seq: int = 1, status: str = ACTIVE
+) -> DaySnapshot:
     return DaySnapshot("agent", day, seq, status, cap, spent, leases)
 
 
@@ -66,7 +70,9 @@ def open_day(counter: Counter, day: str, cap: int = 100) -> None:
     assert (reply.opened, reply.fenced) == (True, False)
 
 
-def sync(counter: Counter, day: str, lease: str = A, granted: int = 0, returned: int = 0, need: int = 0, want=0):
+def sync(
+    counter: Counter, day: str, lease: str = A, granted: int = 0, returned: int = 0, need: int = 0, want: int = 0
+) -> SyncReply:
     (reply,) = counter.sync([SyncRequest("agent", day, lease, granted, returned, need, max(need, want))])
     return reply
 

@@ -143,7 +143,7 @@ def test_a_fence_falls_a_millisecond_after_its_ttl_guard_and_grace(day: Day) -> 
     day.sync(A, granted=30)
     day.publish(LeaseTotals(A, 10, 1, 1), LeaseTotals(B, 15, 1, 1), spent_micros=20, seq=2)
     over_ms = day.ms + TERMS.ttl_ms + TERMS.guard_ms + TERMS.grace_ms
-    again = {"spent_micros": 20, "seq": 2}
+    again: Any = {"spent_micros": 20, "seq": 2}
     day.ms += 20_000
     day.sync(A, granted=30)
 
@@ -354,7 +354,7 @@ def test_what_others_have_is_what_is_leased_less_ones_own_outstanding(day: Day) 
 
 
 def test_memory_counter_is_empty_in_a_forked_child() -> None:
-    children = []
+    children: list[Any] = []
 
     def now_ms() -> int:
         if forking and not children:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daycap import InvalidInput, Refused, Settings
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.ledger import accounts, dead_letters, settle
+from daycap.ledger import accounts, dead_letters, settle, tables
 from daycap.ledger.dead_letters import DeadLetter, Kind, Letter, UnknownDeadLetter
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
@@ -231,7 +231,7 @@ def test_ids_that_are_none_or_many_are_refused_and_nothing_is_dropped(parts: Dep
     twin = {"dead_letter_id": letter.id[:31] + other, "kind": "failed", "reason": "", "payload": "1"}
     with parts.ledger.writing() as connection:
         times = {"first_seen_at": 1, "last_seen_at": 1, "times": 1}
-        connection.execute(sa.insert(dead_letters.dead_letters), [{**twin, **times}])
+        connection.execute(sa.insert(tables.dead_letters), [{**twin, **times}])
 
     for prefixes, error in (
         ([letter.id, "0123"], UnknownDeadLetter),

@@ -50,7 +50,11 @@ class WithoutHiredis(RedisCounter):
         return pool
 
 
-KINDS = {"threads": RedisCounter, "threads without hiredis": WithoutHiredis, "loop": OfALoop}
+KINDS: dict[str, Callable[[str, float], Asked]] = {
+    "threads": RedisCounter,
+    "threads without hiredis": WithoutHiredis,
+    "loop": OfALoop,
+}
 
 
 @pytest.fixture(params=KINDS)

@@ -234,7 +234,7 @@ def test_vanished_counter_is_left_for_later(
 
 
 def drift() -> float:
-    return metrics.DRIFT.collect()[0].samples[0].value
+    return next(iter(metrics.DRIFT.collect())).samples[0].value
 
 
 def test_a_counter_that_says_what_the_ledger_says_is_no_drift(
@@ -312,7 +312,7 @@ def test_publish_under_way_is_no_drift(
         waits.append(seconds)
         publisher.publish(under_way)
 
-    monkeypatch.setattr(housekeeping.time, "sleep", sleep)
+    monkeypatch.setattr("time.sleep", sleep)
 
     assert reconcile(ledger, publisher) == {"days": 3, "drift": 1}
     assert len(waits) == 1

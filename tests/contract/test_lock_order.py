@@ -23,7 +23,7 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.ledger import accounts, anchors, days, dead_letters, opening, retention, settle
+from daycap.ledger import accounts, anchors, days, dead_letters, opening, retention, settle, tables
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import all_of
@@ -50,7 +50,11 @@ class World:
         accounts.add(ledger, NOWHERE, {agent: 1000 for agent in self.agents if agent != self.a}, "test")
         accounts.add(ledger, NOWHERE, {self.a: 1000}, "test")
         with ledger.writing() as connection:
-            connection.execute(sa.delete(days.days).where(days.days.c.agent_account_id.in_((self.a, self.d))))
+            connection.execute(
+                sa.delete(tables.daily_agent_spending).where(
+                    tables.daily_agent_spending.c.agent_account_id.in_((self.a, self.d))
+                )
+            )
             days.insert_missing(connection, [(self.a, YESTERDAY), (self.d, YESTERDAY)], 1)
         self.settle(*self.agents, *self.bad, on=[CLOSED])
 
@@ -100,7 +104,7 @@ class World:
         all_of(lambda place: retention.prune(self.ledger, settings, wall_ms() + 9 * DAY_MS, place))
 
     def drop(self) -> None:
-        letters = dead_letters.dead_letters.c
+        letters = tables.dead_letters.c
         own = sa.select(letters.dead_letter_id).where(letters.payload.contains(f' {self.run}"'))
         with self.ledger.reading() as connection:
             ids = sorted(connection.scalars(own), reverse=True)

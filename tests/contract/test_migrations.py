@@ -57,7 +57,9 @@ def test_sqlite_tables_are_strict(ledger: Ledger) -> None:
     if ledger.engine.dialect.name != "sqlite":
         pytest.skip("PostgreSQL is strict by itself")
     with ledger.reading() as connection:
-        strict = dict(connection.exec_driver_sql("SELECT name, strict FROM pragma_table_list").fetchall())
+        strict: dict[str, int] = dict(
+            connection.exec_driver_sql("SELECT name, strict FROM pragma_table_list").fetchall()
+        )
     assert {name: strict[name] for name in metadata.tables} == dict.fromkeys(metadata.tables, 1)
 
 

@@ -83,8 +83,8 @@ def test_workers_and_readers_share_sessions(pooler: PgBouncer) -> None:
         reading = pool.submit(read)
         working = [pool.submit(work, each, 20 * nth, 20 * nth + 20) for nth, each in enumerate(ledgers)]
         try:
-            for each in working:
-                each.result()
+            for task in working:
+                task.result()
         finally:
             over.set()
         reading.result()

@@ -76,7 +76,7 @@ def test_a_day_is_closed_so_many_days_after_its_end(ledger: Ledger, agent: str) 
     outcome = settled_now(ledger, event(day_ago(7)), event(day_ago(8)))
 
     assert outcome.settled == 1
-    assert [(letter.kind, letter.payload["day"]) for letter in outcome.dead_letters] == [("day_closed", day_ago(8))]
+    assert [(letter.kind, letter.payload) for letter in outcome.dead_letters] == [("day_closed", event(day_ago(8)))]
     assert days_of(ledger, settlements) == [day_ago(7)]
 
 

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,10 +35,10 @@ def agent(ledger: Ledger) -> str:
     return "agent"
 
 
-def event(number: int = 1, actual: int = 10, held: int = 10, **changes: Any) -> dict[str, Any]:
+def event(number: int = 1, actual: float = 10, held: float = 10, **changes: Any) -> dict[str, Any]:
     lease = changes.pop("lease", A)
-    made = FinalizeEvent(lease, number, number, "agent", TODAY, held, actual, 1)
-    return {**made.to_wire(), **changes}
+    made = FinalizeEvent(lease, number, number, "agent", TODAY, 10, 10, 1)
+    return {**made.to_wire(), "held": held, "actual": actual, **changes}
 
 
 def settled(ledger: Ledger, *payloads: object) -> Outcome:
@@ -270,7 +271,7 @@ def test_many_workers_at_once_charge_each_event_once_and_keep_the_cap(ledger: Le
     def work(first: int) -> None:
         together.wait()
         for batch in batches[first:] + batches[:first]:
-            _until_it_passes(lambda batch=batch: settled(ledger, *batch))
+            _until_it_passes(partial(settled, ledger, *batch))
 
     with ThreadPoolExecutor(4) as workers:
         list(workers.map(work, (0, 2, 4, 6)))
@@ -285,11 +286,11 @@ def test_concurrent_cap_change_and_settles(ledger: Ledger, agent: str) -> None:
 
     def change() -> None:
         for cap in caps:
-            _until_it_passes(lambda cap=cap: accounts.set_cap(ledger, NOWHERE, agent, cap, "test"))
+            _until_it_passes(partial(accounts.set_cap, ledger, NOWHERE, agent, cap, "test"))
 
     def charge() -> None:
         for number in range(1, 41):
-            _until_it_passes(lambda number=number: settled(ledger, event(number, actual=3, held=3)))
+            _until_it_passes(partial(settled, ledger, event(number, actual=3, held=3)))
 
     with ThreadPoolExecutor(2) as workers:
         for done in [workers.submit(change), workers.submit(charge)]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, MutableMapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import Manager
+from typing import Any
 
 import click
 from rich.console import Console
@@ -80,7 +81,8 @@ def main(large: bool, mutants: bool, only: str, states: int, minutes: float, pro
     """Explore; ends with status 1 if a promise is broken that should not be, or one is not that should."""
     jobs = [(m.config, m.breaks) for m in MUTANTS] if mutants else [(c, "") for c in (LARGE if large else SMALL)]
     jobs = [(config, promise) for config, promise in jobs if only in config.name]
-    console, results = Console(), []
+    console = Console()
+    results: list[Any] = []
     with Manager() as manager, ProcessPoolExecutor(processes) as pool:
         board: Board = manager.dict()
         waiting: dict[Future[Result], str] = {

@@ -154,7 +154,7 @@ def _shifted(s: State) -> State:
             continue
         known = [counter.leases[lease] for counter in (*s.counters, *s.copies) if counter is not None]
         asked = [e.asked for e in s.exchanges if e.lease == lease]
-        said = [*(each for each in known if each.granted or each.returned), *asked]
+        said: list[Any] = [*(each for each in known if each.granted or each.returned), *asked]
         said += [stray for stray in s.strays if stray.lease == lease]
         more = min([book.returned, *[each.returned for each in said]])
         if more:

@@ -429,7 +429,7 @@ class Protocol:
             chosen,
         )
         if self.terms.deltas:
-            drawn = sum([each[0] for each in snapshot.totals])
+            drawn = sum([each[0] for each in snapshot.totals])  # type: ignore[misc]
             changed = [base == WHOLE or seq > base for seq in row.changed]
             some = tuple([each if new else () for each, new in zip(snapshot.totals, changed, strict=True)])
             snapshot = snapshot._replace(base=base, totals=some, drawn=drawn)

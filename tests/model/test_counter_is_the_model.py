@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_the_counter_in_memory_is_the_models(hundreds: int) -> None:
             counter.flush()
             both.counter = None
 
-        compare(both, random, clock.now_ms, {"flush": flush, "wait": lambda c=clock, r=random: c.wait(r)})
+        compare(both, random, clock.now_ms, {"flush": flush, "wait": partial(clock.wait, random)})
 
 
 @pytest.mark.parametrize("hundreds", range(10))
@@ -147,7 +148,8 @@ def test_the_scripts_are_the_models(hundreds: int) -> None:
             counter.restart(counter.copy())
             both.run += 1
 
-        others = {"flush": flush, "life": another_life_of_the_server, "wait": lambda c=clock, r=random: c.wait(r)}
+        wait = partial(clock.wait, random)
+        others: dict[str, Callable[[], None]] = {"flush": flush, "life": another_life_of_the_server, "wait": wait}
         compare(both, random, clock.now_ms, others)
 
 
@@ -181,4 +183,4 @@ def test_the_counter_in_redis_is_the_models(server: tuple[RedisCounter, redis.Re
                 client.hset(key, "run_id", "another life")
                 both.counter = both.counter._replace(run=0)
 
-        compare(both, Random(seed), lambda begin_ms=begin_ms: begin_ms, {"flush": flush, "old copy": old_copy})
+        compare(both, Random(seed), partial(int, begin_ms), {"flush": flush, "old copy": old_copy})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -67,7 +67,9 @@ class Both:
 
     def __init__(self) -> None:
         self.ms = NOON_MS
-        self.real = LeaseBook(lambda _: None, guard_ms=TERMS.guard, slice_seconds=0, now_ns=lambda: self.ms * 1_000_000)
+        self.real: LeaseBook[Any] = LeaseBook(
+            lambda _: None, guard_ms=TERMS.guard, slice_seconds=0, now_ns=lambda: self.ms * 1_000_000
+        )
         self.real.hear(self.ms)
         self.book = model.Book()
         self.holds: list[Hold] = []

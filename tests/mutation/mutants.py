@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from difflib import unified_diff
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _COMPARED: dict[type[ast.cmpop], ast.cmpop] = {
     ast.Lt: ast.LtE(),
@@ -126,7 +126,7 @@ def _others(node: ast.expr | ast.stmt) -> Iterator[str]:  # noqa: PLR0912 - one 
             yield "return None"
 
 
-_LUA = (
+_LUA: tuple[tuple[str, Any], ...] = (
     (r" (<|<=|>|>=|==|~=) ", {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "~=", "~=": "=="}),
     (r" ([+-]) ", {"+": "-", "-": "+"}),
     (r"\b(and|or)\b", {"and": "or", "or": "and"}),

@@ -105,10 +105,15 @@ class Deployment:
         wallet._renewer.start = lambda: None
         wallet._sender.start = wallet._sender._rouse = lambda: None
         wallet._sender.tried.set()
-        wallet._sender.backlog = lambda _timeout_s: transport.backlog()
+        wallet._sender.backlog = lambda timeout_s: transport.backlog()
         runner = Runner(wallet, counter, transport)
         emit = wallet._book.emit
-        wallet._book.emit = lambda event: (runner.emitted.append(event), emit(event))
+
+        def emit_and_tell(event: FinalizeEvent) -> None:
+            runner.emitted.append(event)
+            emit(event)
+
+        wallet._book.emit = emit_and_tell
         self.runners.append(runner)
         return runner
 
@@ -224,9 +229,10 @@ class Deployment:
     # --- the counter ------------------------------------------------------------------------------------------
 
     def copy(self) -> None:
-        self.copies.append({key: self.world.client.dump(key) for key in self.world.client.scan_iter()})
+        client = self.world.client
+        self.copies.append({key: value for key in client.scan_iter() if (value := client.dump(key)) is not None})
 
-    def delete(self, *keys: bytes) -> None:
+    def delete(self, *keys: bytes | str) -> None:
         """Of the counter's data: these keys, or all."""
         if keys:
             self.world.client.delete(*keys)

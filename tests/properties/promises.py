@@ -111,7 +111,7 @@ class Truth:
             drawn = sum(event.drawn_micros for event in events)
             assert (lease.events, lease.drawn_micros) == (len(events), drawn), ("P2", lease)
 
-    def _check_counter(self, row: Any, reading: DayReading, status: str) -> None:
+    def _check_counter(self, row: Any, reading: DayReading, status: str | None) -> None:
         day = row.spending_date
         assert reading.seq >= self.known_seq.get(day, 0), ("P3", day, "an older snapshot was taken", reading)
         self.known_seq[day] = reading.seq

@@ -135,7 +135,7 @@ def test_a_call_never_costs_more_than_its_worst_case(
     # Given a call within its limits, of any model at any time, that ends within a day
     provider, model, now = found
     used = read_usage(usage)
-    limits = {
+    limits: dict[str, Any] = {
         "input_tokens": used.input_tokens + spare,
         "max_output_tokens": used.output_tokens + spare,
         "max_web_searches": used.web_searches,

@@ -12,18 +12,21 @@ from collections import Counter as Count
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded, Hold, Settings
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.errors import CounterUnavailable
-from daycap.ledger import accounts, opening, settle
+from daycap.ledger import accounts, opening, settle, tables
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
+from daycap.ledger.reader import read_snapshots
 from daycap.ledger.retention import open_days
 from daycap.ledger.slices import all_of
 from daycap.protocol.counter import Answer, DaySnapshot, SyncRequest
 from daycap.protocol.wire import FinalizeEvent
-from daycap.wallet.lease_book import LeaseBook, Pending
+from daycap.wallet.hold import Pending
+from daycap.wallet.lease_book import LeaseBook
 from daycap.wallet.top_up import top_up
 from tests.simulation.scripts_in_process import ScriptsInProcess, Store
 from worker import housekeeping
@@ -47,7 +50,7 @@ class Call:
 class Runner:
     """One runner process: its lease book, its calls, when it goes on after it was stopped."""
 
-    book: LeaseBook
+    book: LeaseBook[Any]
     outgoing: list[FinalizeEvent] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     asking: set[str] = field(default_factory=set)
@@ -176,7 +179,7 @@ class World:
 
     def _new_runner(self) -> Runner:
         outgoing: list[FinalizeEvent] = []
-        book = LeaseBook(
+        book: LeaseBook[Any] = LeaseBook(
             outgoing.append,
             guard_ms=TERMS.guard_ms,
             slice_seconds=self.rng.choice([0, 2]),
@@ -427,7 +430,7 @@ class World:
         days = [day_of(self.now_ms + offset) for offset in (-DAY_MS, 0, DAY_MS)]
         with self.ledger.reading() as connection:
             wanted = [(agent, day) for agent in self.agents for day in days]
-            snapshots = housekeeping.read_snapshots(connection, wanted)
+            snapshots = read_snapshots(connection, wanted)
         return {(snapshot.agent, snapshot.day): snapshot for snapshot in snapshots}
 
     def _note_caps(self, agent: str) -> None:
@@ -499,7 +502,7 @@ class World:
                 row.reservation_id: row
                 for agent in self.agents
                 for row in connection.execute(
-                    settle.settlements.select().where(settle.settlements.c.agent_account_id == agent)
+                    tables.settlements.select().where(tables.settlements.c.agent_account_id == agent)
                 )
             }
         for reservation, event in self.finalized.items():
