@@ -13,7 +13,7 @@ import redis
 
 from daycap.cli.main import cli
 from daycap.identity import REGISTRY, salt_of
-from demo.local_server import LocalServer
+from demo.local_server import LocalServer, free_port
 from tests.events import event
 from tests.processes import run_daycap as run
 from tests.spine import Spine
@@ -81,7 +81,7 @@ def test_what_is_wrong_with_an_identity_is_said(spine: Spine) -> None:
     for words, message, status in (
         (("anchor", "agent-8", "seven"), "is or was another agent's", 1),
         (("anchor", "agent-7", "--rotate"), "--rotate needs the new ANCHOR", 2),
-        (("add", "agent-9", "--cap", "5", "--anchor", " nine"), "without a space at its ends", 1),
+        (("add", "agent-9", "--cap", "5", "--anchor", " nine"), "without leading or trailing space", 1),
         (("address", "agent-8", *where, "1"), "has no identity anchor", 1),
         (("address", "agent-7", *where, "one"), "not a whole number", 2),
         (("address", "agent-7", *where, "1", "--salt", "0x00"), "not 32 bytes in hex", 2),
@@ -166,7 +166,7 @@ def test_doctor_sees_a_stopped_beat(
 
 @pytest.mark.parametrize("has_slots", [False, True])
 def test_doctor_refuses_a_redis_cluster(tmp_path: Path, has_slots: bool) -> None:
-    server = LocalServer("--cluster-enabled", "yes", directory=tmp_path).start()
+    server = LocalServer("--cluster-enabled", "yes", "--cluster-port", str(free_port()), directory=tmp_path).start()
     with redis.Redis(port=server.port) as client:
         if has_slots:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)

@@ -68,7 +68,7 @@ def test_a_hold_whose_lease_has_a_successor_is_not_extended(spine: Spine) -> Non
     with wallet._book._lock:
         wallet._book._retire(hold._lease)
 
-    with pytest.raises(BudgetUnavailable, match="reserve anew"):
+    with pytest.raises(BudgetUnavailable, match="reserve again"):
         extend(wallet, hold, 1_000)
 
     assert (hold.held_micros, wallet.stats().live_holds) == (1_000, 1)

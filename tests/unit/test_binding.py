@@ -38,7 +38,7 @@ def test_while_the_ledger_is_away_nobody_new_is_served(tmp_path: Path) -> None:
     transport = MemoryLedger(counter, settings.terms, caps_in_code({"a": 100}))
     reader = LedgerReader(f"sqlite:///{tmp_path}/nowhere.sqlite3")
     with Wallet(Parts(counter, transport, reader, None), settings) as wallet:
-        with pytest.raises(BudgetUnavailable, match="this wallet's own: the ledger did not answer"):
+        with pytest.raises(BudgetUnavailable, match="cannot check its identity anchor: the ledger did not answer"):
             wallet.reserve("a", 1)
         with pytest.raises(LedgerUnavailable):
             wallet.verify_identity_binding("a", "anchor of a")

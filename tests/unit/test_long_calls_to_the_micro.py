@@ -59,7 +59,7 @@ def test_a_part_may_cost_more_than_is_held(runner: Runner, hold: Hold) -> None:
 def test_a_hold_that_ended_or_is_the_parents_has_no_parts(runner: Runner, hold: Hold) -> None:
     ended, parents = held(runner, 10), hold
     ended.release()
-    with pytest.raises(HoldEnded, match="before"):
+    with pytest.raises(HoldEnded, match="already finalized or released"):
         ended.settle_part(1)
 
     runner.book.forget()
@@ -120,7 +120,7 @@ def test_more_is_given_back_if_the_hold_ended_meanwhile(runner: Runner, hold: Ho
 def test_more_of_another_lease_is_given_back(runner: Runner, hold: Hold) -> None:
     runner.book._retire(hold._lease)
 
-    with pytest.raises(BudgetUnavailable, match="settle its part"):
+    with pytest.raises(BudgetUnavailable, match="call settle_part and reserve again"):
         hold.extend(500)
 
     assert (hold.held_micros, hold.ended, free(runner), runner.book.live_holds()) == (HELD, False, 500, 1)

@@ -74,7 +74,7 @@ def test_what_cannot_be_priced_is_refused_and_nothing_is_held() -> None:
         assert wallet.stats().live_holds == 0
 
         hold = wallet.reserve("agent-7", 1_000)
-        with pytest.raises(InvalidInput, match="not reserved for a model"):
+        with pytest.raises(InvalidInput, match="reserved without a model"):
             hold.finalize(usage=USAGE)
         with pytest.raises(InvalidAmount):
             hold.finalize(None)  # type: ignore[call-overload]

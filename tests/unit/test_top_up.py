@@ -57,7 +57,7 @@ def test_when_time_is_up_it_says_why(late: bool) -> None:
     reply = answer(runner, step)
     runner.ms += 2_000 if late else 0
 
-    with pytest.raises(BudgetUnavailable, match="come too late" if late else "is a worker running"):
+    with pytest.raises(BudgetUnavailable, match="answers too late" if late else "is a worker running"):
         steps.send(reply)
 
 

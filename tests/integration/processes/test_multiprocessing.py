@@ -68,7 +68,7 @@ def test_pickled_wallet_is_one_for_the_process(spine: Spine) -> None:
 
 
 def test_wallet_in_memory_is_not_pickled() -> None:
-    with pytest.raises(InvalidInput, match="set DAYCAP_REDIS_URL"):
+    with pytest.raises(InvalidInput, match="several processes need DAYCAP_REDIS_URL"):
         pickle.dumps(Wallet.from_env(caps={"agent-7": 1}, environ={}))
 
 

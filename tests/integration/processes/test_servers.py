@@ -28,7 +28,7 @@ WSGI, ASGI = f"{PROGRAMS}.wsgi_app:app", f"{PROGRAMS}.asgi_app:app"
 
 
 def gunicorn(*options: str, app: str = WSGI) -> Callable[[int], list[str]]:
-    start = ["gunicorn", "-w", "2", "--no-control-socket", *options]
+    start = ["gunicorn", "-w", "2", "--no-control-socket", "--graceful-timeout", "8", *options]
     return lambda port: [*start, "-b", f"127.0.0.1:{port}", app]
 
 

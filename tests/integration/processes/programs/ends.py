@@ -26,6 +26,9 @@ from typing import Any  # noqa: E402
 
 import billiard  # noqa: E402
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Whoever started the tests may ignore both: nohup does.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 from daycap import BudgetUnavailable  # noqa: E402
 from tests.integration.processes.programs.children import COST, FACES, spend  # noqa: E402
 
