@@ -238,8 +238,8 @@ def test_dead_letters_that_are_not_there_end_with_a_message(spine: Spine) -> Non
     for words, message, status in (
         (("show", "0123abcd"), "there is no such dead letter", 1),
         (("show", "not-an-id"), "the beginning of a dead letter's id", 1),
-        (("replay",), "say --all", 2),
-        (("replay", "0123abcd", "--all"), "say --all", 2),
+        (("replay",), "or pass --all", 2),
+        (("replay", "0123abcd", "--all"), "or pass --all", 2),
         (("drop", "0123abcd", "--yes"), "there is no such dead letter", 1),
         (("list", "--kind", "nonsense"), "nonsense", 2),
     ):

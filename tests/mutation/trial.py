@@ -21,7 +21,7 @@ import redis  # noqa: F401
 import sqlalchemy.dialects.sqlite  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
-_TREE = ("daycap", "worker", "tasks", "migrations", "tests", "celeryconfig.py", "Procfile", "pyproject.toml")
+_TREE = ("daycap", "worker", "tasks", "demo", "migrations", "tests", "celeryconfig.py", "Procfile", "pyproject.toml")
 
 
 def prepare(tree: Path) -> Path:
