@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -89,3 +90,40 @@ class Turn:
     def _leave(self) -> None:
         if self.mine():
             self._lock.release()
+
+
+class Background(ABC):
+    """One daemon thread, started when it is first needed. `start` may be interrupted anywhere and called again."""
+
+    _thread_name: ClassVar[str]
+    _thread: threading.Thread | None
+    _starting: Turn
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Do the thread's work."""
+
+    def _reset_thread(self) -> None:
+        """Begin without a thread, at first and in a forked child."""
+        self._starting = Turn()
+        self._thread = None
+
+    def start(self) -> None:
+        """Start the thread if it is not running. Raises `RuntimeError` if no thread can start."""
+        if not self._runs() and not self._starting.mine():
+            with suppress(Busy):  # Another thread is starting it, or it checks for work before it ends.
+                self._starting.take(self._start)
+
+    def _start(self) -> None:
+        if self._runs():
+            return
+        thread = self._thread = threading.Thread(target=self._run, name=self._thread_name, daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            if not thread.is_alive():
+                self._thread = None
+            raise
+
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()

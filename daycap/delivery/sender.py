@@ -16,7 +16,7 @@ from contextlib import suppress
 from daycap.delivery.transport import Transport
 from daycap.errors import DaycapError
 from daycap.protocol.wire import MAX_EVENTS_PER_MESSAGE, FinalizeEvent
-from daycap.signal_safe import Busy, Signal, Turn, join
+from daycap.signal_safe import Background, Busy, Signal, join
 
 logger = logging.getLogger("daycap")
 
@@ -25,12 +25,14 @@ _LONGEST_REFUSED_S = 10.0
 """The longest backoff while the broker refuses this process: someone may fix the password meanwhile."""
 
 
-class Sender:
+class Sender(Background):
     """Queues events and requests to open a day, and sends them. Its thread starts with the first of them.
 
     The thread calls `prepare` before each send, for work that no caller should wait for, and `on_refusal` when the
     broker starts or stops refusing this process.
     """
+
+    _thread_name = "daycap-sender"
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class Sender:
         self.transport.forget()
 
     def _begin(self) -> None:
-        self._starting = Turn()
+        self._reset_thread()
         self._events: deque[FinalizeEvent] = deque()
         self._openings: dict[tuple[str, str], None] = {}
         self._wake = Signal()
@@ -59,7 +61,6 @@ class Sender:
         self._idle = False
         self._sending = 0
         self._stop = Signal()
-        self._thread: threading.Thread | None = None
         self.trouble: Exception | None = None
         """Why the last send failed; None if it succeeded."""
         self.refused: str | None = None
@@ -68,22 +69,6 @@ class Sender:
         """Set once the broker has answered, or the wait for it has timed out."""
         self.failures = 0
         """How many sends failed since the start."""
-
-    def start(self) -> None:
-        """Start the thread if it is not running. Raises `RuntimeError` if no thread can start."""
-        if not self._starting.mine():
-            with suppress(Busy):  # Another thread is starting it, or it checks the queues before it ends.
-                self._starting.take(self._start)
-
-    def _start(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            thread = self._thread = threading.Thread(target=self._run, name="daycap-sender", daemon=True)
-            try:
-                thread.start()
-            except BaseException:
-                if not thread.is_alive():
-                    self._thread = None
-                raise
 
     @property
     def inside(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from daycap.errors import CounterUnavailable, LedgerUnavailable
 from daycap.protocol.counter import Answer, Counter, settled_up_to
 from daycap.protocol.wire import FinalizeEvent
 from daycap.settings import Settings
-from daycap.signal_safe import Busy, Signal, Turn, join
+from daycap.signal_safe import Background, Busy, Signal, Turn, join
 from daycap.wallet.lease import Lease
 from daycap.wallet.lease_book import LeaseBook
 
@@ -38,8 +37,10 @@ _LOOK_S = 0.5
 """How often to check whether a renewal is due: a new lease may have a shorter ttl."""
 
 
-class Renewer:
+class Renewer(Background):
     """Renews the leases of `book` every third of a ttl, and resends what is not settled in time."""
+
+    _thread_name = "daycap-renewer"
 
     def __init__(
         self,
@@ -60,9 +61,8 @@ class Renewer:
         self._begin()
 
     def _begin(self) -> None:
-        self._starting = Turn()
+        self._reset_thread()
         self._renewing = Turn()
-        self._thread: threading.Thread | None = None
         self._stop = Signal()
         self._finish: Callable[[], None] | None = None
         self._finish_s = _FINISH_S
@@ -81,22 +81,6 @@ class Renewer:
     @property
     def started(self) -> bool:
         return self._thread is not None
-
-    def start(self) -> None:
-        """Start the thread if it is not running. Raises `RuntimeError` if no thread can start."""
-        if (self._thread is None or not self._thread.is_alive()) and not self._starting.mine():
-            with suppress(Busy):  # Another thread is starting it.
-                self._starting.take(self._start)
-
-    def _start(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            thread = self._thread = threading.Thread(target=self._run, name="daycap-renewer", daemon=True)
-            try:
-                thread.start()
-            except BaseException:
-                if not thread.is_alive():
-                    self._thread = None
-                raise
 
     @property
     def inside(self) -> bool:
