@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from daycap.errors import DaycapError, Unavailable
-from daycap.ledger import accounts, anchors, audit, dead_letters, opening
-from daycap.ledger.engine import is_transient, unavailable
+from daycap.errors import Unavailable
+from daycap.ledger import opening
+from daycap.ledger.administration import JSON, Administration, answer, refusal
 from daycap.protocol.wire import OPEN_DAY_TASK
 from tasks.arguments import checked
 from tasks.aside import aside
@@ -16,23 +16,11 @@ from worker import dead_letter_replay
 from worker.celery import app
 from worker.deployment import deployment
 
-JSON = dict[str, Any]
 
-
-def answer(work: Callable[[], Any]) -> JSON:
-    """What the one who waits gets: the result, or the refusal in words."""
-    try:
-        return {"result": work()}
-    except DaycapError as error:
-        return _refusal(error)
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        return _refusal(unavailable(error))
-
-
-def _refusal(error: DaycapError) -> JSON:
-    return {"error": type(error).__name__, "message": str(error)}
+def administration() -> Administration:
+    """The operations on this worker's ledger."""
+    parts = deployment()
+    return Administration(parts.settings, parts.ledger, parts.publisher)
 
 
 def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
@@ -44,7 +32,7 @@ def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
     @functools.wraps(work)
     def run(*args: Any, **kwargs: Any) -> JSON:
         if app.current_task.request.delivery_info.get("redelivered"):
-            return _refusal(
+            return refusal(
                 Unavailable("the worker or the broker was lost meanwhile; check whether it was done, then ask again")
             )
         return work(*args, **kwargs)
@@ -57,7 +45,7 @@ def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
 def open_day(agent: str, day: str) -> JSON:
     """Open one agent's day in ledger and counter."""
     parts = deployment()
-    return answer(lambda: opening.open_on_request(parts.ledger, parts.publisher, agent, day))
+    return answer(opening.open_on_request, parts.ledger, parts.publisher, agent, day)
 
 
 @app.task(name="daycap.add_agents", ignore_result=False)
@@ -65,8 +53,7 @@ def open_day(agent: str, day: str) -> JSON:
 @checked
 def add_agents(caps: dict[str, int], changed_by: str, anchors: dict[str, str] | None = None) -> JSON:
     """Add agents with their daily caps in micros and, where they have one, their identity anchors."""
-    parts = deployment()
-    return answer(lambda: accounts.add(parts.ledger, parts.publisher, caps, changed_by, anchors))
+    return answer(administration().add_agents, caps, changed_by, anchors)
 
 
 @app.task(name="daycap.set_cap", ignore_result=False)
@@ -74,8 +61,7 @@ def add_agents(caps: dict[str, int], changed_by: str, anchors: dict[str, str] | 
 @checked
 def set_cap(agent: str, cap_micros: int, changed_by: str) -> JSON:
     """Change an agent's daily cap, from today on."""
-    parts = deployment()
-    return answer(lambda: accounts.set_cap(parts.ledger, parts.publisher, agent, cap_micros, changed_by)._asdict())
+    return answer(administration().set_cap, agent, cap_micros, changed_by)
 
 
 @app.task(name="daycap.set_status", ignore_result=False)
@@ -83,8 +69,7 @@ def set_cap(agent: str, cap_micros: int, changed_by: str) -> JSON:
 @checked
 def set_status(agent: str, status: str, changed_by: str) -> JSON:
     """Pause or resume an agent."""
-    parts = deployment()
-    return answer(lambda: accounts.set_status(parts.ledger, parts.publisher, agent, status, changed_by)._asdict())
+    return answer(administration().set_status, agent, status, changed_by)
 
 
 @app.task(name="daycap.set_anchor", ignore_result=False)
@@ -92,13 +77,7 @@ def set_status(agent: str, status: str, changed_by: str) -> JSON:
 @checked
 def set_anchor(agent: str, anchor: str, changed_by: str, rotate: bool = False) -> JSON:
     """Give an agent its identity anchor, or another one; answers with every change of it."""
-    parts = deployment()
-    return answer(
-        lambda: [
-            change._asdict()
-            for change in anchors.set_anchor(parts.ledger, parts.publisher, agent, anchor, changed_by, rotate)
-        ]
-    )
+    return answer(administration().set_anchor, agent, anchor, changed_by, rotate)
 
 
 @app.task(name="daycap.find_anchor_changes", ignore_result=False)
@@ -106,7 +85,7 @@ def set_anchor(agent: str, anchor: str, changed_by: str, rotate: bool = False) -
 @checked
 def find_anchor_changes(agent: str) -> JSON:
     """Every change of an agent's identity anchor, the oldest first."""
-    return answer(lambda: [change._asdict() for change in anchors.history(deployment().ledger, agent)])
+    return answer(administration().find_anchor_changes, agent)
 
 
 @app.task(name="daycap.find_agents", ignore_result=False)
@@ -114,8 +93,7 @@ def find_anchor_changes(agent: str) -> JSON:
 @checked
 def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1000) -> JSON:
     """Accounts with their day in the ledger: those named, or the next `limit` by id."""
-    parts = deployment()
-    return answer(lambda: [a._asdict() for a in accounts.find(parts.ledger, parts.publisher, agents, after, limit)])
+    return answer(administration().find_agents, agents, after, limit)
 
 
 @app.task(name="daycap.audit", ignore_result=False)
@@ -123,8 +101,7 @@ def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1
 @checked
 def audit_day(day: str | None = None) -> JSON:
     """Hold a day's ledger and counter against the promises."""
-    parts = deployment()
-    return answer(lambda: audit.audit(parts.ledger, parts.publisher, parts.settings, day)._asdict())
+    return answer(administration().audit, day)
 
 
 @app.task(name="daycap.count_dead_letters", ignore_result=False)
@@ -132,7 +109,7 @@ def audit_day(day: str | None = None) -> JSON:
 @checked
 def count_dead_letters() -> JSON:
     """How many dead letters there are."""
-    return answer(lambda: dead_letters.count(deployment().ledger))
+    return answer(administration().count_dead_letters)
 
 
 @app.task(name="daycap.find_dead_letters", ignore_result=False)
@@ -140,7 +117,7 @@ def count_dead_letters() -> JSON:
 @checked
 def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: int = 50) -> JSON:
     """The newest dead letters, without their payloads."""
-    return answer(lambda: [each._asdict() for each in dead_letters.find(deployment().ledger, kind, agent, limit)])
+    return answer(administration().find_dead_letters, kind, agent, limit)
 
 
 @app.task(name="daycap.show_dead_letter", ignore_result=False)
@@ -148,7 +125,7 @@ def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: 
 @checked
 def show_dead_letter(prefix: str) -> JSON:
     """One dead letter, with its payload."""
-    return answer(lambda: dead_letters.get(deployment().ledger, prefix)._asdict())
+    return answer(administration().show_dead_letter, prefix)
 
 
 @app.task(name="daycap.replay_dead_letters", ignore_result=False)
@@ -170,7 +147,7 @@ def replay_next_dead_letters(replayed_by: str, kind: str | None = None, after: s
 @checked
 def drop_dead_letters(prefixes: list[str], dropped_by: str) -> JSON:
     """Delete dead letters for good. Returns their ids."""
-    return answer(lambda: dead_letters.drop(deployment().ledger, prefixes, dropped_by))
+    return answer(administration().drop_dead_letters, prefixes, dropped_by)
 
 
 @app.task(name="daycap.check_ledger", ignore_result=False)

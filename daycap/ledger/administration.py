@@ -1,0 +1,86 @@
+"""What an operator asks of the ledger, as JSON: the worker does it for the command line, or the command line itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from daycap.errors import DaycapError
+from daycap.ledger import accounts, anchors, audit, dead_letters
+from daycap.ledger.engine import Ledger, is_transient, unavailable
+from daycap.ledger.publish import CounterPublisher
+from daycap.settings import Settings
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Administration:
+    """Operations on one ledger. Each raises what the function that it calls raises."""
+
+    settings: Settings
+    ledger: Ledger
+    publisher: CounterPublisher
+
+    def add_agents(self, caps: dict[str, int], changed_by: str, anchors: dict[str, str] | None = None) -> int:
+        """See `accounts.add`."""
+        return accounts.add(self.ledger, self.publisher, caps, changed_by, anchors)
+
+    def set_cap(self, agent: str, cap_micros: int, changed_by: str) -> JSON:
+        """See `accounts.set_cap`."""
+        return accounts.set_cap(self.ledger, self.publisher, agent, cap_micros, changed_by)._asdict()
+
+    def set_status(self, agent: str, status: str, changed_by: str) -> JSON:
+        """See `accounts.set_status`."""
+        return accounts.set_status(self.ledger, self.publisher, agent, status, changed_by)._asdict()
+
+    def find_agents(self, agents: list[str] | None = None, after: str = "", limit: int = 1000) -> list[JSON]:
+        """See `accounts.find`."""
+        return [each._asdict() for each in accounts.find(self.ledger, self.publisher, agents, after, limit)]
+
+    def set_anchor(self, agent: str, anchor: str, changed_by: str, rotate: bool = False) -> list[JSON]:
+        """See `anchors.set_anchor`."""
+        changes = anchors.set_anchor(self.ledger, self.publisher, agent, anchor, changed_by, rotate)
+        return [change._asdict() for change in changes]
+
+    def find_anchor_changes(self, agent: str) -> list[JSON]:
+        """See `anchors.history`."""
+        return [change._asdict() for change in anchors.history(self.ledger, agent)]
+
+    def audit(self, day: str | None = None) -> JSON:
+        """See `audit.audit`."""
+        return audit.audit(self.ledger, self.publisher, self.settings, day)._asdict()
+
+    def count_dead_letters(self) -> int:
+        """See `dead_letters.count`."""
+        return dead_letters.count(self.ledger)
+
+    def find_dead_letters(self, kind: str | None = None, agent: str | None = None, limit: int = 50) -> list[JSON]:
+        """See `dead_letters.find`."""
+        return [each._asdict() for each in dead_letters.find(self.ledger, kind, agent, limit)]
+
+    def show_dead_letter(self, prefix: str) -> JSON:
+        """See `dead_letters.get`."""
+        return dead_letters.get(self.ledger, prefix)._asdict()
+
+    def drop_dead_letters(self, prefixes: list[str], dropped_by: str) -> list[str]:
+        """See `dead_letters.drop`."""
+        return dead_letters.drop(self.ledger, prefixes, dropped_by)
+
+
+def answer(work: Callable[..., object], *args: object) -> JSON:
+    """Return the result of `work`, or its refusal in words. Raises an error that is neither daycap's nor transient."""
+    try:
+        return {"result": work(*args)}
+    except DaycapError as error:
+        return refusal(error)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        return refusal(unavailable(error))
+
+
+def refusal(error: DaycapError) -> JSON:
+    """Return the answer that refuses."""
+    return {"error": type(error).__name__, "message": str(error)}
