@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from celery.schedules import crontab
 
+from daycap.delivery.celery import result_settings
 from daycap.delivery.queues import own_queue
 from daycap.errors import InvalidSetting
 from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_DAY_TASK, OPEN_QUEUE
@@ -65,18 +66,15 @@ control_queue_exclusive = event_queue_exclusive = False
 # --- messages -----------------------------------------------------------------------------------------------
 
 task_serializer = result_serializer = "json"
-# Never pickle: whoever can write to the queue, or to the results, must not be able to run code.
-accept_content = result_accept_content = ["json"]
+# Never pickle: whoever can write to the queue must not be able to run code.
+accept_content = ["json"]
 task_queues = [own_queue(name) for name in (FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE)]
 task_default_queue = CONTROL_QUEUE
 task_routes = {FINALIZE_TASK: {"queue": FINALIZE_QUEUE}, OPEN_DAY_TASK: {"queue": OPEN_QUEUE}}
 
 # --- results: only the command line waits for answers ---------------------------------------------------------
 
-result_backend = broker_url if _on_redis else "rpc://"
-redis_backend_use_ssl = broker_use_ssl
-redis_socket_timeout = redis_socket_connect_timeout = _broker_timeout_s  # Else 120 s on a half-open connection.
-result_backend_transport_options = {"retry_policy": {"max_retries": 1, "interval_start": 0}}  # Else 20 s.
+globals().update(result_settings(settings.broker_url))  # As the command line has them.
 result_expires = timedelta(minutes=10)  # Nobody waits longer.
 task_ignore_result = True  # Finalize has no one who waits; the tasks of administration say otherwise.
 

@@ -14,14 +14,12 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from daycap.cli import local
-from daycap.delivery.celery import ignore_celery_variables, producer_app
+from daycap.delivery.celery import ignore_celery_variables, producer_app, result_settings
 from daycap.errors import DaycapError
 from daycap.protocol.wire import CONTROL_QUEUE
 from daycap.settings import Settings
-from daycap.urls import celery_broker
 
 ANSWER_TIMEOUT_S = 15.0
-_BACKEND_S = 3
 
 
 class NoWorker(click.ClickException):
@@ -69,19 +67,8 @@ def operator_app() -> Celery:
     """The Celery app that asks workers and waits for their answers."""
     ignore_celery_variables(os.environ)
     url = Settings.from_env().broker_url
-    broker = celery_broker(url)
-    on_redis = url.startswith(("redis://", "rediss://"))
     return producer_app(
-        "daycap-operator",
-        url,
-        (CONTROL_QUEUE,),
-        task_default_queue=CONTROL_QUEUE,
-        result_backend=broker["broker_url"] if on_redis else "rpc://",
-        redis_backend_use_ssl=broker.get("broker_use_ssl", False),
-        redis_socket_timeout=_BACKEND_S,  # Else 120 s on a half-open connection.
-        redis_socket_connect_timeout=_BACKEND_S,
-        result_backend_transport_options={"retry_policy": {"max_retries": 1, "interval_start": 0}},  # Else 20 s.
-        result_accept_content=["json"],
+        "daycap-operator", url, (CONTROL_QUEUE,), task_default_queue=CONTROL_QUEUE, **result_settings(url)
     )
 
 

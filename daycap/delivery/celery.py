@@ -132,6 +132,19 @@ def producer_app(name: str, url: str, queues: Sequence[str], **settings: Any) ->
     return app
 
 
+def result_settings(url: str) -> dict[str, Any]:
+    """Celery's settings for the answers that the command line waits for, with the broker at `url`."""
+    broker = celery_broker(url)
+    return {
+        "result_backend": broker["broker_url"] if url.startswith(("redis://", "rediss://")) else "rpc://",
+        "redis_backend_use_ssl": broker.get("broker_use_ssl", False),
+        "redis_socket_timeout": _TIMEOUT_S,  # Else 120 s on a half-open connection.
+        "redis_socket_connect_timeout": _TIMEOUT_S,
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_start": 0}},  # Else 20 s.
+        "result_accept_content": ["json"],  # Never pickle: whoever can write to the results must not run code.
+    }
+
+
 def ignore_celery_variables(environ: MutableMapping[str, str]) -> None:
     """Drop the variables that Celery prefers to an app's settings: they are another program's."""
     for name in list(environ):
