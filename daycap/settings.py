@@ -134,6 +134,11 @@ class Settings:
         return max(1, round(self.redis_timeout_seconds * 4000))
 
     @property
+    def embedded(self) -> bool:
+        """Whether one process settles into a SQLite file of its own: no Redis, no broker."""
+        return self.ledger_url.startswith("sqlite") and not (self.redis_url or self.broker_url)
+
+    @property
     def terms(self) -> LeaseTerms:
         """The terms of every lease, which the worker publishes."""
         return LeaseTerms(

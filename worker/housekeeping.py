@@ -10,10 +10,11 @@ import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
 from daycap.ledger import days
+from daycap.ledger.agent_days import AgentDay
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
 from daycap.ledger.slices import Place, Slice
+from daycap.ledger.snapshots import read_snapshots
 from daycap.ledger.tables import daily_agent_spending as spending
 from daycap.protocol.counter import DayReading, DaySnapshot
 from worker import metrics
@@ -93,13 +94,13 @@ def _publish_lost(ledger: Ledger, publisher: CounterPublisher, behind: list[DayS
     return len(lost)
 
 
-def _seqs(publisher: CounterPublisher, agent_days: list[days.AgentDay]) -> dict[days.AgentDay, int]:
+def _seqs(publisher: CounterPublisher, agent_days: list[AgentDay]) -> dict[AgentDay, int]:
     """What the counter has of the ledger, by seq; -1 where it is not open."""
     readings = publisher.read(agent_days)
     return {where: -1 if reading is None else reading.seq for where, reading in zip(agent_days, readings, strict=True)}
 
 
-def _days_with_a_row(ledger: Ledger, on: list[str], place: Place) -> list[days.AgentDay]:
+def _days_with_a_row(ledger: Ledger, on: list[str], place: Place) -> list[AgentDay]:
     """The next of them, by day and agent."""
 
     def agents_after(day: str, last: str) -> list[str]:
@@ -115,7 +116,7 @@ def _days_with_a_row(ledger: Ledger, on: list[str], place: Place) -> list[days.A
     return days.walk(on, place, agents_after)
 
 
-def _snapshots(ledger: Ledger, agent_days: list[days.AgentDay]) -> list[DaySnapshot]:
+def _snapshots(ledger: Ledger, agent_days: list[AgentDay]) -> list[DaySnapshot]:
     with ledger.reading() as connection:
         return read_snapshots(connection, agent_days)
 

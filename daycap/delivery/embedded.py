@@ -25,10 +25,10 @@ from daycap.ledger import accounts, opening
 from daycap.ledger.engine import Ledger, unavailable
 from daycap.ledger.lock import LedgerInUse, LedgerLock, sqlite_file
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
 from daycap.ledger.retention import OpenDays, open_days, prune
 from daycap.ledger.settle import Outcome, settle
 from daycap.ledger.slices import slice_of
+from daycap.ledger.snapshots import read_snapshots
 from daycap.money import format_usd
 from daycap.process import me, whole
 from daycap.protocol.counter import KEPT_DAYS, UNKNOWN, DaySnapshot, PublishReply
@@ -151,7 +151,7 @@ class EmbeddedLedger(Transport):
             accounts.set_cap(self._ledger, self._publisher, agent, cap_micros, me())
 
     def forget(self) -> None:
-        self._lock.forget()
+        self._lock.release()
         # The connections are the parent's. To close one here, or to let it be collected, is not safe with SQLite.
         self._inherited.append(self._ledger)
         self._ledger = Ledger(self.url)

@@ -14,7 +14,7 @@ from daycap.ledger.anchors import record_anchor
 from daycap.ledger.engine import Ledger, insert
 from daycap.ledger.opening import open_days
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
+from daycap.ledger.snapshots import read_snapshots
 from daycap.ledger.tables import agent_accounts, cap_changes, daily_agent_spending
 from daycap.money import micros
 from daycap.protocol.counter import ACTIVE, KEPT_DAYS, PAUSED

@@ -14,25 +14,11 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from daycap.ledger.agent_days import AgentDay, by_day
 from daycap.ledger.engine import Ledger, in_byte_order, insert
 from daycap.ledger.slices import Place
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
-
-AgentDay = tuple[str, str]
-
-SOME = 500
-"""Agents a statement, below every database's limit of parameters."""
-
-
-def by_day(agent_days: Iterable[AgentDay]) -> Iterator[tuple[str, list[str]]]:
-    """Each day with its agents, at most `SOME` at once, in order, so that two workers take their locks in the same."""
-    agents_of: dict[str, list[str]] = {}
-    for agent, day in sorted(set(agent_days)):
-        agents_of.setdefault(day, []).append(agent)
-    for day in sorted(agents_of):
-        agents = agents_of[day]
-        yield from ((day, agents[start : start + SOME]) for start in range(0, len(agents), SOME))
 
 
 def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:

@@ -71,15 +71,11 @@ class LedgerLock:
         self._sign(descriptor)
         return True
 
-    def forget(self) -> None:
-        """In a forked child: let go of the inherited descriptor. The parent's own keeps the lock."""
-        self.release()
-
     def release(self) -> None:
-        """Let go of the lock."""
+        """Let go of the lock. In a forked child this closes the inherited descriptor; the parent keeps the lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            os.close(descriptor)  # Not LOCK_UN, which would free it for a parent too.
+            os.close(descriptor)  # Not LOCK_UN, which would free it for the parent too.
 
     def _open(self) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW

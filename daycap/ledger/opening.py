@@ -9,10 +9,11 @@ import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
 from daycap.ledger import days
+from daycap.ledger.agent_days import AgentDay
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
 from daycap.ledger.slices import Place, Slice
+from daycap.ledger.snapshots import read_snapshots
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending
 from daycap.protocol.counter import ACTIVE
@@ -23,7 +24,7 @@ logger = logging.getLogger("daycap.worker")
 _AGENTS_AT_ONCE = 1000
 
 
-def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[days.AgentDay]) -> int:
+def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[AgentDay]) -> int:
     """Open the days that are not yet, in one transaction, and publish them. Returns how many were new.
 
     Only the call that inserts a day's row may open the counter without a fence: nobody can hold a lease of it. Where

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from daycap.clock import wall_ms
 from daycap.errors import DaycapError
 from daycap.ledger import days
+from daycap.ledger.agent_days import AgentDay, by_day
 from daycap.ledger.dead_letters import DeadLetter, Kind, store
 from daycap.ledger.engine import Ledger, execute_many, insert, is_transient
 from daycap.ledger.retention import OpenDays
@@ -177,10 +178,10 @@ def _decode(payloads: Sequence[object], open_days: OpenDays, dead: list[DeadLett
     return events
 
 
-def _books(connection: sa.Connection, rows: dict[days.AgentDay, days.Numbers]) -> dict[days.AgentDay, _Book]:
+def _books(connection: sa.Connection, rows: dict[AgentDay, days.Numbers]) -> dict[AgentDay, _Book]:
     """The days' rows, which are locked, with what belongs to them."""
     books = {where: _Book(*where, *row) for where, row in rows.items()}
-    for day, agents in days.by_day(books):
+    for day, agents in by_day(books):
         # Read after the rows were locked: a status that is being changed has been waited for.
         for agent, status in connection.execute(_STATUS, {"agents": agents}):
             books[agent, day].status = status
@@ -204,9 +205,7 @@ _LEASES = sa.select(
 )
 
 
-def _with_account(
-    events: list[FinalizeEvent], books: dict[days.AgentDay, _Book], outcome: Outcome
-) -> list[FinalizeEvent]:
+def _with_account(events: list[FinalizeEvent], books: dict[AgentDay, _Book], outcome: Outcome) -> list[FinalizeEvent]:
     kept = []
     for event in events:
         if (event.agent, event.day) in books:
@@ -220,7 +219,7 @@ def _with_account(
 def _with_own_lease(
     connection: sa.Connection,
     events: list[FinalizeEvent],
-    books: dict[days.AgentDay, _Book],
+    books: dict[AgentDay, _Book],
     outcome: Outcome,
 ) -> list[FinalizeEvent]:
     """A lease belongs to the agent and day that the ledger first saw it with."""
@@ -239,7 +238,7 @@ def _with_own_lease(
     return kept
 
 
-def _owners(connection: sa.Connection, events: list[FinalizeEvent]) -> dict[str, days.AgentDay]:
+def _owners(connection: sa.Connection, events: list[FinalizeEvent]) -> dict[str, AgentDay]:
     """Whose the events' leases are: whoever's they were before, else the first one's here, in the ledger too."""
     first = {event.lease: event for event in reversed(events)}
     # Inserted before it is read: of two workers that meet a lease for the first time, one waits for the other.
@@ -284,7 +283,7 @@ def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], out
 
 
 def _charge(
-    events: list[FinalizeEvent], books: dict[days.AgentDay, _Book], outcome: Outcome
+    events: list[FinalizeEvent], books: dict[AgentDay, _Book], outcome: Outcome
 ) -> list[tuple[FinalizeEvent, int]]:
     """Each event with what is charged for it, in order of arrival."""
     charged = []
@@ -300,7 +299,7 @@ def _charge(
 def _write(
     connection: sa.Connection,
     charged: list[tuple[FinalizeEvent, int]],
-    books: dict[days.AgentDay, _Book],
+    books: dict[AgentDay, _Book],
     now_ms: int,
 ) -> None:
     if not charged:

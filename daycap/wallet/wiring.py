@@ -46,7 +46,7 @@ def make_parts(settings: Settings, caps: Mapping[str, int] | None) -> Parts:
     """
     if caps and (settings.redis_url or settings.ledger_url):
         raise InvalidSetting("caps in code are for a wallet in memory; with Redis or a ledger the worker keeps them")
-    if settings.ledger_url.startswith("sqlite") and not (settings.redis_url or settings.broker_url):
+    if settings.embedded:
         return _embedded(settings)
     reader = LedgerReader(settings.ledger_url) if settings.ledger_url else None
     counter, transport = _counter_and_transport(settings, caps, reader)

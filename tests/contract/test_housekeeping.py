@@ -14,8 +14,8 @@ from daycap.errors import CounterUnavailable
 from daycap.ledger import accounts, days
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
 from daycap.ledger.slices import SLICE_S, Place, Slice, all_of
+from daycap.ledger.snapshots import read_snapshots
 from daycap.ledger.tables import daily_agent_spending
 from daycap.protocol.counter import DayReading, DaySnapshot, LeaseTerms, LeaseTotals, PublishReply, SyncRequest
 from tests.contract.conftest import DAY, NEXT, TERMS, ServerClock

@@ -23,7 +23,7 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.ledger import accounts, anchors, days, dead_letters, opening, retention, settle, tables
+from daycap.ledger import accounts, agent_days, anchors, days, dead_letters, opening, retention, settle, tables
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import all_of
@@ -216,7 +216,7 @@ _PAIRS = [
 def test_no_two_wait_for_each_other(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, first: Callable[[World], None], second: Callable[[World], None]
 ) -> None:
-    monkeypatch.setattr(days, "SOME", 2)  # Several statements for one batch, as for one of thousands of agents.
+    monkeypatch.setattr(agent_days, "SOME", 2)  # Several statements for one batch, as for one of thousands of agents.
     with sa.create_engine(ledger.engine.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as watch:
         before = watch.exec_driver_sql(_DEADLOCKS).scalar()
         for nth in itertools.count(1):

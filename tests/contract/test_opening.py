@@ -11,8 +11,8 @@ from daycap.counters.memory import MemoryCounter
 from daycap.ledger import accounts, days, opening
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
 from daycap.ledger.slices import all_of, slice_of
+from daycap.ledger.snapshots import read_snapshots
 from daycap.ledger.tables import daily_agent_spending
 from daycap.protocol.counter import Answer, DayReading, DaySnapshot, LeaseTerms, SyncRequest
 from tests.contract.conftest import DAY, NEXT, ServerClock

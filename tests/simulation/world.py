@@ -20,9 +20,9 @@ from daycap.errors import CounterUnavailable
 from daycap.ledger import accounts, opening, settle, tables
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
 from daycap.ledger.retention import open_days
 from daycap.ledger.slices import all_of
+from daycap.ledger.snapshots import read_snapshots
 from daycap.protocol.counter import Answer, DaySnapshot, SyncRequest
 from daycap.protocol.wire import FinalizeEvent
 from daycap.wallet.hold import Pending

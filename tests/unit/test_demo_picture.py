@@ -15,7 +15,7 @@ from daycap.counters.redis import RedisCounter
 from daycap.ledger import accounts
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.reader import read_snapshots
+from daycap.ledger.snapshots import read_snapshots
 from daycap.ledger.tables import daily_agent_spending as spending
 from daycap.protocol.counter import LeaseTerms
 from demo.live import show_last
