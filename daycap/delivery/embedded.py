@@ -1,8 +1,8 @@
 """One process, no server, durable: the wallet's own thread settles into a SQLite file.
 
-The process holds the ledger's lock while it lends, so that its counter in memory knows every lease there is. An event
-is in the outbox beside the file before `finalize` returns, and leaves it once it is settled. Whoever takes the lock
-next settles what a killed process left before it lends anything.
+The process holds the ledger's lock while it lends, so its counter in memory knows every lease. An event
+is in the outbox beside the file before `finalize` returns, and leaves it once it is settled. The next process
+that takes the lock first settles what a killed one left.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger("daycap")
 
 
 class _OnlyLender(CounterPublisher):
-    """Publishes without a fence: this process made every lease there is."""
+    """Publishes without a fence: this process made every lease."""
 
     def publish(
         self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
@@ -48,7 +48,7 @@ class _OnlyLender(CounterPublisher):
 
 
 class EmbeddedLedger(Transport):
-    """Settles events in this process, into the SQLite ledger of `settings`. Made by `of_this_process`.
+    """Settles events in this process, into the SQLite ledger of `settings`. Create it with `of_this_process`.
 
     Wallets of one process share it, with its lock and counter: a program may have a `Wallet` and an `AsyncWallet`, and
     a notebook makes its wallet anew each time a cell runs.
@@ -62,7 +62,7 @@ class EmbeddedLedger(Transport):
         self.counter = MemoryCounter()
         self._publisher = _OnlyLender(self.counter, settings.terms)
         self._lock = LedgerLock(file)
-        self._ledger = Ledger(self.url)
+        self._opened: Ledger | None = None
         self._inherited: list[Ledger] = []
         self._wallets = 0
         self._last_change = 0
@@ -70,7 +70,7 @@ class EmbeddedLedger(Transport):
 
     @staticmethod
     def of_this_process(settings: Settings) -> EmbeddedLedger:
-        """The ledger for one more wallet, until its `close`.
+        """Return the ledger for one more wallet, which must `close` it.
 
         Raises `LedgerInUse` if another process lends from the file, `InvalidSetting` if a wallet of this process
         does so with other settings, `LedgerUnavailable` if the file cannot be read or written.
@@ -115,7 +115,7 @@ class EmbeddedLedger(Transport):
         """The counter's clock is this process's."""
 
     def hear_changes(self) -> None:
-        """Tell the counter of caps and states that other processes changed in the ledger."""
+        """Publish caps and states that other processes changed in the ledger."""
         with whole, _database_errors():
             last, agents = accounts.changed_since(self._ledger, self._last_change)
             if not agents:
@@ -152,20 +152,29 @@ class EmbeddedLedger(Transport):
 
     def forget(self) -> None:
         self._lock.release()
-        # The connections are the parent's. To close one here, or to let it be collected, is not safe with SQLite.
-        self._inherited.append(self._ledger)
-        self._ledger = Ledger(self.url)
+        # These connections belong to the parent. SQLite does not allow closing or collecting them in the child.
+        if self._opened is not None:
+            self._inherited.append(self._opened)
+        self._opened = None
 
     def close(self) -> None:
         with whole:
             self._wallets -= 1
             if self._wallets == 0:
                 _open.pop(self.file, None)
-                self._ledger.close()
+                if self._opened is not None:
+                    self._opened.close()
                 self._lock.release()
 
+    @property
+    def _ledger(self) -> Ledger:
+        """The ledger. It is opened when it is needed: the hooks of a fork, which `forget` runs in, must be quick."""
+        if self._opened is None:
+            self._opened = Ledger(self.url)
+        return self._opened
+
     def _own(self) -> None:
-        """Hold the lock. Once it is new here: bring the file up to date, and settle what a dead process left."""
+        """Hold the lock. When it was just taken, migrate the file and settle what a dead process left."""
         if not self._lock.take():
             return
         try:
@@ -181,7 +190,7 @@ class EmbeddedLedger(Transport):
         return open_days(self.settings, self._publisher.authoritative_ms())
 
     def _prune(self) -> None:
-        """Once a day delete what is past its time, a slice after each send: events wait meanwhile, in the outbox."""
+        """Once a day delete expired rows, one slice after each send; events wait in the outbox meanwhile."""
         now_ms = self._publisher.authoritative_ms()
         if (today := day_of(now_ms)) != self._pruned_on:
             left = slice_of(partial(prune, self._ledger, self.settings, now_ms), [])
@@ -199,7 +208,7 @@ def outbox_beside(file: Path) -> Path:
 
 
 def settle_outbox(ledger: Ledger, directory: Path, days: OpenDays) -> None:
-    """Settle what dead processes left in the outbox, if there is one. Raises the database's error."""
+    """Settle what dead processes left in the outbox, if it exists. Raises the database's error."""
     if not directory.is_dir():
         return
     for left in Outbox(directory, limit_bytes=0).adopt():
@@ -209,7 +218,7 @@ def settle_outbox(ledger: Ledger, directory: Path, days: OpenDays) -> None:
                 _settle(ledger, events[start : start + MAX_EVENTS_PER_MESSAGE], days)
             for lease in left.leases:
                 left.drop(lease)
-            logger.info("settled %d events that a process left in %s", len(events), directory)
+            logger.info("settled %d events left in %s by a process that ended", len(events), directory)
         finally:
             left.close()
 
@@ -222,7 +231,7 @@ def _settle(ledger: Ledger, events: Sequence[FinalizeEvent], days: OpenDays) -> 
 
 
 def _unbound(settings: Settings) -> Settings:
-    """What wallets of one process must agree on: all but the agent that each is bound to, and its prices."""
+    """Return what wallets of one process must agree on: everything except their bound agent and their prices."""
     return dataclasses.replace(settings, identity_anchor="", prices_file="")
 
 

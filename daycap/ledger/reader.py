@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from daycap.errors import InvalidSetting, LedgerUnavailable, UnknownAgent
 from daycap.ledger.postgresql import SCHEMES, postgresql_engine, reason
+from daycap.process import whole
 from daycap.protocol.counter import DaySnapshot
 
 if TYPE_CHECKING:
@@ -27,22 +28,26 @@ class LedgerReader:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._engine = read_only_engine(url)
+        self._engine: Engine | None = read_only_engine(url)
+        self._inherited: list[Engine] = []
+        # Imported here, not in a thread that asks: a child forked meanwhile would inherit a module's lock for ever.
+        from daycap.ledger.snapshots import read_snapshots  # noqa: PLC0415  (it needs SQLAlchemy, an extra)
+        from daycap.ledger.tables import agent_accounts  # noqa: PLC0415
+
+        self._read_snapshots = read_snapshots
+        self._accounts = agent_accounts.c
 
     def snapshots(self, agent_days: Sequence[tuple[str, str]]) -> list[DaySnapshot]:
         """See `daycap.ledger.snapshots`; one transaction."""
-        from daycap.ledger.snapshots import read_snapshots  # noqa: PLC0415  (it needs SQLAlchemy, an extra)
-
         with self._reading() as connection:
-            return read_snapshots(connection, agent_days)
+            return self._read_snapshots(connection, agent_days)
 
     def anchor_of(self, agent: str) -> str | None:
         """The agent's identity anchor; None where it has none. Raises `UnknownAgent` too."""
         import sqlalchemy as sa  # noqa: PLC0415  (an extra)
 
-        from daycap.ledger.tables import agent_accounts as accounts  # noqa: PLC0415  (it needs SQLAlchemy)
-
-        statement = sa.select(accounts.c.identity_anchor).where(accounts.c.agent_account_id == agent)
+        accounts = self._accounts
+        statement = sa.select(accounts.identity_anchor).where(accounts.agent_account_id == agent)
         with self._reading() as connection:
             row = connection.execute(statement).one_or_none()
         if row is None:
@@ -54,6 +59,9 @@ class LedgerReader:
     def _reading(self) -> Iterator[Connection]:
         from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  (an extra)
 
+        if self._engine is None:
+            with whole.lock:
+                self._engine = read_only_engine(self._url)
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -61,13 +69,19 @@ class LedgerReader:
             raise LedgerUnavailable(f"the ledger did not answer: {reason(error)}") from error
 
     def forget(self) -> None:
-        """In a forked child: let go of the parent's connections without closing them."""
-        self._engine.dispose(close=False)
-        self._engine = read_only_engine(self._url)  # A thread of the parent may have held a lock of the other's.
+        """In a forked child: leave the parent's connections alone, neither closed nor collected.
+
+        The next engine is made when it is needed. Python loses a signal's exception while it runs the hooks of a fork,
+        so that they must be quick.
+        """
+        if self._engine is not None:
+            self._inherited.append(self._engine)
+        self._engine = None
 
     def close(self) -> None:
         """Let go of connections."""
-        self._engine.dispose()
+        if self._engine is not None:
+            self._engine.dispose()
 
 
 def read_only_engine(url: str) -> Engine:

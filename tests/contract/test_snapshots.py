@@ -53,6 +53,7 @@ def settle_before_leases_are_read(engine: sa.Engine, ledger: Ledger) -> Callable
 
 def test_a_reader_sees_one_state_of_the_ledger(ledger: Ledger, ledger_url: str, agent: str) -> None:
     reader = LedgerReader(ledger_url)
+    assert reader._engine is not None
     has_settled = settle_before_leases_are_read(reader._engine, ledger)
 
     (during,) = reader.snapshots([(agent, TODAY)])
