@@ -48,6 +48,14 @@ def closed_wallets_end() -> Iterator[None]:
             end_parts()
 
 
+@pytest.fixture(autouse=True)
+def log_level_stays() -> Iterator[None]:
+    """Restore what the command line sets for its whole process: other tests look at the log."""
+    level = logging.getLogger("daycap").level
+    yield
+    logging.getLogger("daycap").setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[LocalServer]:
     """One redis-server for the whole session."""

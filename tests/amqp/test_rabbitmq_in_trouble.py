@@ -75,7 +75,7 @@ def test_worker_waits_until_it_is_over(spine: AmqpSpine, what: str) -> None:
     said = len(worker.logs())
 
     with trouble(spine.rabbit):
-        wait_for(lambda: re.search(f"(in trouble|Cannot connect).*({words})", worker.logs()[said:]))
+        wait_for(lambda: re.search(f"(is failing|Cannot connect).*({words})", worker.logs()[said:]))
         time.sleep(2)  # Tries enough to be talkative about.
         assert worker.status == "running"
     wait_for(lambda: "the broker recovered" in worker.logs()[said:])

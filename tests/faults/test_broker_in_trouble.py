@@ -124,7 +124,7 @@ def test_worker_waits_until_it_is_over(spine: Spine, broker: redis.Redis, word: 
     said = len(worker.logs())
 
     with TROUBLES[word](broker):
-        wait_for(lambda: re.search(f"(in trouble|Cannot connect).*{word}", worker.logs()[said:], re.IGNORECASE))
+        wait_for(lambda: re.search(f"(is failing|Cannot connect).*{word}", worker.logs()[said:], re.IGNORECASE))
         time.sleep(2.5)  # Tries enough to be talkative about.
         assert worker.status == "running"
     wait_for(lambda: "the broker recovered" in worker.logs()[said:])
