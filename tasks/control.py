@@ -18,15 +18,15 @@ from worker.deployment import deployment
 
 
 def administration() -> Administration:
-    """The operations on this worker's ledger."""
+    """Return the operations on this worker's ledger."""
     parts = deployment()
     return Administration(parts.settings, parts.ledger, parts.publisher)
 
 
 def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
-    """`work`, but not for a message that was delivered before: it may have been done then.
+    """Run `work`, but refuse a redelivered message: it may already have been done.
 
-    A cap that an old message sets again would undo the one that was set after it.
+    A cap set again by an old message would undo a newer one.
     """
 
     @functools.wraps(work)

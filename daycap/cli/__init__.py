@@ -1,1 +1,1 @@
-"""The command `daycap`. What changes the ledger goes through the worker, so that it needs no database."""
+"""The command `daycap`. Changes go through a worker; without a broker they are made in the SQLite file itself."""

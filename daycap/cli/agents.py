@@ -24,7 +24,7 @@ from daycap.settings import Settings
 
 _COUNTER_S = 2
 
-by_option = click.option("--by", default=me, show_default="you", help="Who makes the change, for the record.")
+by_option = click.option("--by", default=me, show_default="you", help="Who makes the change; it is recorded.")
 
 
 @click.group()
@@ -35,7 +35,7 @@ def agent() -> None:
 @agent.command("add")
 @click.argument("name")
 @click.option("--cap", "cap_micros", type=Usd(), required=True, help="US dollars a day.")
-@click.option("--anchor", help="Its identity anchor: text that is no other agent's, for ever.")
+@click.option("--anchor", help="Its identity anchor: a text that no other agent may ever have.")
 @by_option
 @json_option
 def add(name: str, cap_micros: int, anchor: str | None, by: str, as_json: bool) -> None:
@@ -118,7 +118,7 @@ def status(name: str | None, as_json: bool) -> None:
 
 
 def find_accounts(name: str | None = None) -> list[dict[str, Any]]:
-    """Every account, or that of agent `name`, as a worker tells it; where none answers, as the ledger itself does."""
+    """Return every account, or that of agent `name`: from a worker, or from the ledger itself if none answers."""
     ledger_url = Settings.from_env().ledger_url
     timeout_s = ANSWER_TIMEOUT_S / 3 if ledger_url else ANSWER_TIMEOUT_S
     try:
@@ -126,13 +126,15 @@ def find_accounts(name: str | None = None) -> list[dict[str, Any]]:
     except NoWorker as error:
         if not ledger_url:
             raise
-        click.echo(f"{error.message}\nread from DAYCAP_LEDGER_URL itself: what waits in the queue is missing", err=True)
+        click.echo(
+            f"{error.message}\nread directly from DAYCAP_LEDGER_URL; events still in the queue are missing", err=True
+        )
     with reading_itself() as find:
         return _accounts(find, name)
 
 
 def _accounts(find: Callable[..., list[dict[str, Any]]], name: str | None) -> list[dict[str, Any]]:
-    """A thousand a question."""
+    """Ask for a thousand accounts at a time."""
     if name is not None:
         return find(agents=[name])
     found: list[dict[str, Any]] = []
@@ -143,7 +145,7 @@ def _accounts(find: Callable[..., list[dict[str, Any]]], name: str | None) -> li
 
 @contextmanager
 def reading_itself() -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """What a worker does for `daycap.find_agents`, done here. Nothing can be written."""
+    """Answer `daycap.find_agents` here, as a worker would, from a read-only ledger."""
     settings = Settings.from_env()
     ledger = ReadOnlyLedger(settings.ledger_url)
     counter = RedisCounter(settings.redis_url, _COUNTER_S) if settings.redis_url else None
@@ -159,7 +161,7 @@ def reading_itself() -> Iterator[Callable[..., list[dict[str, Any]]]]:
 
 
 def read_counter(agent_days: list[tuple[str, str]]) -> tuple[list[DayReading | None], str]:
-    """What the counter says of each, and what it means where it says nothing."""
+    """Return the counter's reading of each, and why there is none."""
     settings = Settings.from_env()
     if not settings.redis_url:
         return [None] * len(agent_days), "not set"
@@ -174,7 +176,7 @@ def read_counter(agent_days: list[tuple[str, str]]) -> tuple[list[DayReading | N
 
 
 def show_accounts(found: list[dict[str, Any]], as_json: bool) -> None:
-    """Show accounts as the ledger has them."""
+    """Show accounts as they stand in the ledger."""
 
     def render() -> Table:
         named = any(account["identity_anchor"] for account in found)

@@ -1,4 +1,4 @@
-"""daycap audit: hold a day against promises P1, P2 and P3."""
+"""daycap audit: check a day against promises P1, P2 and P3."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from daycap.cli.output import json_option, money, show, table
 
 
 @click.command()
-@click.option("--day", help="A UTC day, YYYY-MM-DD; the counter's today without it.")
+@click.option("--day", help="A UTC day, YYYY-MM-DD; by default the counter's today.")
 @json_option
 def audit(day: str | None, as_json: bool) -> None:
-    """Audit a day's ledger and counter. Ends with status 1 and names each difference if there is one."""
+    """Audit a day's ledger and counter. Lists each difference and exits with status 1 if there is one."""
     found = ask("daycap.audit", timeout_s=120, day=day)
     show(found, as_json, lambda: _render(found))
     sys.exit(bool(found["differences"]))
 
 
 _PROMISES = ("P1, P2 and P3 hold", "P1 and P3 hold", "P1 holds")
-"""What an audit can say that compared everything, all but the leases, and neither leases nor settlements."""
+"""The verdicts of an audit that compared everything, all but the leases, and neither leases nor settlements."""
 
 
 def _render(found: dict[str, Any]) -> Group:
@@ -33,7 +33,7 @@ def _render(found: dict[str, Any]) -> Group:
         f"{money(found['spent_micros'])} spent, {money(found['uncovered_micros'])} uncovered"
     )
     if found["pruned"]:
-        summary += f"\nnot compared, for the day is long past: its {' and its '.join(found['pruned'])}"
+        summary += f"\nnot compared, because the day is long past: its {' and its '.join(found['pruned'])}"
     if not found["differences"]:
         return Group(summary, Text(f"{_PROMISES[len(found['pruned'])]}: no difference", style="green"))
     made = table("promise", "agent", "what", "expected>", "found>")

@@ -1,4 +1,4 @@
-"""Asking a worker: send a task, wait for its answer."""
+"""Send a task to a worker and wait for its answer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ANSWER_TIMEOUT_S = 15.0
 
 
 class NoWorker(click.ClickException):
-    """No worker can be asked: none answered, the broker is away, or no broker is set."""
+    """no worker can be asked: none answered, the broker is down, or no broker is set"""
 
 
 def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
-    """The task's result. A refusal, a broker that is away and a worker that does not answer end the command."""
+    """Return the task's result. A refusal, a broker that is down or a worker that does not answer ends the command."""
     answer = answer_of(task, timeout_s, **kwargs)
     if "error" in answer:
         raise click.ClickException(answer["message"])
@@ -35,7 +35,7 @@ def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
 
 
 def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> dict[str, Any]:
-    """All that the task says, a refusal too."""
+    """Return the task's answer, which may be a refusal."""
     settings = Settings.from_env()
     if local.is_possible(settings):
         return local.answer_of(settings, task, **kwargs)
@@ -45,7 +45,7 @@ def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> 
     try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
-        # A task that nobody took in time is dropped: what the command says has failed must not happen later.
+        # A task that no worker takes in time is dropped: what the command reports as failed must not happen later.
         sent = app.send_task(task, kwargs=kwargs, expires=timeout_s, retry=False, ignore_result=False)
         answer: dict[str, Any] = _wait(sent, timeout_s)
     except NoAnswer:
@@ -64,7 +64,7 @@ def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> 
 
 @functools.cache
 def operator_app() -> Celery:
-    """The Celery app that asks workers and waits for their answers."""
+    """Return the Celery app that sends tasks to workers and waits for their answers."""
     ignore_celery_variables(os.environ)
     url = Settings.from_env().broker_url
     return producer_app(
@@ -73,7 +73,7 @@ def operator_app() -> Celery:
 
 
 def _wait(sent: AsyncResult[Any], timeout_s: float) -> Any:
-    """Ask for the result again and again: to be told of it needs a subscription, which a broker's restart ends."""
+    """Poll for the result: a subscription would end when the broker restarts."""
     end = time.monotonic() + timeout_s
     pause_s = 0.005
     while not sent.ready():

@@ -1,4 +1,4 @@
-"""daycap dead-letters: look at what could not be settled, try it again, or give it up."""
+"""daycap dead-letters: show, replay and drop what could not be settled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ kind_option = click.option("--kind", type=click.Choice(list(map(str, Kind))), he
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """Look at what could not be settled, replay it or drop it. The beginning of an ID will do."""
+    """Show, replay or drop what could not be settled. The beginning of an ID is enough."""
 
 
 @dead_letters.command("list")
@@ -42,7 +42,7 @@ def list_some(kind: str | None, agent: str | None, limit: int, as_json: bool) ->
 @click.argument("prefix", metavar="ID")
 @json_option
 def show_one(prefix: str, as_json: bool) -> None:
-    """Show all of the dead letter ID. In JSON, its payload is the text that was kept."""
+    """Show the whole dead letter ID. In JSON, its payload is the text as it was stored."""
     letter = ask("daycap.show_dead_letter", prefix=prefix)
     show(letter, as_json, lambda: _letter(letter))
 
@@ -54,7 +54,7 @@ def show_one(prefix: str, as_json: bool) -> None:
 @by_option
 @json_option
 def replay(prefixes: tuple[str, ...], everything: bool, kind: str | None, by: str, as_json: bool) -> None:
-    """Settle dead letters again, for instance after their agent was added. Ends with status 1 if any stays."""
+    """Settle dead letters again, for example after their agent was added. Exits with status 1 if any remains."""
     if everything == bool(prefixes):
         raise click.UsageError("name the dead letters to replay, or pass --all")
     if kind and not everything:
@@ -70,7 +70,7 @@ def replay(prefixes: tuple[str, ...], everything: bool, kind: str | None, by: st
 @by_option
 @json_option
 def drop(prefixes: tuple[str, ...], yes: bool, by: str, as_json: bool) -> None:
-    """Delete dead letters for good: what they would have charged never will be."""
+    """Delete dead letters for good. Their costs are never charged."""
     if not yes:
         click.confirm(f"delete {len(prefixes)} dead letters for good?", abort=True, err=True)
     dropped = ask("daycap.drop_dead_letters", prefixes=list(prefixes), dropped_by=by)
@@ -123,7 +123,7 @@ def _replayed(done: list[dict[str, Any]]) -> Table:
 
 
 def _short_enough(ids: list[str]) -> int:
-    """How many characters tell these ids apart."""
+    """Return how many characters tell these ids apart."""
     return next(length for length in range(_SHORTEST_ID, 33) if len({each[:length] for each in ids}) == len(ids))
 
 

@@ -1,4 +1,4 @@
-"""daycap doctor: look at each part and say what to do about it."""
+"""daycap doctor: check each part and say what to do about it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 _MOST_CLOCK_OFFSET_MS = 5_000
 _ANSWER_S = 20
-"""A worker whose ledger is busy tries for seconds, one message after the other, before it comes to answer."""
+"""A worker whose ledger is busy retries for seconds, message by message, before it answers."""
 
 _ASKS = 5
 _BEAT_LATE_S = 120.0
 
 
 class Finding(NamedTuple):
-    """What one look found, and what to do about it."""
+    """What one check found, and what to do about it."""
 
     part: str
     state: str
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check every part and say what to do. Ends with status 1 if something does not work."""
+    """Check every part and say what to do. Exits with status 1 if something does not work."""
     settings = Settings.from_env()
     findings = [*_check_counter(settings), *_check_broker(settings)]
     broker_away = findings[-1].state == FAIL
@@ -138,7 +138,7 @@ def _check_broker(settings: Settings) -> Iterator[Finding]:
 
 
 def _info_of_broker(connection: Connection) -> dict[str, str]:
-    """What a Redis broker says of itself; nothing where it is no Redis, or does not tell this user."""
+    """Return a Redis broker's INFO; empty if the broker is not Redis, or denies it to this user."""
     client = getattr(connection.default_channel, "client", None)
     if client is None:
         return {}
@@ -149,7 +149,7 @@ def _info_of_broker(connection: Connection) -> dict[str, str]:
 
 
 def _check_ledger(settings: Settings) -> Iterator[Finding]:
-    """With its own eyes, where this host knows the ledger: a worker does not start before it is migrated."""
+    """Check the ledger directly if this host has its URL: workers do not start before it is migrated."""
     if not settings.ledger_url:
         return
     ledger = Ledger(settings.ledger_url)
@@ -164,7 +164,7 @@ def _check_ledger(settings: Settings) -> Iterator[Finding]:
             "ledger", FAIL, found, "start it, or set DAYCAP_LEDGER_URL to where it is; then alembic upgrade head"
         )
     else:
-        yield Finding("ledger", OK, "answers here, at a migration that this release works with")
+        yield Finding("ledger", OK, "answers, and its migration fits this release")
     finally:
         ledger.close()
 
@@ -188,7 +188,7 @@ def _check_worker(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_beat() -> Finding:
-    """Of several workers each gets some of beat's tasks: who asks again is answered by another."""
+    """Ask several times: each of several workers gets some of beat's tasks, and another one may answer."""
     late: dict[str, float] = {}
     for number in range(_ASKS):
         try:

@@ -1,4 +1,4 @@
-"""daycap agent anchor and address: who an agent is."""
+"""daycap agent anchor and address: an agent's identity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SALT = re.compile(r"(0x)?[0-9A-Fa-f]{64}", re.ASCII)
 
 
 class Whole(click.ParamType[int]):
-    """A whole number, decimal or `0x` and hex digits."""
+    """A whole number: decimal, or `0x` and hex digits."""
 
     name = "number"
 
@@ -47,7 +47,7 @@ class Salt(click.ParamType[bytes]):
 @click.command()
 @click.argument("name")
 @click.argument("anchor", required=False)
-@click.option("--rotate", is_flag=True, help="Replace the anchor that NAME has.")
+@click.option("--rotate", is_flag=True, help="Replace NAME's current anchor.")
 @by_option
 @json_option
 def anchor(name: str, anchor: str | None, rotate: bool, by: str, as_json: bool) -> None:

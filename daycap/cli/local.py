@@ -1,4 +1,4 @@
-"""The worker's part of the commands, for a SQLite ledger without broker and Redis, which has no worker."""
+"""Answers tasks in this process, for a SQLite ledger without broker and Redis: it has no worker."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _WORKS: dict[str, Callable[..., Any]] = {
         Administration.drop_dead_letters,
     )
 }
-"""What needs no worker, by the name of its task."""
+"""The operations that need no worker, by task name."""
 
 
 def is_possible(settings: Settings) -> bool:
-    """Whether the ledger is one process's own file. An embedded wallet hears of changes when it renews its leases."""
+    """Whether the ledger is one process's own file. An embedded wallet picks up changes when it renews its leases."""
     return settings.embedded and sqlite_file(settings.ledger_url) is not None
 
 
 def answer_of(settings: Settings, task: str, **kwargs: Any) -> dict[str, Any]:
-    """Answer `task` as a worker would. `daycap.add_agents` makes the file, or brings it up to this release."""
+    """Answer `task` as a worker would. `daycap.add_agents` creates the file, or migrates it."""
     file = sqlite_file(settings.ledger_url)
     work = _WORKS.get(task)
     if work is None or file is None:
         return refusal(DaycapError("this needs a worker: set DAYCAP_BROKER_URL"))
     may_make = task == "daycap.add_agents"
     if not (may_make or file.exists()):
-        return refusal(DaycapError(f"there is no ledger {file}; daycap agent add makes it"))
+        return refusal(DaycapError(f"there is no ledger {file}; create it with: daycap agent add"))
     ledger = Ledger(settings.ledger_url)
     administration = Administration(settings, ledger, CounterPublisher(None, settings.terms))
     try:

@@ -1,4 +1,4 @@
-"""daycap reserve and finalize: one hold by hand, to see what a runner sees."""
+"""daycap reserve and finalize: make one hold by hand, as a runner does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daycap.wallet.hold import Hold
 from daycap.wallet.sync import Wallet
 
 _left_held: list[Hold] = []
-"""A hold that is forgotten is charged in full; this one outlives the command, and its lease expires."""
+"""A dropped hold is charged in full. This one is kept until the process ends, and its lease expires."""
 
 
 @click.command()
@@ -49,8 +49,8 @@ def reserve(agent: str, estimate_micros: int, as_json: bool) -> None:
 @click.argument("agent")
 @click.argument("reservation")
 @click.argument("actual_micros", metavar="USD", type=Usd())
-@click.option("--day", required=True, help="The day that the hold was made for.")
-@click.option("--held", "held_micros", type=Usd(), required=True, help="US dollars that were held.")
+@click.option("--day", required=True, help="The day that the hold belongs to.")
+@click.option("--held", "held_micros", type=Usd(), required=True, help="The held amount in US dollars.")
 @json_option
 def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_micros: int, as_json: bool) -> None:
     """Charge the actual cost, USD, of a hold that daycap reserve made, and wait until it is settled."""
@@ -63,7 +63,7 @@ def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_mi
     became = next((name for name in ("settled", "duplicates") if counts[name]), "dead letter")
     said = {
         "settled": f"settled; daycap status {agent} shows it",
-        "duplicates": "it was settled before, with the same cost: nothing is charged twice",
+        "duplicates": "already settled with the same cost; nothing is charged twice",
         "dead letter": f"it became a dead letter; see why: daycap dead-letters list --agent {agent}",
     }[became]
     show({**event.to_wire(), "became": became}, as_json, lambda: said)

@@ -1,4 +1,4 @@
-"""How the commands show things: tables for people, JSON for programs, the same facts in both."""
+"""Output of the commands: tables for people, JSON for programs, with the same facts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Usd(click.ParamType[int]):
 
 
 def show(data: Any, as_json: bool, render: Callable[[], Any]) -> None:
-    """Print `data` as JSON, or what `render` makes of it."""
+    """Print `data` as JSON, or the result of `render`."""
     if as_json:
         click.echo(json.dumps(data, indent=2))
     else:
@@ -62,12 +62,12 @@ def table(*columns: str) -> Table:
 
 
 def money(micros: int | None) -> str:
-    """Micros as dollars, or a dash where there is nothing to say."""
+    """Format micros as dollars; None as a dash."""
     return "-" if micros is None else format_usd(micros)
 
 
 def time(at_ms: int) -> str:
-    """Milliseconds since 1970 as a date and a time of day, UTC."""
+    """Format milliseconds since 1970 as date and time, UTC."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -1,4 +1,4 @@
-"""What an operator asks of the ledger, as JSON: the worker does it for the command line, or the command line itself."""
+"""An operator's requests to the ledger, answered as JSON by a worker, or by the command line itself."""
 
 from __future__ import annotations
 

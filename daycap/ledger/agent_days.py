@@ -1,4 +1,4 @@
-"""Agents' days, grouped as the ledger's statements want them."""
+"""Groups agents' days for the ledger's statements."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 AgentDay = tuple[str, str]
 
 SOME = 500
-"""Agents a statement, below every database's limit of parameters."""
+"""Agents per statement, below every database's limit of parameters."""
 
 
 def by_day(agent_days: Iterable[AgentDay]) -> Iterator[tuple[str, list[str]]]:
-    """Each day with its agents, at most `SOME` at once, in order, so that two workers take their locks in the same."""
+    """Yield each day with its agents, at most `SOME` at once, sorted: all workers take their locks in this order."""
     agents_of: dict[str, list[str]] = {}
     for agent, day in sorted(set(agent_days)):
         agents_of.setdefault(day, []).append(agent)

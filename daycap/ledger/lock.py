@@ -1,4 +1,4 @@
-"""Who lends from a SQLite ledger: one embedded wallet or any number of workers, never both.
+"""Decides who lends from a SQLite ledger: one embedded wallet or any number of workers, never both.
 
 The lock is `flock` on a file beside the ledger. The kernel frees it however its holder ends, kill -9 included. The
 file stays: a process that waits for a removed lock would not see the next holder. Readers take no lock.
@@ -25,7 +25,7 @@ class LedgerInUse(InvalidSetting):
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite ledger, absolute and without links; None where `url` names no plain file."""
+    """Return the file of a SQLite ledger, absolute and without symlinks; None if `url` names no plain file."""
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
@@ -47,7 +47,7 @@ class LedgerLock:
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Take the lock, without waiting. Returns False if this process had it already.
+        """Take the lock without waiting. Returns False if this process already had it.
 
         Raises `LedgerInUse` if another process has it, and `InvalidSetting` if the lock's file cannot be opened.
         """
@@ -84,28 +84,28 @@ class LedgerLock:
         except OSError as error:
             if error.errno != errno.EROFS or not self._path.exists():
                 raise
-        # A disk that is read-only for a while: the lock needs no writing, and is held when the disk is back.
+        # The disk may be read-only for a while. The lock needs no writing, and holds when the disk is back.
         return os.open(self._path, os.O_RDONLY | flags)
 
     def _is_mine(self, descriptor: int) -> bool:
-        """Whether the file at the path is still the one that is locked."""
+        """Whether the path still names the locked file."""
         try:
             return os.path.samestat(os.fstat(descriptor), self._path.stat())
         except OSError:
             return False
 
     def _sign(self, descriptor: int) -> None:
-        """Say who has it. Of several workers the last one to start is named."""
+        """Write down who holds the lock. Of several workers the last one to start is named."""
         kind = "a worker" if self._shared else "a wallet"
-        with suppress(OSError):  # A full disk: it is locked all the same.
+        with suppress(OSError):  # A full disk; the lock holds anyway.
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{kind} (process {os.getpid()} on {socket.gethostname()})\n".encode(), 0)
 
     def _refusal(self, holder: str) -> str:
         said = f"the ledger {self._file} is in use by {holder or 'another process'}"
         if self._shared:
-            return f"{said}: end that program, and start it again with DAYCAP_REDIS_URL and DAYCAP_BROKER_URL"
+            return f"{said}: stop that program and restart it with DAYCAP_REDIS_URL and DAYCAP_BROKER_URL"
         return (
-            f"{said}; without Redis one process alone can lend from it: end that one, or set DAYCAP_REDIS_URL and "
+            f"{said}; without Redis only one process can lend from it: stop that one, or set DAYCAP_REDIS_URL and "
             "DAYCAP_BROKER_URL and start a worker to share budgets among processes"
         )

@@ -1,4 +1,4 @@
-"""What the ledger knows of agents' days, as the counter is warmed from it."""
+"""Reads agents' days from the ledger, to warm the counter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daycap.ledger.tables import lease_totals as leases
 from daycap.protocol.counter import UNKNOWN, DaySnapshot, LeaseTotals
 
 _AT_ONCE = 300
-"""Agent-days a statement: up to two parameters each, below every database's limit."""
+"""Agent-days per statement: up to two parameters each, below every database's limit."""
 
 _ACCOUNTS = sa.select(accounts.c.agent_account_id, accounts.c.daily_cap_micros, accounts.c.status)
 _DAYS = sa.select(days.c.agent_account_id, days.c.spending_date, days.c.seq, days.c.cap_micros, days.c.spent_micros)

@@ -47,7 +47,7 @@ def test_commands_work_on_the_file(install: Install, tmp_path: Path) -> None:
         found: list[dict[str, object]] = json.loads(installed.run("daycap", *words, "--json", env=env))
         return found
 
-    assert "daycap agent add makes it" in installed.run("daycap", "agent", "list", env=env, status=1)
+    assert "create it with: daycap agent add" in installed.run("daycap", "agent", "list", env=env, status=1)
     assert daycap("agent", "add", "agent-7", "--cap", "5")[0]["daily_cap_micros"] == 5_000_000
     assert "exists already" in installed.run("daycap", "agent", "add", "agent-7", "--cap", "5", env=env, status=1)
     installed.python(SPEND, "close", env=env)

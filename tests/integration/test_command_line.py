@@ -261,7 +261,7 @@ def test_without_a_worker_counter_and_ledger_are_read(spine: Spine) -> None:
         (("agent", "show", "agent-7"), ("agent-7", "$5.00", "$0.0312")),
     ):
         said = run(*words, environment=alone)
-        assert "read from DAYCAP_LEDGER_URL itself" in said
+        assert "read directly from DAYCAP_LEDGER_URL" in said
         assert all(figure in said for figure in figures), said
     assert "there is no such agent" in run("agent", "show", "nobody", environment=alone, status=1)
 

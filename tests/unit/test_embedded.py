@@ -324,7 +324,7 @@ def test_workers_share_and_keep_wallets_out(file: Path) -> None:
         wallet.take()
     other.release()
     assert wallet.take()
-    with pytest.raises(LedgerInUse, match="end that program"):
+    with pytest.raises(LedgerInUse, match="stop that program"):
         one.take()
     wallet.release()
 
