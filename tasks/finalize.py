@@ -12,8 +12,9 @@ from celery.exceptions import Reject
 from celery.worker.strategy import default
 
 from daycap.ledger import retention
-from daycap.ledger.dead_letters import DeadLetter, Kind
+from daycap.ledger.dead_letters import DeadLetter
 from daycap.ledger.settle import Outcome, keep, settle
+from daycap.protocol.dead_letter import Kind
 from daycap.protocol.wire import FINALIZE_TASK
 from worker import metrics
 from worker.batching import MOST_EVENTS, Arguments, Gathered, NotSettled

@@ -12,12 +12,13 @@ import sqlalchemy as sa
 
 from daycap.errors import DaycapError, Refused
 from daycap.ledger import dead_letters
-from daycap.ledger.dead_letters import LONGEST_PAYLOAD, Kind, Letter
+from daycap.ledger.dead_letters import LONGEST_PAYLOAD, Letter
 from daycap.ledger.engine import Ledger
 from daycap.ledger.retention import kept_days, open_days
 from daycap.ledger.settle import settle
 from daycap.ledger.slices import SLICE_S
 from daycap.ledger.tables import daily_agent_spending, settlements
+from daycap.protocol.dead_letter import Kind
 from daycap.protocol.wire import FinalizeEvent
 from worker import metrics
 from worker.deployment import Deployment

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from daycap.cli.client import ANSWER_TIMEOUT_S, NoWorker, ask
 from daycap.cli.output import Bar, Usd, json_option, money, show, table
 from daycap.counters.redis import RedisCounter
 from daycap.errors import CounterUnavailable
-from daycap.ledger import accounts
-from daycap.ledger.engine import ReadOnlyLedger, unavailable
-from daycap.ledger.publish import CounterPublisher
 from daycap.process import me
 from daycap.protocol.counter import ACTIVE, PAUSED, DayReading
 from daycap.settings import Settings
@@ -129,7 +124,9 @@ def find_accounts(name: str | None = None) -> list[dict[str, Any]]:
         click.echo(
             f"{error.message}\nread directly from DAYCAP_LEDGER_URL; events still in the queue are missing", err=True
         )
-    with reading_itself() as find:
+    from daycap.cli import local  # noqa: PLC0415  (slow to import)
+
+    with local.reading_accounts(_COUNTER_S) as find:
         return _accounts(find, name)
 
 
@@ -141,23 +138,6 @@ def _accounts(find: Callable[..., list[dict[str, Any]]], name: str | None) -> li
     while some := find(after=found[-1]["agent"] if found else ""):
         found += some
     return found
-
-
-@contextmanager
-def reading_itself() -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """Answer `daycap.find_agents` here, as a worker would, from a read-only ledger."""
-    settings = Settings.from_env()
-    ledger = ReadOnlyLedger(settings.ledger_url)
-    counter = RedisCounter(settings.redis_url, _COUNTER_S) if settings.redis_url else None
-    publisher = CounterPublisher(counter, settings.terms)
-    try:
-        yield lambda **which: [account._asdict() for account in accounts.find(ledger, publisher, **which)]
-    except SQLAlchemyError as error:
-        raise unavailable(error) from error
-    finally:
-        ledger.close()
-        if counter is not None:
-            counter.close()
 
 
 def read_counter(agent_days: list[tuple[str, str]]) -> tuple[list[DayReading | None], str]:

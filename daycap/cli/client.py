@@ -13,7 +13,6 @@ from celery.exceptions import TimeoutError as NoAnswer
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from daycap.cli import local
 from daycap.delivery.celery import ignore_celery_variables, producer_app, result_settings
 from daycap.errors import DaycapError
 from daycap.protocol.wire import CONTROL_QUEUE
@@ -37,8 +36,11 @@ def ask(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> Any:
 def answer_of(task: str, timeout_s: float = ANSWER_TIMEOUT_S, **kwargs: Any) -> dict[str, Any]:
     """Return the task's answer, which may be a refusal."""
     settings = Settings.from_env()
-    if local.is_possible(settings):
-        return local.answer_of(settings, task, **kwargs)
+    if settings.embedded:
+        from daycap.cli import local  # noqa: PLC0415  (slow to import)
+
+        if local.is_possible(settings):
+            return local.answer_of(settings, task, **kwargs)
     if not settings.broker_url:
         raise NoWorker("set DAYCAP_BROKER_URL, for example redis://127.0.0.1:6379/1")
     app = operator_app()

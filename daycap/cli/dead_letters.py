@@ -15,7 +15,7 @@ from rich.text import Text
 from daycap.cli.agents import by_option
 from daycap.cli.client import ask
 from daycap.cli.output import json_option, money, show, table, time
-from daycap.ledger.dead_letters import Kind
+from daycap.protocol.dead_letter import Kind
 
 _SHORTEST_ID = 12
 

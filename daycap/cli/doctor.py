@@ -11,7 +11,6 @@ import redis
 from kombu.connection import Connection
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from daycap.cli.client import ask, operator_app
 from daycap.cli.output import json_option, show, table
@@ -19,7 +18,6 @@ from daycap.clock import day_of, wall_ms
 from daycap.counters.redis import RedisCounter
 from daycap.delivery.celery import waiting_messages
 from daycap.errors import DaycapError
-from daycap.ledger.engine import Ledger
 from daycap.settings import Settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -152,6 +150,10 @@ def _check_ledger(settings: Settings) -> Iterator[Finding]:
     """Check the ledger directly if this host has its URL: workers do not start before it is migrated."""
     if not settings.ledger_url:
         return
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  (slow to import)
+
+    from daycap.ledger.engine import Ledger  # noqa: PLC0415
+
     ledger = Ledger(settings.ledger_url)
     try:
         ledger.check_tables()

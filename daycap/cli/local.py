@@ -1,15 +1,21 @@
-"""Answers tasks in this process, for a SQLite ledger without broker and Redis: it has no worker."""
+"""Reads and changes the ledger in this process, where there is no worker to do it.
+
+Commands import this only when they need it: SQLAlchemy doubles the time that a command takes to start.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from daycap.counters.redis import RedisCounter
 from daycap.errors import DaycapError
+from daycap.ledger import accounts
 from daycap.ledger.administration import Administration, answer, refusal
-from daycap.ledger.engine import Ledger, unavailable
+from daycap.ledger.engine import Ledger, ReadOnlyLedger, unavailable
 from daycap.ledger.lock import sqlite_file
 from daycap.ledger.publish import CounterPublisher
 from daycap.settings import Settings
@@ -61,3 +67,20 @@ def answer_of(settings: Settings, task: str, **kwargs: Any) -> dict[str, Any]:
         return refusal(unavailable(error))
     finally:
         ledger.close()
+
+
+@contextmanager
+def reading_accounts(counter_timeout_s: float) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Answer `daycap.find_agents` here, as a worker would, from a read-only ledger."""
+    settings = Settings.from_env()
+    ledger = ReadOnlyLedger(settings.ledger_url)
+    counter = RedisCounter(settings.redis_url, counter_timeout_s) if settings.redis_url else None
+    publisher = CounterPublisher(counter, settings.terms)
+    try:
+        yield lambda **which: [account._asdict() for account in accounts.find(ledger, publisher, **which)]
+    except SQLAlchemyError as error:
+        raise unavailable(error) from error
+    finally:
+        ledger.close()
+        if counter is not None:
+            counter.close()

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from daycap.errors import InvalidInput, Refused
 from daycap.ledger.engine import Ledger, insert
 from daycap.ledger.tables import dead_letters
+from daycap.protocol.dead_letter import Kind
 
 logger = logging.getLogger("daycap.worker")
 
@@ -28,25 +28,6 @@ _PREFIX = re.compile(r"[0-9a-f]{4,32}")
 
 class UnknownDeadLetter(Refused):
     """there is no such dead letter; daycap dead-letters list shows them"""
-
-
-class Kind(StrEnum):
-    """Why an event, or a whole message, could not be settled."""
-
-    MALFORMED = "malformed"
-    """It is not of the wire's form."""
-    UNKNOWN_AGENT = "unknown_agent"
-    """There is no account to charge."""
-    WRONG_LEASE = "wrong_lease"
-    """The ledger knows the lease as another agent's or another day's."""
-    WRONG_DAY = "wrong_day"
-    """The day is not yet there."""
-    DAY_CLOSED = "day_closed"
-    """The day's books are closed."""
-    CONFLICT = "conflict"
-    """The hold was settled before, with another payload."""
-    FAILED = "failed"
-    """The ledger refused the row, whatever it was tried with."""
 
 
 class DeadLetter(NamedTuple):

@@ -13,12 +13,13 @@ from daycap.clock import wall_ms
 from daycap.errors import DaycapError
 from daycap.ledger import days
 from daycap.ledger.agent_days import AgentDay, by_day
-from daycap.ledger.dead_letters import DeadLetter, Kind, store
+from daycap.ledger.dead_letters import DeadLetter, store
 from daycap.ledger.engine import Ledger, execute_many, insert, is_transient
 from daycap.ledger.retention import OpenDays
 from daycap.ledger.tables import agent_accounts, daily_agent_spending, lease_totals, settlements
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import UNKNOWN, DaySnapshot, LeaseTotals
+from daycap.protocol.dead_letter import Kind
 from daycap.protocol.wire import FinalizeEvent
 
 

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from daycap import InvalidInput, Refused, Settings
 from daycap.clock import DAY_MS, day_of, wall_ms
 from daycap.ledger import accounts, dead_letters, settle, tables
-from daycap.ledger.dead_letters import DeadLetter, Kind, Letter, UnknownDeadLetter
+from daycap.ledger.dead_letters import DeadLetter, Letter, UnknownDeadLetter
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import open_days
 from daycap.ledger.tables import daily_agent_spending, settlements
 from daycap.protocol.counter import LeaseTerms
+from daycap.protocol.dead_letter import Kind
 from tests.events import event
 from worker import dead_letter_replay
 from worker.dead_letter_replay import Replayed
