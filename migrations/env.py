@@ -1,4 +1,4 @@
-"""Alembic's way into the ledger of `DAYCAP_LEDGER_URL`, or of a connection that a caller hands over."""
+"""Runs Alembic's migrations on the ledger at `DAYCAP_LEDGER_URL`, or on a connection that the caller passes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from daycap.settings import Settings
 
 
 def run() -> None:
-    """Run the migrations that were asked for, all in one transaction."""
+    """Run the requested migrations in one transaction."""
     if context.is_offline_mode():
-        raise CommandError("daycap's migrations need the ledger itself: leave out --sql")
+        raise CommandError("daycap's migrations need a connection to the ledger: leave out --sql")
     connection = context.config.attributes.get("connection")
     if connection is not None:
         _migrate(connection)

@@ -1,4 +1,4 @@
-"""The arguments of tasks that people and other programs send: of the types that the task names, or refused in words."""
+"""Checks the arguments of tasks that people and other programs send against the task's type hints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daycap.formats import shown
 
 
 def checked(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`work`, which answers arguments that are not those of its signature with `InvalidInput`."""
+    """Wrap `work`: arguments that do not match its signature and hints are answered with `InvalidInput`."""
     signature, hints = inspect.signature(work), get_type_hints(work)
 
     @functools.wraps(work)
@@ -39,6 +39,6 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
     if hint is str:
-        # Neither NUL nor half a character: not every database can keep them, and no log should.
+        # No NUL and no lone surrogate: not every database can store them, and no log should contain them.
         return isinstance(value, str) and value.isprintable()
     return type(value) is hint

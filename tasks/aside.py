@@ -1,4 +1,4 @@
-"""Tasks that only read, in threads beside the worker's own: an audit of millions of settlements holds nothing up."""
+"""Runs read-only tasks in background threads, so that an audit of millions of settlements delays nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from worker.celery import app
 logger = logging.getLogger("daycap.worker")
 
 _THREADS = 4
-_waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+_jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
 
 def aside(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`work`, in a thread that sends the answer when it has it. Its message is acknowledged before.
+    """Run `work` in a background thread, which sends the answer. The message is acknowledged before that.
 
-    Where the worker ends meanwhile nothing is answered: whoever asks sees that no worker answered, and asks again.
+    If the worker exits first, there is no answer: the caller times out and asks again.
     """
 
     @functools.wraps(work)
@@ -31,26 +31,26 @@ def aside(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         request = app.current_task.request
         if request.called_directly:
             return work(*args, **kwargs)
-        _start()
-        _waiting.put(lambda: _answer(request, functools.partial(work, *args, **kwargs)))
+        _start_threads()
+        _jobs.put(lambda: _answer(request, functools.partial(work, *args, **kwargs)))
         raise Ignore
 
     return run
 
 
 @functools.cache
-def _start() -> None:
+def _start_threads() -> None:
     for number in range(_THREADS):
         threading.Thread(target=_run, name=f"daycap-aside-{number}", daemon=True).start()
 
 
 def _run() -> None:
     while True:
-        answer = _waiting.get()
+        job = _jobs.get()
         try:
-            answer()
+            job()
         except Exception as error:
-            logger.warning("an answer was lost: %s: %.300s", type(error).__name__, error)
+            logger.warning("could not answer a request: %s: %.300s", type(error).__name__, error)
 
 
 def _answer(request: Any, work: Callable[[], dict[str, Any]]) -> None:

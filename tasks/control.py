@@ -1,4 +1,4 @@
-"""Opening days, administration and looking: tasks that runners and the command line send."""
+"""Tasks that runners and the command line send: opening days, administration, queries."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tasks.arguments import checked
 from tasks.aside import aside
 from worker import dead_letter_replay
 from worker.celery import app
-from worker.deployment import deployment
+from worker.deployment import get_deployment
 
 
 def administration() -> Administration:
     """Return the operations on this worker's ledger."""
-    parts = deployment()
-    return Administration(parts.settings, parts.ledger, parts.publisher)
+    deployment = get_deployment()
+    return Administration(deployment.settings, deployment.ledger, deployment.publisher)
 
 
 def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
@@ -33,7 +33,7 @@ def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
     def run(*args: Any, **kwargs: Any) -> JSON:
         if app.current_task.request.delivery_info.get("redelivered"):
             return refusal(
-                Unavailable("the worker or the broker was lost meanwhile; check whether it was done, then ask again")
+                Unavailable("the worker or the broker was lost meanwhile; check whether it was done, then retry")
             )
         return work(*args, **kwargs)
 
@@ -44,8 +44,8 @@ def once(work: Callable[..., JSON]) -> Callable[..., JSON]:
 @checked
 def open_day(agent: str, day: str) -> JSON:
     """Open one agent's day in ledger and counter."""
-    parts = deployment()
-    return answer(opening.open_on_request, parts.ledger, parts.publisher, agent, day)
+    deployment = get_deployment()
+    return answer(opening.open_on_request, deployment.ledger, deployment.publisher, agent, day)
 
 
 @app.task(name="daycap.add_agents", ignore_result=False)
@@ -76,7 +76,7 @@ def set_status(agent: str, status: str, changed_by: str) -> JSON:
 @once
 @checked
 def set_anchor(agent: str, anchor: str, changed_by: str, rotate: bool = False) -> JSON:
-    """Give an agent its identity anchor, or another one; answers with every change of it."""
+    """Set or rotate an agent's identity anchor. Returns all changes of it."""
     return answer(administration().set_anchor, agent, anchor, changed_by, rotate)
 
 
@@ -84,7 +84,7 @@ def set_anchor(agent: str, anchor: str, changed_by: str, rotate: bool = False) -
 @aside
 @checked
 def find_anchor_changes(agent: str) -> JSON:
-    """Every change of an agent's identity anchor, the oldest first."""
+    """Return all changes of an agent's identity anchor, oldest first."""
     return answer(administration().find_anchor_changes, agent)
 
 
@@ -92,7 +92,7 @@ def find_anchor_changes(agent: str) -> JSON:
 @aside
 @checked
 def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1000) -> JSON:
-    """Accounts with their day in the ledger: those named, or the next `limit` by id."""
+    """Return accounts with today's figures: those named, or the next `limit` by id after `after`."""
     return answer(administration().find_agents, agents, after, limit)
 
 
@@ -100,7 +100,7 @@ def find_agents(agents: list[str] | None = None, after: str = "", limit: int = 1
 @aside
 @checked
 def audit_day(day: str | None = None) -> JSON:
-    """Hold a day's ledger and counter against the promises."""
+    """Check a day's ledger and counter against the promises."""
     return answer(administration().audit, day)
 
 
@@ -108,7 +108,7 @@ def audit_day(day: str | None = None) -> JSON:
 @aside
 @checked
 def count_dead_letters() -> JSON:
-    """How many dead letters there are."""
+    """Return the number of dead letters."""
     return answer(administration().count_dead_letters)
 
 
@@ -116,7 +116,7 @@ def count_dead_letters() -> JSON:
 @aside
 @checked
 def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: int = 50) -> JSON:
-    """The newest dead letters, without their payloads."""
+    """Return the newest dead letters, without their payloads."""
     return answer(administration().find_dead_letters, kind, agent, limit)
 
 
@@ -124,23 +124,25 @@ def find_dead_letters(kind: str | None = None, agent: str | None = None, limit: 
 @aside
 @checked
 def show_dead_letter(prefix: str) -> JSON:
-    """One dead letter, with its payload."""
+    """Return one dead letter with its payload."""
     return answer(administration().show_dead_letter, prefix)
 
 
 @app.task(name="daycap.replay_dead_letters", ignore_result=False)
 @checked
 def replay_dead_letters(prefixes: list[str], replayed_by: str) -> JSON:
-    """Settle the payloads of these dead letters again; of some, where that takes long. Ask again for the others."""
-    return answer(lambda: [each._asdict() for each in dead_letter_replay.replay(deployment(), prefixes, replayed_by)])
+    """Replay these dead letters: as many as fit a time slice, at least one. Ask again for the rest."""
+    deployment = get_deployment()
+    return answer(lambda: [each._asdict() for each in dead_letter_replay.replay(deployment, prefixes, replayed_by)])
 
 
 @app.task(name="daycap.replay_next_dead_letters", ignore_result=False)
 @checked
 def replay_next_dead_letters(replayed_by: str, kind: str | None = None, after: str = "") -> JSON:
-    """The same for the next ones by id, as many as a slice of time allows."""
-    parts = deployment()
-    return answer(lambda: [each._asdict() for each in dead_letter_replay.replay_next(parts, kind, after, replayed_by)])
+    """Replay the dead letters whose ids follow `after`: as many as fit a time slice."""
+    deployment = get_deployment()
+    replay_next = dead_letter_replay.replay_next
+    return answer(lambda: [each._asdict() for each in replay_next(deployment, kind, after, replayed_by)])
 
 
 @app.task(name="daycap.drop_dead_letters", ignore_result=False)
@@ -154,5 +156,5 @@ def drop_dead_letters(prefixes: list[str], dropped_by: str) -> JSON:
 @aside
 @checked
 def check_ledger() -> JSON:
-    """Whether the ledger answers, is migrated for this release and can be written."""
-    return answer(deployment().ledger.check)
+    """Check that the ledger answers, is migrated for this release and can be written to."""
+    return answer(get_deployment().ledger.check)

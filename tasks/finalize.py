@@ -1,4 +1,4 @@
-"""daycap.finalize: settle the events of messages, then publish. Acknowledged after the commit, never before."""
+"""daycap.finalize: settle the events of messages, then publish. Messages are acknowledged only after the commit."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from daycap.ledger.settle import Outcome, keep, settle
 from daycap.protocol.dead_letter import Kind
 from daycap.protocol.wire import FINALIZE_TASK
 from worker import metrics
-from worker.batching import MOST_EVENTS, Arguments, Gathered, NotSettled
+from worker.batching import MOST_EVENTS, Arguments, BatchingConsumer, NotSettled
 from worker.celery import app
-from worker.deployment import deployment
+from worker.deployment import get_deployment
 from worker.queue import note_unsettled
 from worker.sanitize import REASON, UNREADABLE
 
 logger = logging.getLogger("daycap.worker")
 
 _LONGEST_BACKOFF_S = 2.0
-"""A ledger that is well again is found so soon."""
+"""Seconds after which a recovered ledger is noticed at the latest."""
 
 _MOST_LETTERS_LOGGED = 20
-"""A message may bring hundreds of thousands; the ledger has all of them."""
+"""Dead letters logged per batch. One message may contain hundreds of thousands; the ledger stores all of them."""
 
 
 class _Backoff:
-    """How long to wait after the ledger was away: longer each time in a row."""
+    """Counts consecutive ledger failures; the wait grows with them."""
 
     failures = 0
 
 
-@app.task(name=FINALIZE_TASK, Strategy="tasks.finalize:gathering")
+@app.task(name=FINALIZE_TASK, Strategy="tasks.finalize:batching_strategy")
 def finalize(*args: Any, **kwargs: Any) -> dict[str, int]:
-    """Settle `events`; whatever else arrives is kept as a dead letter. Returns counts.
+    """Settle `events` and return counts. Anything else is stored as a dead letter.
 
-    What nobody waits for is gathered first: this runs for the other messages only.
+    Runs only for messages whose sender waits for the result; all others are batched.
     """
     try:
         return settle_messages([(args, kwargs)])
@@ -51,23 +51,23 @@ def finalize(*args: Any, **kwargs: Any) -> dict[str, int]:
         raise Reject("not settled", requeue=True) from error
 
 
-def gathering(task: Any, app: Celery, consumer: Any) -> Any:
-    """Celery's strategy for the messages of this task: the default one, over a consumer that gathers."""
-    return default(task, app, Gathered(consumer, settle_messages))
+def batching_strategy(task: Any, app: Celery, consumer: Any) -> Any:
+    """Return Celery's default strategy over a consumer that batches."""
+    return default(task, app, BatchingConsumer(consumer, settle_messages))
 
 
 def settle_messages(messages: Sequence[Arguments]) -> dict[str, int]:
-    """Settle the events of `messages`, publish and say what became of them, as Flower shows it.
+    """Settle and publish the events of `messages`, and return the counts that Flower shows.
 
-    Raises `NotSettled`, whatever it was that the ledger refused.
+    Raises `NotSettled` if the ledger operation fails for any reason.
     """
     started = time.perf_counter()
     try:
         outcome = _settle(messages)
     except Exception as error:
-        raise NotSettled(_note(error)) from error
+        raise NotSettled(_note_failure(error)) from error
     _Backoff.failures = 0
-    deployment().publisher.publish(outcome.snapshots)
+    get_deployment().publisher.publish(outcome.snapshots)
     metrics.count(outcome)
     metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
     counts = {
@@ -88,30 +88,30 @@ def settle_messages(messages: Sequence[Arguments]) -> dict[str, int]:
 
 
 def _settle(messages: Sequence[Arguments]) -> Outcome:
-    parts = deployment()
+    deployment = get_deployment()
     outcome = Outcome()
     events: list[object] = []
     for args, kwargs in messages:
-        said = kwargs.get("events")
-        if args or set(kwargs) != {"events"} or not isinstance(said, list) or not said:
+        payloads = kwargs.get("events")
+        if args or set(kwargs) != {"events"} or not isinstance(payloads, list) or not payloads:
             reason = str(kwargs.get(REASON)) if UNREADABLE in kwargs else "not a message of events"
             payload = {name: value for name, value in kwargs.items() if name != REASON}
             letter = DeadLetter(Kind.MALFORMED, reason, {"args": list(args), "kwargs": payload})
-            outcome.add(keep(parts.ledger, letter))
+            outcome.add(keep(deployment.ledger, letter))
         else:
-            events += said
-    open_days = retention.open_days(parts.settings, parts.publisher.last_heard_ms())
+            events += payloads
+    open_days = retention.open_days(deployment.settings, deployment.publisher.last_heard_ms())
     for start in range(0, len(events), MOST_EVENTS):
-        outcome.add(settle(parts.ledger, events[start : start + MOST_EVENTS], open_days))
+        outcome.add(settle(deployment.ledger, events[start : start + MOST_EVENTS], open_days))
     return outcome
 
 
-def _note(error: Exception) -> float:
-    """Count and say a failure. Returns how many seconds to wait: the worker would do nothing but try."""
+def _note_failure(error: Exception) -> float:
+    """Count and log a failure, and drop the connections. Returns the seconds to wait before the next try."""
     _Backoff.failures += 1
     metrics.LEDGER_FAILURES.inc()
     wait_s: float = min(0.1 * 2 ** (_Backoff.failures - 1), _LONGEST_BACKOFF_S)
-    deployment().ledger.close()  # A connection may be stuck with what was: a file read-only, a server that has moved.
-    logger.error("not settled, trying again in %.1f s: %s: %.300s", wait_s, type(error).__name__, error)
+    get_deployment().ledger.close()  # An old connection may keep failing: a file was read-only, a server has moved.
+    logger.error("not settled, retrying in %.1f s: %s: %.300s", wait_s, type(error).__name__, error)
     note_unsettled(app)
     return wait_s

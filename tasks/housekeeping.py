@@ -1,7 +1,7 @@
-"""What beat sends. Each may come late, twice at once, or not at all for a while.
+"""The tasks that beat sends. Each may come late, twice at once, or not at all for a while.
 
-Each works in slices: when its time is over it sends itself on with the place where it stopped, behind what waits, so
-that events are settled in between. A message that is lost costs nothing: beat's next one starts from the beginning.
+They work in time slices: at the end of a slice a task requeues itself with the place where it stopped, so that events
+are settled in between. A lost message does no harm: beat's next one starts from the beginning.
 """
 
 from __future__ import annotations
@@ -19,24 +19,28 @@ from daycap.ledger.engine import is_transient
 from daycap.ledger.slices import Place, Slice, slice_of
 from worker import housekeeping
 from worker.celery import app
-from worker.deployment import deployment
+from worker.deployment import get_deployment
 from worker.queue import settled_before_ms
 
 logger = logging.getLogger("daycap.worker")
 
 _started_s = time.monotonic()
 _beat_s: dict[str, float] = {}
-"""When this process last got each task from beat, on the same clock."""
+"""When this process last received each task from beat (monotonic clock)."""
 _ended_s: dict[str, float] = {}
-"""When this process last ended a slice of each task, on a clock that no one sets."""
+"""When this process last finished a slice of each task (monotonic clock)."""
 
 
 @app.task(name="daycap.rollover", bind=True)
 def rollover(self: Task, place: Place | None = None, every_s: float = 0) -> dict[str, Any]:
-    """Open today, and ahead of midnight the next day, for every active agent; then prune what is old."""
-    parts = deployment()
-    ahead_ms = round(parts.settings.open_ahead_hours * 3_600_000)
-    done = _slice(self, lambda at: opening.rollover(parts.ledger, parts.publisher, ahead_ms, at), place, every_s)
+    """Open today, and shortly before midnight the next day, for every active agent. Then prune."""
+    deployment = get_deployment()
+    ahead_ms = round(deployment.settings.open_ahead_hours * 3_600_000)
+
+    def step(at: Place) -> Slice:
+        return opening.rollover(deployment.ledger, deployment.publisher, ahead_ms, at)
+
+    done = _slice(self, step, place, every_s)
     if done.place is None:
         prune.apply_async()
     return done.counts
@@ -44,19 +48,19 @@ def rollover(self: Task, place: Place | None = None, every_s: float = 0) -> dict
 
 @app.task(name="daycap.prune", bind=True)
 def prune(self: Task, place: Place | None = None) -> dict[str, Any]:
-    """Delete what the settings no longer keep."""
-    parts = deployment()
-    now_ms = parts.publisher.authoritative_ms()
-    return _slice(self, lambda at: retention.prune(parts.ledger, parts.settings, now_ms, at), place).counts
+    """Delete data that is past its retention."""
+    deployment = get_deployment()
+    now_ms = deployment.publisher.authoritative_ms()
+    return _slice(self, lambda at: retention.prune(deployment.ledger, deployment.settings, now_ms, at), place).counts
 
 
 @app.task(name="daycap.expire", bind=True)
 def expire(self: Task, place: Place | None = None, every_s: float = 0) -> dict[str, Any]:
-    """Give up the leases of runners that are gone."""
-    parts = deployment()
+    """Expire the leases of dead runners."""
+    ledger, publisher = get_deployment().ledger, get_deployment().publisher
 
     def step(at: Place) -> Slice:
-        return housekeeping.expire(parts.ledger, parts.publisher, lambda now_ms: settled_before_ms(app, now_ms), at)
+        return housekeeping.expire(ledger, publisher, lambda now_ms: settled_before_ms(app, now_ms), at)
 
     return _slice(self, step, place, every_s).counts
 
@@ -64,13 +68,13 @@ def expire(self: Task, place: Place | None = None, every_s: float = 0) -> dict[s
 @app.task(name="daycap.reconcile", bind=True)
 def reconcile(self: Task, place: Place | None = None, every_s: float = 0) -> dict[str, Any]:
     """Repair the counter where it differs from the ledger."""
-    parts = deployment()
-    return _slice(self, lambda at: housekeeping.reconcile(parts.ledger, parts.publisher, at), place, every_s).counts
+    ledger, publisher = get_deployment().ledger, get_deployment().publisher
+    return _slice(self, lambda at: housekeeping.reconcile(ledger, publisher, at), place, every_s).counts
 
 
 @app.task(name="daycap.last_beat", ignore_result=False)
 def last_beat() -> dict[str, Any]:
-    """How long ago this worker last got each of beat's tasks; with several workers, others may have got later ones."""
+    """Return how long ago this worker last got each of beat's tasks. Other workers may have later ones."""
     now_s = time.monotonic()
     return {
         "result": [
@@ -86,11 +90,11 @@ def last_beat() -> dict[str, Any]:
 
 
 def _slice(task: Task, step: Callable[[Place], Slice], place: Place | None, every_s: float = 0) -> Slice:
-    """Do one slice and send the task on with the rest.
+    """Run one time slice and requeue the task for the rest.
 
-    `every_s` is how often beat sends a task from the beginning. A worker that was away finds a day's worth of them,
-    and a long one is not begun anew while it is under way: one that comes early is dropped. No clock of a host is
-    asked, as Celery's `expires` would.
+    `every_s` is the interval at which beat sends the task. A message that starts from the beginning too early is
+    dropped: a worker that was down finds a day's worth of them, and a long run must not be restarted while it is under
+    way. Celery's `expires` would depend on the hosts' clocks.
     """
     if every_s and not place:
         _beat_s[task.name] = time.monotonic()
@@ -101,8 +105,8 @@ def _slice(task: Task, step: Callable[[Place], Slice], place: Place | None, ever
     except Exception as error:
         if not (isinstance(error, CounterUnavailable) or is_transient(error)):
             raise
-        # Beat sends it again soon: what is away now is a line in the log, not a failed task.
-        logger.warning("put off: %s: %.300s", type(error).__name__, error)
+        # Beat sends the task again soon, so an outage is a log line, not a failed task.
+        logger.warning("%s postponed: %s: %.300s", task.name, type(error).__name__, error)
         return Slice({"put_off": 1}, [])
     finally:
         _ended_s[task.name] = time.monotonic()

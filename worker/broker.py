@@ -1,7 +1,7 @@
-"""Celery's transports, hardened: nothing that arrives in a queue stops a worker, and nothing is dropped.
+"""Celery's transports, hardened: no message stops a worker, and none is dropped.
 
-Each message is sanitized (`worker.sanitize`) before Celery sees it. A worker's own events never block it while its
-broker is down.
+Each message is sanitized (`worker.sanitize`) before Celery sees it. Sending monitoring data never blocks a worker
+while its broker is down.
 """
 
 from __future__ import annotations
@@ -28,57 +28,61 @@ logger = logging.getLogger("daycap.worker")
 
 
 class RedisQoS(kombu_redis.QoS):
-    """What is unacknowledged; many messages can be acknowledged in one exchange with the server."""
+    """Tracks unacknowledged messages. Many of them can be acknowledged in one round trip."""
 
-    _together: list[str] | None = None
+    _pending_acks: list[str] | None = None
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note that the message is ours. A server that refuses to (it is full, it became a replica) has let it go."""
+        """Record the message as unacknowledged.
+
+        A server that is full, or became a replica, refuses the record. The message has already left its queue, so
+        the worker keeps it.
+        """
         try:
             super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
         except redis.ResponseError as error:
-            logger.warning("the broker does not note what this worker has taken; it is settled now: %r", error)
+            logger.warning("the broker could not record a message as unacknowledged; settling it anyway: %r", error)
             virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> Any:
-        """Bring back what other workers took and lost. A server that is full refuses that; it is not what fills it."""
+        """Requeue the messages of lost workers. A full server refuses that; the worker goes on and retries later."""
         try:
             return super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
         except redis.OutOfMemoryError as error:
             logger.debug("unacknowledged messages are not restored: %r", error)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is acknowledged within leaves the server on leaving."""
+    def batched_acks(self) -> Iterator[None]:
+        """Collect acknowledgements and send them to the server on exit."""
         tags: list[str] = []
-        self._together = tags
+        self._pending_acks = tags
         try:
             yield
         finally:
-            self._together = None
+            self._pending_acks = None
             if tags:
                 with self.pipe_or_acquire() as pipe:
                     pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
 
     def ack(self, delivery_tag: str) -> None:
-        if self._together is None:
+        if self._pending_acks is None:
             super().ack(delivery_tag)  # type: ignore[no-untyped-call]
         else:
-            self._together.append(delivery_tag)
+            self._pending_acks.append(delivery_tag)
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
 
 class RedisChannel(kombu_redis.Channel):
-    """A channel that looks at each message before Celery does."""
+    """A channel that sanitizes each message before Celery sees it."""
 
     QoS = RedisQoS
 
-    def together(self) -> AbstractContextManager[None]:
-        """See `RedisQoS.together`."""
-        return self.qos.together()  # type: ignore[no-any-return]
+    def batched_acks(self) -> AbstractContextManager[None]:
+        """See `RedisQoS.batched_acks`."""
+        return self.qos.batched_acks()  # type: ignore[no-any-return]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        """One client for each pool: kombu makes one for each command, which takes longer than the command."""
+        """Return one client per pool: kombu creates one per command, which takes longer than the command."""
         pool = self.async_pool if asynchronous else self.pool
         clients = self.__dict__.setdefault("_clients", {})
         if clients.get(asynchronous, (None, None))[0] is not pool:
@@ -87,8 +91,8 @@ class RedisChannel(kombu_redis.Channel):
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection.client is None:
-            # A connection that was collected while its broker restarted. Celery tries again after a
-            # ConnectionError; the AttributeError that would come otherwise ends the worker.
+            # The connection was garbage-collected while the broker restarted. Celery retries after a
+            # ConnectionError; the AttributeError that kombu raises here would end the worker.
             raise redis.ConnectionError("the connection to the broker is gone")
         return super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
 
@@ -96,7 +100,7 @@ class RedisChannel(kombu_redis.Channel):
         stock: Any = super()._get_client()  # type: ignore[no-untyped-call]
 
         class Client(stock):  # type: ignore[misc]
-            """Hands out well-formed messages only."""
+            """Returns well-formed messages only."""
 
             def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
                 reply = super().parse_response(connection, command_name, **options)
@@ -109,32 +113,32 @@ class RedisChannel(kombu_redis.Channel):
 
 
 class RedisTransport(kombu_redis.Transport):
-    """Redis, on which every error passes: a server loads, is a replica, cannot write, has new passwords."""
+    """Redis. Every server error is transient: the server is loading, is a replica, cannot write, has a new password."""
 
     Channel = RedisChannel
     connection_errors = (*kombu_redis.Transport.connection_errors, redis.RedisError)
 
 
-def together(channel: Any) -> AbstractContextManager[None]:
-    """A context in which the acknowledgements of `channel` are gathered, where it can."""
-    gathered: AbstractContextManager[None] = getattr(channel, "together", nullcontext)()
-    return gathered
+def batched_acks(channel: Any) -> AbstractContextManager[None]:
+    """Return a context that batches the acknowledgements of `channel`, if its transport can."""
+    context: AbstractContextManager[None] = getattr(channel, "batched_acks", nullcontext)()
+    return context
 
 
 class Connection(kombu_connection.Connection):
-    """A connection of the transports below, for a URL of the usual scheme.
+    """A connection that uses the hardened transports for the usual URL schemes.
 
-    It tries once more, at once. Celery's workers try for ever to say that they live and to answer who inspects them,
-    and for 20 s to store a result: one that is about to while its broker goes would be silent, and deaf to SIGTERM,
-    until a broker is back.
+    It retries once, immediately. By default Celery's workers retry forever when they send a heartbeat or answer an
+    inspection, and for 20 s when they store a result. A worker that loses its broker at that moment would hang, deaf
+    to SIGTERM, until the broker is back.
     """
 
     def get_transport_cls(self) -> Any:
-        """The hardened transport. As `broker_transport` it would be the scheme of the URL that others are shown."""
+        """Return the hardened transport. Naming it in `broker_transport` would change the scheme of displayed URLs."""
         return _HARDENED.get(self.transport_cls) or super().get_transport_cls()  # type: ignore[no-untyped-call]
 
     def ensure_connection(self, *args: Any, **policy: Any) -> Any:
-        """See `kombu.Connection.ensure_connection`; a broker that is back is found within five seconds, not thirty."""
+        """See `kombu.Connection.ensure_connection`. Reconnects within five seconds of a recovery instead of thirty."""
         policy = {"interval_start": 1, "interval_step": 1, "interval_max": 5} | policy
         return super().ensure_connection(*args, **policy)  # type: ignore[no-untyped-call]
 
@@ -145,13 +149,13 @@ class Connection(kombu_connection.Connection):
 
 
 class Messaging(AMQP):  # type: ignore[misc]
-    """What Celery makes its connections with."""
+    """Makes Celery use `Connection`."""
 
     Connection = Connection
 
 
 class AmqpChannel(pyamqp.Channel):
-    """A channel that looks at each message before Celery does."""
+    """A channel that sanitizes each message before Celery sees it."""
 
     def message_to_python(self, raw_message: Any) -> Any:
         if raw_message.delivery_info.get("routing_key") in OUR_QUEUES:
@@ -159,20 +163,20 @@ class AmqpChannel(pyamqp.Channel):
         return super().message_to_python(raw_message)  # type: ignore[no-untyped-call]
 
     def basic_publish_confirm(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait until the broker has it; but for the events that Flower shows, some for each message."""
+        """Wait for the broker's confirmation, except for monitoring data, of which each task sends several messages."""
         if kwargs.get("exchange") == EVENT_EXCHANGE_NAME:
             return self._basic_publish(*args, **kwargs)
         return super().basic_publish_confirm(*args, **kwargs)
 
 
 class AmqpConnection(pyamqp.Connection):
-    """A connection of such channels."""
+    """A connection that opens `AmqpChannel`s."""
 
     Channel = AmqpChannel
 
 
 class AmqpTransport(pyamqp.Transport):
-    """RabbitMQ, on which every error passes: a virtual host comes back, a permission, a password, a queue."""
+    """RabbitMQ. Every error is transient: a virtual host, permission, password or queue may come back."""
 
     Connection = AmqpConnection
     connection_errors = recoverable_connection_errors = (
@@ -181,7 +185,7 @@ class AmqpTransport(pyamqp.Transport):
     )
 
     def qos_semantics_matches_spec(self, _connection: Any) -> bool:
-        """True, so that Celery limits what each consumer takes, not each channel: quorum queues know no other limit."""
+        """Return True, so that Celery sets the prefetch limit per consumer: quorum queues support no other."""
         return True
 
 
@@ -195,11 +199,11 @@ _HARDENED = {
 
 
 _LARGEST_ITEM = 2 * MAX_MESSAGE_BYTES
-"""A body in base64, its headers and what else kombu writes around it."""
+"""Bytes of a base64 body with its headers and kombu's envelope."""
 
 
 def well_formed(queue: bytes | str, item: bytes | str) -> bytes | str:
-    """A list's `item` as kombu's Redis transport writes one, whatever it was; untouched in queues of others."""
+    """Return a Redis list's `item` as a valid kombu envelope, whatever it was. Other programs' queues are untouched."""
     name = (queue.decode() if isinstance(queue, bytes) else queue).split(kombu_redis.Channel.sep)[0]
     if name not in OUR_QUEUES:
         return item
@@ -228,7 +232,7 @@ def _text(raw: bytes | str) -> str:
 
 
 def _envelope(queue: str, message: Message, redelivered: bool = False) -> bytes:
-    # What is not a message goes back, if it must, to the queue of events.
+    # If an unreadable message is requeued, it goes to finalize's queue.
     routing_key = FINALIZE_QUEUE if message.for_finalize else queue
     return json.dumps(
         {
@@ -249,7 +253,7 @@ def _envelope(queue: str, message: Message, redelivered: bool = False) -> bytes:
 
 
 def _make_well_formed(raw: Any) -> None:
-    """The same for a message of AMQP, in place."""
+    """Sanitize an AMQP message in place."""
     properties = raw.properties
     headers = properties.get("application_headers") or {}
     encoded = (properties.get("content_type"), properties.get("content_encoding"))

@@ -16,23 +16,23 @@ from daycap.errors import DaycapError, InvalidSetting, LedgerUnavailable
 from daycap.ledger.engine import is_transient, unavailable
 from worker import environment, metrics
 from worker.consumer import check_pool
-from worker.deployment import deployment
+from worker.deployment import get_deployment
 
 logger = logging.getLogger("daycap.worker")
 
 _RELEASE_S = 60.0
-"""How long the Procfile's release may take: honcho starts it beside the workers, and stops everything when one ends."""
-_LOOK_S = 0.25
+"""How long to wait for the Procfile's release: honcho starts it beside the workers, and stops all if one exits."""
+_POLL_S = 0.25
 
 environment.refuse_options()
-environment.make_own(os.environ, celeryconfig.settings)
+environment.apply(os.environ, celeryconfig.settings)
 app = Celery("daycap", amqp="worker.broker:Messaging")
 app.config_from_object(celeryconfig)
 
 
 @celeryd_init.connect
 def check_before_work(options: dict[str, Any], **_: Any) -> None:
-    """Stop with a clear message before anything is taken from the queue."""
+    """Exit with a clear message if the worker cannot work, before it takes any message."""
     if reason := check_pool(options, sys.argv):
         raise SystemExit(f"daycap worker: {reason}")
     wait_s = _RELEASE_S if "HONCHO_PROCESS_NAME" in os.environ else 0
@@ -41,20 +41,20 @@ def check_before_work(options: dict[str, Any], **_: Any) -> None:
             raise SystemExit(f"daycap worker: {error}") from error
         if wait_s == _RELEASE_S:
             logger.warning("waiting up to %d s for the Procfile's release: %s", wait_s, error)
-        time.sleep(_LOOK_S)
-        wait_s -= _LOOK_S
-    settings = deployment().settings
+        time.sleep(_POLL_S)
+        wait_s -= _POLL_S
+    settings = get_deployment().settings
     if settings.metrics_port:
         try:
-            metrics.serve(settings.metrics_address, settings.metrics_port, deployment().ledger)
+            metrics.serve(settings.metrics_address, settings.metrics_port, get_deployment().ledger)
         except InvalidSetting as error:
             raise SystemExit(f"daycap worker: {error}") from error
 
 
 def _ledger_error() -> DaycapError | None:
-    """Why this worker cannot work with its ledger now."""
+    """Take the ledger. Return the reason if this worker cannot use it now, else None."""
     try:
-        deployment().take_ledger()
+        get_deployment().take_ledger()
     except DaycapError as error:
         return error
     except Exception as error:
@@ -66,9 +66,9 @@ def _ledger_error() -> DaycapError | None:
 
 @worker_ready.connect
 def catch_up(**_: Any) -> None:
-    """A worker that was away at midnight opens the day now; what Redis lost meanwhile is published anew.
+    """Open today, in case this worker was down at midnight, and republish what Redis lost meanwhile.
 
-    Also when its broker is well again.
+    Runs at startup and after the broker recovers.
     """
     for task in ("daycap.rollover", "daycap.reconcile"):
         app.send_task(task, ignore_result=True)

@@ -1,8 +1,8 @@
-"""Celery's consumer, patient: no error of a broker ends a worker, and it answers who inspects it while it is busy.
+"""A Celery consumer that survives every broker error, and answers inspection while it is busy.
 
-Celery's own ends at an error that a server answers with: a Redis that became a replica, cannot write, loads, or has a
-new password; a RabbitMQ whose virtual host, queue or permission is gone. `worker.broker` makes connection errors of all
-of them. What is left to do is to wait, longer each time, and to say what is wrong once instead of each second.
+Celery's own consumer exits on errors that the server returns: a Redis that became a replica, cannot write, is loading
+or has a new password; a RabbitMQ whose virtual host, queue or permission is gone. `worker.broker` treats them all as
+connection errors. This module waits with a growing delay, and logs each problem once instead of every second.
 """
 
 from __future__ import annotations
@@ -25,63 +25,63 @@ from celery.worker.state import maybe_shutdown
 
 logger = logging.getLogger("daycap.worker")
 
-_WELL_AFTER_S = 1.0
-"""A broker that has been listened to for so long is well again."""
+_RECOVERED_AFTER_S = 1.0
+"""The broker counts as recovered once the worker has consumed from it for this long."""
 
 _LONGEST_WAIT_S = 5.0
 _WAIT_STEP_S = 0.2
-"""How late SIGTERM may be noticed meanwhile."""
+"""How often a waiting worker checks for SIGTERM."""
 
-_TALKATIVE = ("celery.worker.consumer.consumer", "celery.worker.consumer.connection", "kombu.asynchronous.hub")
+_REPETITIVE_LOGGERS = ("celery.worker.consumer.consumer", "celery.worker.consumer.connection", "kombu.asynchronous.hub")
 
 
-class Trouble(logging.Filter):
-    """What is wrong with the broker, from its first error on until it is well again.
+class Outage(logging.Filter):
+    """An outage of the broker, from its first error until it recovers.
 
-    As a filter it lets the loggers of Celery's consumer say each thing once meanwhile.
+    As a filter, it lets the loggers of Celery's consumer log each message once per outage.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._since_s: float | None = None
         self._errors = 0
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def begin(self, error: BaseException) -> float:
-        """Note an error. Returns how long to wait before the next try; nothing after the first."""
+        """Record an error. Returns the seconds to wait before the next try: none after the first error."""
         if self._since_s is None:
             self._since_s = time.monotonic()
         message = f"the broker is failing; waiting for it to recover: {type(error).__name__}: {error!s:.300}"
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._logged:
+            self._logged.add(message)
             logger.error("%s", message)
         self._errors += 1
         return min(self._errors - 1.0, _LONGEST_WAIT_S)
 
     def end(self) -> bool:
-        """It is over, if there was any."""
+        """End the outage. Returns whether there was one."""
         if self._since_s is None:
             return False
         logger.warning("the broker recovered after %.0f s", time.monotonic() - self._since_s)
         self._since_s, self._errors = None, 0
-        self._said.clear()
+        self._logged.clear()
         return True
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = re.sub(r"[\d.]+", "", record.getMessage().partition("Trying again")[0])
-        if message in self._said:
+        if message in self._logged:
             return False
         if self._since_s is not None or record.levelno > logging.WARNING:
             self._since_s = self._since_s or time.monotonic()
-            self._said.add(message)
+            self._logged.add(message)
         return True
 
 
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
-    """What `worker_consumer` names."""
+    """The consumer that the setting `worker_consumer` names."""
 
     class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]
-        """The same steps, with a mailbox of its own."""
+        """Celery's steps, with `Mailbox` instead of `Control`."""
 
         default_steps = [  # noqa: RUF012  (Celery's name)
             "worker.consumer:Mailbox" if step.endswith(":Control") else step
@@ -90,10 +90,10 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._trouble = Trouble()
-        self._well: Any = None
-        for name in _TALKATIVE:
-            logging.getLogger(name).addFilter(self._trouble)
+        self._outage = Outage()
+        self._recovery_timer: Any = None
+        for name in _REPETITIVE_LOGGERS:
+            logging.getLogger(name).addFilter(self._outage)
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         self._wait(exc)
@@ -105,24 +105,24 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
 
     def on_ready(self) -> None:
         super().on_ready()
-        self._well = self.hub.call_later(_WELL_AFTER_S, self._is_well)
+        self._recovery_timer = self.hub.call_later(_RECOVERED_AFTER_S, self._on_recovered)
 
     def _wait(self, error: BaseException) -> None:
-        if self._well is not None:
-            self._well.cancel()
-        end_s = time.monotonic() + self._trouble.begin(error)
+        if self._recovery_timer is not None:
+            self._recovery_timer.cancel()
+        end_s = time.monotonic() + self._outage.begin(error)
         while time.monotonic() < end_s:
             maybe_shutdown()
             time.sleep(_WAIT_STEP_S)
 
-    def _is_well(self) -> None:
-        if self._trouble.end():
-            # What a worker sends when it starts may have been lost, and what housekeeping sent meanwhile was.
+    def _on_recovered(self) -> None:
+        if self._outage.end():
+            # Housekeeping messages sent during the outage are lost, and those sent at startup may be.
             worker_ready.send(sender=self)
 
 
 class Mailbox(Control):  # type: ignore[misc]
-    """The step of the consumer that answers who inspects the worker: in a thread, for the worker may be busy."""
+    """The consumer step that answers remote control commands, in a thread, because the worker may be busy."""
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
@@ -131,50 +131,50 @@ class Mailbox(Control):  # type: ignore[misc]
 
 
 class ThreadBox(pidbox.Pidbox):  # type: ignore[misc]
-    """A mailbox in a thread, on a connection of its own."""
+    """A mailbox in its own thread, with its own connection."""
 
-    _stop: threading.Event | None = None
+    _stopping: threading.Event | None = None
 
     def start(self, c: Any) -> None:
-        self._stop = threading.Event()
-        threading.Thread(target=self._run, args=(c, self._stop), name="daycap-mailbox", daemon=True).start()
+        self._stopping = threading.Event()
+        threading.Thread(target=self._run, args=(c, self._stopping), name="daycap-mailbox", daemon=True).start()
 
     def stop(self, _c: Any) -> None:
-        if self._stop is not None:
-            self._stop.set()
+        if self._stopping is not None:
+            self._stopping.set()
 
     shutdown = stop
 
     def reset(self) -> None:
-        """After a command that failed: the connection is made anew if it has to be."""
+        """Do nothing after a failed command: `_run` reconnects when it has to."""
 
     def on_message(self, body: Any, message: Any) -> None:
         try:
             super().on_message(body, message)
         except WorkerShutdown as error:
-            state.should_stop = error.code  # Raised here it would only end the thread.
+            state.should_stop = error.code  # Raising here would end this thread only.
 
-    def _run(self, c: Any, stop: threading.Event) -> None:
-        while not stop.is_set():
+    def _run(self, c: Any, stopping: threading.Event) -> None:
+        while not stopping.is_set():
             try:
                 with c.app.connection_for_read() as connection:
                     self.node.channel = connection.channel()
                     self.node.listen(callback=self.on_message).on_decode_error = c.on_decode_error
-                    while not stop.is_set():
+                    while not stopping.is_set():
                         with suppress(TimeoutError):
                             connection.drain_events(timeout=1.0)
             except Exception as error:
-                logger.debug("the mailbox lost its connection: %r", error)  # The worker says what there is to say.
-                stop.wait(1)
+                logger.debug("the mailbox lost its connection: %r", error)  # The consumer logs the outage itself.
+                stopping.wait(1)
 
 
 _OTHER_POOL = re.compile(r"(?:^| )(?:--pool[= ]|-P ?)(?!solo(?: |$))\S+")
 
 
 def check_pool(options: dict[str, Any], arguments: Sequence[str]) -> str | None:
-    """Why a worker must not start with these options of its app and of its command; None if it may.
+    """Return why a worker must not start with these app options and command arguments; None if it may.
 
-    Celery ignores `--pool=prefork` where the settings name another, so that only the command tells of it.
+    The command is checked too: Celery ignores `--pool=prefork` when the settings name another pool.
     """
     pool = options.get("pool_cls") or "solo"
     alone = pool == "solo" or (isinstance(pool, type) and issubclass(pool, solo.TaskPool))

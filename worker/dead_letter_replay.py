@@ -1,4 +1,4 @@
-"""Replay of dead letters: their payloads go through the very same settle again, and those that succeed are removed."""
+"""Replay dead letters: settle their payloads again, and remove those that succeed."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ _AT_ONCE = 50
 
 
 class Replayed(NamedTuple):
-    """What became of one letter."""
+    """The outcome for one letter."""
 
     id: str
     became: str
-    """`settled` or `duplicate`: it is removed. `refused`: it was not tried. Else the kind that it has now."""
+    """`settled` or `duplicate`: the letter was removed. `refused`: it was not replayed. Otherwise its new kind."""
     reason: str
     charged_micros: int
 
 
-def replay(parts: Deployment, prefixes: Iterable[str], replayed_by: str) -> list[Replayed]:
-    """Replay the letters whose ids begin so: the first ones, and at least one.
+def replay(deployment: Deployment, prefixes: Iterable[str], replayed_by: str) -> list[Replayed]:
+    """Replay the letters whose ids start with these prefixes: as many as fit a time slice, at least one.
 
-    Raises before the first if one is not to be found.
+    Replays nothing and raises `UnknownDeadLetter` if a letter does not exist.
     """
-    return _replay(parts, dead_letters.resolve(parts.ledger, prefixes), replayed_by)
+    return _replay(deployment, dead_letters.resolve(deployment.ledger, prefixes), replayed_by)
 
 
-def replay_next(parts: Deployment, kind: str | None, after: str, replayed_by: str) -> list[Replayed]:
-    """Replay the next letters by id after `after`, of one kind or all; none are left when it returns nothing."""
-    return _replay(parts, dead_letters.next_ids(parts.ledger, kind, after, _AT_ONCE), replayed_by)
+def replay_next(deployment: Deployment, kind: str | None, after: str, replayed_by: str) -> list[Replayed]:
+    """Replay the letters whose ids follow `after`, of one kind or all. An empty list means that none are left."""
+    return _replay(deployment, dead_letters.next_ids(deployment.ledger, kind, after, _AT_ONCE), replayed_by)
 
 
-def _replay(parts: Deployment, ids: list[str], replayed_by: str) -> list[Replayed]:
-    """As many as a slice of time allows, and at least one."""
+def _replay(deployment: Deployment, ids: list[str], replayed_by: str) -> list[Replayed]:
+    """Replay as many as a time slice allows, at least one."""
     end_s = time.monotonic() + SLICE_S
     done: list[Replayed] = []
     for letter_id in ids:
         if done and time.monotonic() > end_s:
             break
-        with parts.ledger.reading() as connection:
+        with deployment.ledger.reading() as connection:
             found = dead_letters.get_all(connection, [letter_id])
         for letter in found:
-            replayed = _replay_one(parts, letter)
+            replayed = _replay_one(deployment, letter)
             logger.warning(
                 "dead letter %s (%s) replayed by %s: %s", letter.id, letter.kind, replayed_by, replayed.became
             )
@@ -69,29 +69,29 @@ def _replay(parts: Deployment, ids: list[str], replayed_by: str) -> list[Replaye
     return done
 
 
-def _replay_one(parts: Deployment, letter: Letter) -> Replayed:
-    """Settle, then remove: after a crash in between, the next replay finds a duplicate and removes the letter."""
-    now_ms = parts.publisher.authoritative_ms()
+def _replay_one(deployment: Deployment, letter: Letter) -> Replayed:
+    """Settle, then remove the letter. After a crash in between, the next replay finds a duplicate and removes it."""
+    now_ms = deployment.publisher.authoritative_ms()
     try:
         payload = payload_of(letter)
-        _check_day(parts.ledger, payload, open_days(parts.settings, now_ms).oldest)
+        _check_day(deployment.ledger, payload, open_days(deployment.settings, now_ms).oldest)
     except Refused as error:
         return Replayed(letter.id, "refused", str(error), 0)
-    # An operator may charge a day whose books are closed, as long as its settlements are there to tell a duplicate.
-    outcome = settle(parts.ledger, [payload], kept_days(parts.settings, now_ms))
-    parts.publisher.publish(outcome.snapshots)
+    # An operator may charge a closed day as long as its settlements are kept, so that a duplicate is detected.
+    outcome = settle(deployment.ledger, [payload], kept_days(deployment.settings, now_ms))
+    deployment.publisher.publish(outcome.snapshots)
     metrics.count(outcome)
     if not outcome.dead_letters:
-        dead_letters.remove(parts.ledger, letter.id)
+        dead_letters.remove(deployment.ledger, letter.id)
         return Replayed(letter.id, "settled" if outcome.settled else "duplicate", "", outcome.charged_micros)
-    (again,) = outcome.dead_letters
-    if again.id != letter.id:  # Settle has kept it under its new kind.
-        dead_letters.remove(parts.ledger, letter.id)
-    return Replayed(letter.id, again.kind.value, again.reason, 0)
+    (new_letter,) = outcome.dead_letters
+    if new_letter.id != letter.id:  # Settle stored it under its new kind.
+        dead_letters.remove(deployment.ledger, letter.id)
+    return Replayed(letter.id, new_letter.kind.value, new_letter.reason, 0)
 
 
 def payload_of(letter: Letter) -> object:
-    """The event to settle again. Raises `Refused` where there is none, or where it must not be."""
+    """Return the event to settle. Raises `Refused` if the payload is not an event, or must not be settled."""
     if letter.kind == Kind.CONFLICT:
         raise Refused("its hold was settled with another payload, and no hold is charged twice")
     text = letter.payload or ""
@@ -100,18 +100,18 @@ def payload_of(letter: Letter) -> object:
     try:
         payload = json.loads(text)
     except (ValueError, RecursionError):
-        raise Refused("its payload cannot be read again") from None
+        raise Refused("its payload cannot be decoded") from None
     if isinstance(payload, dict) and payload.keys() == {"args", "kwargs"}:
-        raise Refused("it is a whole message, not an event; its sender may send it again")
+        raise Refused("it is a whole message, not an event; ask its sender to send it again")
     return payload
 
 
 def _check_day(ledger: Ledger, payload: object, oldest_open: str) -> None:
-    """Raise `Refused` if settlements of a closed day were pruned: a retention made longer does not bring them back."""
+    """Raise `Refused` if settlements of a closed day were pruned; extending the retention does not restore them."""
     try:
         event = FinalizeEvent.from_wire(payload)
     except DaycapError:
-        return  # It cannot be charged; settle says why.
+        return  # Settle gives the reason.
     if event.day >= oldest_open:
         return
     days, columns = daily_agent_spending.c, settlements.c

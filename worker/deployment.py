@@ -1,4 +1,4 @@
-"""The parts that a worker's tasks share: made once in each process, when the first task needs them."""
+"""What a worker's tasks share: one set per process, created when the first task needs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daycap.settings import Settings
 from worker.metrics import CountedPublisher
 
 _PUBLISH_TIMEOUT_S = 5
-"""A worker can wait longer for the counter than a runner: a slow publish is better than a missed one."""
+"""Longer than a runner's timeout: in a worker, a slow publish is better than a missed one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Deployment:
     ledger: Ledger
     publisher: CounterPublisher
     lock: LedgerLock | None = None
-    """Held until the process ends; None where the ledger is no SQLite file."""
+    """Held until the process ends; None if the ledger is not a SQLite file."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Deployment:
-        """Raises `InvalidSetting` where one is missing that a worker needs."""
+        """Raises `InvalidSetting` if a setting that a worker needs is missing."""
         if not settings.ledger_url:
             raise InvalidSetting("a worker needs DAYCAP_LEDGER_URL, for example sqlite:///daycap.sqlite3")
         counter = RedisCounter(settings.redis_url, _PUBLISH_TIMEOUT_S) if settings.redis_url else None
@@ -40,9 +40,9 @@ class Deployment:
         return cls(settings, Ledger(settings.ledger_url), CountedPublisher(counter, settings.terms), lock)
 
     def take_ledger(self) -> None:
-        """Check the ledger's tables, keep embedded wallets out, and settle what a killed one left beside the file.
+        """Check the ledger's tables, lock out embedded wallets, and settle the outbox that a killed one left.
 
-        Raises `LedgerInUse` while such a wallet lends, `LedgerUnavailable`, and the database's error.
+        Raises `LedgerInUse` while an embedded wallet uses the ledger, `LedgerUnavailable`, and the database's error.
         """
         self.ledger.check_tables()
         file = sqlite_file(self.settings.ledger_url)
@@ -51,6 +51,6 @@ class Deployment:
 
 
 @lru_cache(maxsize=1)
-def deployment() -> Deployment:
-    """This process's deployment, as the environment says."""
+def get_deployment() -> Deployment:
+    """Return this process's deployment, configured by the environment."""
     return Deployment.from_settings(Settings.from_env())

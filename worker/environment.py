@@ -1,4 +1,4 @@
-"""The environment of worker, beat, Flower and command line: `DAYCAP_...` decides, and no other program's settings."""
+"""The environment of worker, beat, Flower and command line: only `DAYCAP_...` variables configure them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from daycap.delivery.celery import ignore_celery_variables
 from daycap.settings import Settings
 
 _MOVES_FLOWER = ("FLOWER_BROKER_API", "FLOWER_CONF")
-"""What would have Flower show another broker. All else in FLOWER_... is welcome: a password, certificates."""
+"""Variables that make Flower show another broker. Other FLOWER_... variables, such as a password, are kept."""
 
 _MOVES_CELERY = ("broker", "result_backend", "loader", "config")
 
 
-def make_own(environ: MutableMapping[str, str], settings: Settings) -> None:
-    """Drop what Celery would prefer to daycap's settings, and tell Flower where to listen.
+def apply(environ: MutableMapping[str, str], settings: Settings) -> None:
+    """Remove the variables that would override daycap's settings, and set Flower's address and port.
 
-    Celery takes broker, results, loader, and every option of its commands from CELERY_...; on a host of a Django or
-    Airflow project those are that project's. Flower takes its port from FLOWER_PORT, which Kubernetes sets for a
-    service called `flower`.
+    Celery reads its broker, result backend, loader and every command option from CELERY_... variables. On a host that
+    also runs a Django or Airflow project they belong to that project. Flower reads its port from FLOWER_PORT, which
+    Kubernetes sets for a service called `flower`.
     """
     ignore_celery_variables(environ)
     for name in _MOVES_FLOWER:
@@ -31,7 +31,7 @@ def make_own(environ: MutableMapping[str, str], settings: Settings) -> None:
 
 
 def refuse_options() -> None:
-    """End a `celery` command whose options ask for another broker than daycap's: they would be ignored."""
+    """Exit if the `celery` command has an option, such as --broker, that daycap's settings would silently override."""
     context = click.get_current_context(silent=True)
     for name in _MOVES_CELERY:
         if context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:

@@ -1,4 +1,4 @@
-"""Expire and reconcile: what keeps the counter honest between settles. Each is safe to run twice, and late."""
+"""Expire and reconcile: keep the counter correct between settles. Both are safe to run late, or twice at once."""
 
 from __future__ import annotations
 
@@ -24,50 +24,50 @@ logger = logging.getLogger("daycap.worker")
 _AT_ONCE = 500
 
 _PUBLISH_S = 0.1
-"""How long a publish that another worker has under way may take: until then a counter that is behind is no drift."""
+"""Seconds that another worker's publish may take. A counter that is behind for less than that is not drift."""
 
 
 def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Callable[[int], int], place: Place) -> Slice:
-    """A step of giving up what runners that are gone had set aside, where the queue has caught up with them.
+    """Expire the leases of dead runners whose events are all settled. One step.
 
-    Counts `days` looked at, `fenced` that still are, and `given_up_micros`. `settled_before_ms` maps the counter's
-    time to one before which every event is settled, 0 for unknown; it is asked once, by the first step.
+    Counts `days` checked, days still `fenced`, and `given_up_micros`. `settled_before_ms` maps the counter's time to
+    one before which every event is settled, 0 if unknown. Only the first step calls it.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
         return Slice({"days": 0}, None)
     before_ms, *place = place or [settled_before_ms(now_ms)]
-    # Money is lent today; what was lent of yesterday is still held. Older days have long been looked at.
+    # Leases are granted today, and yesterday's may still be held. Older days were done long ago.
     on = [day_of(now_ms - DAY_MS), day_of(now_ms)]
-    some = _days_with_a_row(ledger, on, place) if before_ms > 0 else []
-    if not some:
+    agent_days = _agent_days(ledger, on, place) if before_ms > 0 else []
+    if not agent_days:
         return Slice({"days": 0}, None)
-    readings = publisher.read(some)
-    leased = [where for where, reading in zip(some, readings, strict=True) if _may_expire(reading)]
+    readings = publisher.read(agent_days)
+    leased = [where for where, reading in zip(agent_days, readings, strict=True) if _may_expire(reading)]
     replies = publisher.publish(_snapshots(ledger, leased), expire_before_ms=before_ms)
     counts = {
-        "days": len(some),
+        "days": len(agent_days),
         "fenced": sum(reply is not None and reply.fenced for reply in replies),
         "given_up_micros": sum(reply.given_up_micros for reply in replies if reply is not None),
     }
-    return Slice(counts, [before_ms, *days.place_after(some)])
+    return Slice(counts, [before_ms, *days.place_after(agent_days)])
 
 
 def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slice:
-    """A step of comparing the counter with the ledger, and publishing what differs.
+    """Compare the counter with the ledger and publish what differs. One step.
 
-    Counts `days` looked at and those with `drift`. Looks at every day whose counter may be there. The publish itself
-    compares: in one script, so that nothing moves in between.
+    Counts `days` checked and those with `drift`. Checks every day that the counter may still have. The publish script
+    compares by itself, atomically.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
         return Slice({"days": 0, "drift": 0}, None)
     on = [day_of(now_ms + offset_ms) for offset_ms in (-2 * DAY_MS, -DAY_MS, 0, DAY_MS)]
-    some = _days_with_a_row(ledger, on, place)
-    if not some:
+    agent_days = _agent_days(ledger, on, place)
+    if not agent_days:
         return Slice({"days": 0, "drift": 0}, None)
-    seqs = _seqs(publisher, some)
-    snapshots = _snapshots(ledger, some)
+    seqs = _seqs(publisher, agent_days)
+    snapshots = _snapshots(ledger, agent_days)
     behind = [s for s in snapshots if seqs[s.agent, s.day] < s.seq]
     drift = _publish_lost(ledger, publisher, behind)
     level = [s for s in snapshots if seqs[s.agent, s.day] >= s.seq]
@@ -79,12 +79,12 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
     drift += len(overtaken)
     if drift:
         metrics.DRIFT.inc(drift)
-        logger.warning("reconcile: %d of %d days differed from the ledger, published anew", drift, len(some))
-    return Slice({"days": len(some), "drift": drift}, days.place_after(some))
+        logger.warning("reconcile: %d of %d days differed from the ledger and were republished", drift, len(agent_days))
+    return Slice({"days": len(agent_days), "drift": drift}, days.place_after(agent_days))
 
 
 def _publish_lost(ledger: Ledger, publisher: CounterPublisher, behind: list[DaySnapshot]) -> int:
-    """Publish the days whose counter stays behind these snapshots. Returns how many there were."""
+    """Publish the days for which the counter stays behind these snapshots. Returns their number."""
     if not behind:
         return 0
     time.sleep(_PUBLISH_S)
@@ -95,13 +95,13 @@ def _publish_lost(ledger: Ledger, publisher: CounterPublisher, behind: list[DayS
 
 
 def _seqs(publisher: CounterPublisher, agent_days: list[AgentDay]) -> dict[AgentDay, int]:
-    """What the counter has of the ledger, by seq; -1 where it is not open."""
+    """Return the seq that the counter has of each day; -1 if the day is not open there."""
     readings = publisher.read(agent_days)
     return {where: -1 if reading is None else reading.seq for where, reading in zip(agent_days, readings, strict=True)}
 
 
-def _days_with_a_row(ledger: Ledger, on: list[str], place: Place) -> list[AgentDay]:
-    """The next of them, by day and agent."""
+def _agent_days(ledger: Ledger, on: list[str], place: Place) -> list[AgentDay]:
+    """Return the next agent-days that have a row, ordered by day and agent."""
 
     def agents_after(day: str, last: str) -> list[str]:
         statement = (
@@ -126,7 +126,7 @@ def _may_expire(reading: DayReading | None) -> bool:
 
 
 def _overtake(ledger: Ledger, ahead: list[tuple[str, str, int]]) -> list[DaySnapshot]:
-    """A counter that is ahead of the ledger, which was restored from an older copy: the ledger goes past it."""
+    """Raise the ledger's seq above the counter's, which is ahead if the ledger was restored from an older backup."""
     overtaken = []
     for agent, day, seq in ahead:
         here = (spending.c.agent_account_id == agent, spending.c.spending_date == day)

@@ -1,4 +1,4 @@
-"""What a worker counts, in Prometheus' form. Served on `DAYCAP_METRICS_ADDRESS` if `DAYCAP_METRICS_PORT` is set."""
+"""A worker's Prometheus metrics. Served on `DAYCAP_METRICS_ADDRESS` if `DAYCAP_METRICS_PORT` is set."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ EVENTS = Counter("daycap_events", "Finalize events by outcome", ["outcome"])
 CHARGED = Counter("daycap_charged_micros", "Micros booked as spent")
 UNCOVERED = Counter("daycap_uncovered_micros", "Micros that calls cost beyond what was left of the cap")
 GIVEN_UP = Counter("daycap_given_up_micros", "Micros leased by dead runners, returned to remaining")
-FENCES = Counter("daycap_fences", "Days that had to be opened behind a fence, because the counter lost them")
+FENCES = Counter("daycap_fences", "Days that were opened behind a fence, because the counter had lost them")
 DRIFT = Counter("daycap_drift", "Days whose counter differed from the ledger and was repaired")
 PUBLISH_FAILURES = Counter("daycap_publish_failures", "Publishes that the counter did not answer")
-LEDGER_FAILURES = Counter("daycap_ledger_failures", "Batches tried again because the ledger was away, busy or full")
+LEDGER_FAILURES = Counter("daycap_ledger_failures", "Batches retried because the ledger was unavailable, busy or full")
 BATCH_SECONDS = Histogram("daycap_batch_seconds", "Seconds to settle, commit and publish one batch")
-DEAD_LETTERS = Gauge("daycap_dead_letters", "Dead letters in the ledger, waiting for someone to look at them")
+DEAD_LETTERS = Gauge("daycap_dead_letters", "Dead letters in the ledger that wait for an operator")
 
 
 def count(outcome: Outcome) -> None:
-    """Add what became of one batch."""
+    """Add the outcome of one batch."""
     EVENTS.labels("settled").inc(outcome.settled)
     EVENTS.labels("duplicate").inc(outcome.duplicates)
     for letter in outcome.dead_letters:
@@ -37,7 +37,7 @@ def count(outcome: Outcome) -> None:
 
 
 class CountedPublisher(CounterPublisher):
-    """A `CounterPublisher` that counts what it logs."""
+    """A `CounterPublisher` that also counts what it logs."""
 
     def _note_failure(self, count: int, error: CounterUnavailable) -> None:
         PUBLISH_FAILURES.inc()
@@ -51,7 +51,7 @@ class CountedPublisher(CounterPublisher):
 
 
 def serve(address: str, port: int, ledger: Ledger) -> None:
-    """Serve the counts over HTTP. Raises `InvalidSetting` if nothing can listen there."""
+    """Serve the metrics over HTTP. Raises `InvalidSetting` if the address cannot be bound."""
     DEAD_LETTERS.set_function(lambda: _dead_letters(ledger))
     try:
         start_http_server(port, address)
@@ -62,7 +62,7 @@ def serve(address: str, port: int, ledger: Ledger) -> None:
 
 
 def _dead_letters(ledger: Ledger) -> float:
-    """As the ledger has it when it is asked for; not a number while the ledger is away."""
+    """Return the ledger's current count; NaN while the ledger is unavailable."""
     try:
         return dead_letters.count(ledger)
     except SQLAlchemyError:

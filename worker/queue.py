@@ -1,4 +1,4 @@
-"""What waits at the broker: since when the oldest message does."""
+"""Finds out how old the oldest message at the broker is."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from daycap.settings import Settings
 
 logger = logging.getLogger("daycap.worker")
 
-_MOST_LOOKED_AT = 200
-"""Messages that are opened to find the oldest. With more of them waiting, the queue has not caught up."""
+_MOST_READ = 200
+"""Messages that are decoded to find the oldest. A longer queue has not caught up."""
 
 _UNSETTLED = "daycap.unsettled"
 
 _GAP_S = 0.05
-"""A message that a worker has popped and not yet noted as unacknowledged is seen on a second look."""
+"""Seconds between two reads: the second one sees a message that a worker had popped but not yet recorded."""
 
 
 def held_back_s(settings: Settings) -> int:
-    """How many seconds a broker waits for a worker that has messages and is silent; then others get them."""
+    """Return the seconds after which the broker redelivers the messages of a silent worker to others."""
     return min(30, max(5, round(settings.lease_ttl_seconds + settings.grace_seconds)))
 
 
 def settled_before_ms(app: Celery, now_ms: int) -> int:
-    """A time of the counter such that every event sent before it has left the queue; 0 if that is not known.
+    """Return a counter time such that every event sent before it has left the queue; 0 if unknown.
 
-    `now_ms` is the counter's time, read before. Whoever calls it reads the ledger afterwards.
+    `now_ms` is the counter's time, read before this call. Read the ledger after it.
     """
     with app.connection_for_read() as connection:
         channel = connection.default_channel
@@ -45,14 +45,14 @@ def settled_before_ms(app: Celery, now_ms: int) -> int:
         second = _oldest_sent_ms(channel)
     if first is None or second is None:
         return 0
-    # Messages still on their way to the broker are not seen; the grace after a lease's deadline is far longer.
+    # Messages on their way to the broker are not seen; the grace after a lease's deadline is much longer.
     return min(first, second, now_ms)
 
 
 def note_unsettled(app: Celery) -> None:
-    """Let all workers know that one has messages which the ledger refuses, where the broker does not show them.
+    """Tell all workers that this one holds unsettled messages, if the broker does not list unacknowledged messages.
 
-    A message of its own, in a queue of its own, says so for as long as a worker may have them unseen.
+    A message in a separate queue is the sign. It expires when no worker can still hold them.
     """
     if app.connection_for_write().transport.driver_type != "amqp":
         return
@@ -65,24 +65,24 @@ def note_unsettled(app: Celery) -> None:
 
 
 def _unseen_s(app: Celery) -> int:
-    """How long a message may be with workers that the ledger does not refuse: with one that hangs, and with another."""
+    """Return how long workers may hold a message unseen without a ledger failure: one that hangs, then another one."""
     return int(2 * app.conf.broker_heartbeat)
 
 
 def _unsettled() -> Any:
-    """The queue of that one message. Its properties never change: they would be refused where it is there."""
-    made: Any = Queue
-    return made(_UNSETTLED, routing_key=_UNSETTLED, max_length=1, expires=3600)
+    """Return the queue of that message. Never change its properties: a broker refuses them if the queue exists."""
+    queue_type: Any = Queue  # Untyped.
+    return queue_type(_UNSETTLED, routing_key=_UNSETTLED, max_length=1, expires=3600)
 
 
 def _oldest_sent_ms(channel: Any) -> int | None:
-    """Over all messages that are ready or unacknowledged; None if one of them does not say."""
+    """Return when the oldest ready or unacknowledged message was sent; None if one of them has no time."""
     client = channel.client
     messages: list[Any] = []
-    # Ready first, then unacknowledged: a message moves in this direction only, so that none slips through.
+    # Ready first, then unacknowledged: messages move only in this direction, so none is missed.
     for priority in channel.priority_steps:
         ready = channel._q_for_pri(FINALIZE_QUEUE, priority)
-        if client.llen(ready) > _MOST_LOOKED_AT:
+        if client.llen(ready) > _MOST_READ:
             return None
         messages += client.lrange(ready, 0, -1)
     messages += client.hvals(channel.unacked_key)
@@ -99,10 +99,10 @@ _FAR = 2**62
 
 
 def _sent_ms(message: bytes | str) -> int | None:
-    """When the message was sent; far in the future if it is not one of finalize's."""
+    """Return when the message was sent; far in the future if it is not a finalize message."""
     try:
         envelope = json.loads(message)
-        if isinstance(envelope, list):  # An unacknowledged message comes with its exchange and routing key.
+        if isinstance(envelope, list):  # An unacknowledged message is stored with its exchange and routing key.
             envelope = envelope[0]
         if envelope["properties"]["delivery_info"]["routing_key"] != FINALIZE_QUEUE:
             return _FAR

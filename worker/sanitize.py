@@ -1,9 +1,9 @@
-"""What a worker takes from a queue: every message is made anew, from what of it is known to be good.
+"""Sanitize the messages that a worker takes: rebuild each one from the parts that are known to be valid.
 
-A stock worker ends, or discards the message, when it has no id, carries a body that is not Celery's, names a task
-that it does not have, or sets one of many headers to nonsense. Here such a message becomes a message to
-`daycap.finalize` with the unreadable text in it, which ends as a dead letter, with the retries and acknowledgements
-of every other. No message can delay or discard an event, or start another task when it is done.
+A stock worker exits, or discards the message, if a message has no id, has a body that is not Celery's, names an
+unknown task, or has an invalid value in one of many headers. Here such a message becomes a `daycap.finalize` message
+that contains the unreadable text and ends as a dead letter, with the usual retries and acknowledgement. No message can
+delay or discard an event, or trigger another task.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from daycap.protocol.wire import (
 )
 
 UNREADABLE, REASON = "unreadable", "reason"
-"""The keyword arguments under which text that is no message of ours, and why, are handed to finalize."""
+"""Keyword arguments of finalize for an unreadable message: its text, and why it is unreadable."""
 
 _ONLY_TASK = {FINALIZE_QUEUE: FINALIZE_TASK, OPEN_QUEUE: OPEN_DAY_TASK}
-"""Runners can write to these queues; administration is taken from its own queue only."""
+"""The only task allowed in each queue that runners can write to. Administration has its own queue."""
 
 OUR_QUEUES = frozenset((FINALIZE_QUEUE, OPEN_QUEUE, CONTROL_QUEUE))
 
 _ID = re.compile(r"[!-~]{1,128}")
-_DEEPEST = 32
-"""Far from what JSON's readers can follow, on whatever stack they are called."""
+_MAX_DEPTH = 32
+"""Nesting that every JSON decoder handles, however deep the stack is already."""
 _TYPE_MARK = {"__type__", "__value__"}
-"""An object of just these fields is not JSON to kombu: it makes another type of it, or refuses the message."""
+"""kombu decodes an object with exactly these fields to another type, or rejects the message."""
 _LONGEST_NUMBER = 40
 _MOST_EVENTS = 10 * MAX_EVENTS_PER_MESSAGE
-"""A sender that allows itself some more is heard all the same, for its events are money."""
+"""More than a sender may put in a message: events are money, so a slightly large message is accepted."""
 _LONGEST_SHOWN = 100
 
 
 class Message(NamedTuple):
-    """A message that Celery takes for sure: its headers, the ones who wait for its answer, its body in JSON."""
+    """A message that Celery accepts: its headers, the queue for its result, and its body as JSON."""
 
     headers: dict[str, Any]
     reply_to: str | None
@@ -65,7 +65,7 @@ def sanitized(
     body: str,
     whole: Callable[[], str],
 ) -> Message:
-    """The message as Celery would have sent it; `whole()` in a message to finalize where it cannot be read."""
+    """Return the message as Celery would have sent it; if it is unreadable, a finalize message with `whole()`."""
     try:
         return _read(queue, headers, encoded, reply_to, body)
     except InvalidInput as error:
@@ -75,13 +75,13 @@ def sanitized(
 
 
 def unreadable(text: str, reason: str = "not a message of Celery's protocol 2 in JSON") -> Message:
-    """A message to finalize that carries text which is none of ours."""
+    """Return a finalize message that contains unreadable text."""
     kwargs = {UNREADABLE: text[:MAX_MESSAGE_BYTES], REASON: reason}
     return Message(_headers(FINALIZE_TASK, str(uuid.uuid4()), {}), None, json.dumps([[], kwargs, {}]))
 
 
 def too_large(size: int, most: int = MAX_MESSAGE_BYTES) -> str | None:
-    """Why what has `size` bytes is not even looked into; None if it may be."""
+    """Return why a message of `size` bytes is not read; None if it may be."""
     return None if size <= most else f"a message of {size:,} bytes; at most {most:,} are read"
 
 
@@ -112,7 +112,7 @@ def _headers(task: str, task_id: str, known: Mapping[str, Any]) -> dict[str, Any
     }
     if isinstance(known.get("ignore_result"), bool):
         headers["ignore_result"] = known["ignore_result"]
-    # A finalize event is never too late: `expires` would discard it.
+    # `expires` would discard a late finalize event, and none is too late.
     if task != FINALIZE_TASK and isinstance(known.get("expires"), str):
         headers["expires"] = known["expires"]
     if type(known.get(SENT_HEADER)) is int:
@@ -121,7 +121,7 @@ def _headers(task: str, task_id: str, known: Mapping[str, Any]) -> dict[str, Any
 
 
 def _safe_body(task: str, text: str) -> str:
-    """The body in JSON, `text` itself if it can stay. Raises one of the errors above where Celery would stumble."""
+    """Return a safe JSON body: `text` itself if it is safe. Raises what `sanitized` catches if Celery would fail."""
     (args, kwargs, embed), exact = _decoded(text)
     if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
         raise InvalidInput("not a body of Celery's protocol 2")
@@ -131,15 +131,15 @@ def _safe_body(task: str, text: str) -> str:
     if exact and text.isascii() and not any(embed.values()) and _harmless([args, kwargs, embed]):
         return text
     if task == FINALIZE_TASK and not args and set(kwargs) == {"events"} and isinstance(events, list):
-        # One bad event is handed on as text, so that it does not stop the rest of its batch.
+        # Pass a bad event on as text, so that it does not block the rest of its batch.
         kwargs = {"events": [event if _harmless(event) else json.dumps(event) for event in events]}
     if not _harmless([args, kwargs]):
-        raise InvalidInput("not JSON that Celery takes")
+        raise InvalidInput("not JSON that Celery accepts")
     return json.dumps([args, kwargs, {}])
 
 
 def _decoded(text: str) -> tuple[Any, bool]:
-    """What is in the body, and whether it is that exactly: numbers too long for Python become text."""
+    """Decode the body. Returns it and whether it is exact: numbers too long for Python become text."""
     try:
         return json.loads(text), True
     except json.JSONDecodeError:
@@ -150,12 +150,12 @@ def _decoded(text: str) -> tuple[Any, bool]:
         ), False
 
 
-def _harmless(value: Any, deepest: int = _DEEPEST) -> bool:
-    """Whether kombu decodes the value to what it is, and no reader runs out of stack."""
+def _harmless(value: Any, depth: int = _MAX_DEPTH) -> bool:
+    """Return whether kombu decodes the value unchanged and no decoder overflows its stack."""
     if isinstance(value, dict):
         if value.keys() == _TYPE_MARK:
             return False
         value = value.values()
     elif not isinstance(value, list):
         return True
-    return deepest > 0 and all(_harmless(inner, deepest - 1) for inner in value if isinstance(inner, dict | list))
+    return depth > 0 and all(_harmless(inner, depth - 1) for inner in value if isinstance(inner, dict | list))

@@ -1,4 +1,4 @@
-"""The identity anchors of agents: the one in force, whose each one ever was, and every change."""
+"""Agents' identity anchors: the current one, the owner of each anchor ever used, and all changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    # In words that both databases know: Alembic would have SQLite make the table anew, from under its foreign keys.
+    # SQL that both databases accept. Alembic would recreate SQLite's table, to which foreign keys refer.
     op.execute(
         "ALTER TABLE agent_accounts ADD COLUMN identity_anchor TEXT"
         " CONSTRAINT ck_agent_accounts_identity_anchor CHECK (length(identity_anchor) BETWEEN 1 AND 256)"

@@ -1,4 +1,4 @@
-"""A settlement's lease is made from its reservation id, which begins with it: on SQLite it takes no room any longer."""
+"""Generate a settlement's lease_id from its reservation_id, which starts with it. On SQLite it now takes no space."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _change(lease: str, columns: str, values: str) -> None:
             op.execute(f"UPDATE settlements SET lease_id = {_LEASE}")  # noqa: S608
             op.execute("ALTER TABLE settlements ALTER COLUMN lease_id SET NOT NULL")
         return
-    # SQLite changes no column's kind: the table is made anew. Nothing refers to it.
+    # SQLite cannot change a column to a generated one, so recreate the table. No foreign key refers to it.
     op.execute("ALTER TABLE settlements RENAME TO old_settlements")
     op.execute(f"DROP INDEX {_INDEX}")
     op.execute(

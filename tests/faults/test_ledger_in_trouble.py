@@ -104,7 +104,7 @@ def test_events_wait_until_the_ledger_takes_them(spine: Spine, ledger_directory:
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     with trouble(spine, ledger_directory):
         spend(wallet, agent, 20)
-        spine.wait_for(lambda: "not settled, trying again" in spine.worker.container.logs())
+        spine.wait_for(lambda: "not settled, retrying" in spine.worker.container.logs())
 
         # Then people are told in words what to do, and nothing is acknowledged
         doctor = run_daycap("doctor", environment=spine.environment, status=1)

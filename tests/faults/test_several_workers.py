@@ -130,7 +130,7 @@ def test_killed_postgresql_costs_no_event(spine: Spine, postgresql: LocalPostgre
     with spending(wallet, agent, pause_s=0.05) as load:
         spine.wait_for(lambda: spine.day_row(agent)["settled_count"] > 0)
         postgresql.kill()
-        spine.wait_for(lambda: "not settled, trying again" in worker.logs())
+        spine.wait_for(lambda: "not settled, retrying" in worker.logs())
         answer = spine.app.send_task("daycap.check_ledger", queue=CONTROL_QUEUE).get(20)
         postgresql.start()
         assert answer["error"] == "LedgerUnavailable"
