@@ -84,7 +84,7 @@ def excess_micros(entries: Sequence[Entry]) -> int:
 def _check_caps(recorded: Recorded) -> Iterator[Difference]:
     for row in recorded.days:
         if row.spent_micros > row.cap_micros:
-            yield Difference("P1", row.agent_account_id, "spent passes the cap", row.cap_micros, row.spent_micros)
+            yield Difference("P1", row.agent_account_id, "spent exceeds the cap", row.cap_micros, row.spent_micros)
 
 
 def _check_holds(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:

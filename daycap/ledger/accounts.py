@@ -1,4 +1,4 @@
-"""Agents' accounts: adding them, changing caps and status, looking. Every change is on record in `cap_changes`."""
+"""Agents' accounts: add them, change caps and status, find them. Every change is recorded in `cap_changes`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_AT_ONCE = 1000
 
 
 class Account(NamedTuple):
-    """An agent's account and what the ledger has of its day. Amounts are micros."""
+    """An agent's account and its figures of today. Amounts are micros."""
 
     agent: str
     status: str
@@ -44,14 +44,14 @@ def add(
     changed_by: str,
     anchors: Mapping[str, str] | None = None,
 ) -> int:
-    """Add agents with their daily caps, and identity anchors where `anchors` has one, and open today for them.
+    """Add agents with their daily caps and optional identity anchors, and open today for them.
 
-    All or none. Raises `AgentExists`, `AnchorTaken`, `InvalidInput` and `InvalidAmount`.
+    Adds all or none. Raises `AgentExists`, `AnchorTaken`, `InvalidInput` and `InvalidAmount`.
     """
     caps = {agent_id(agent): micros(cap) for agent, cap in caps.items()}
     anchors = {agent: identity_anchor(anchor) for agent, anchor in (anchors or {}).items()}
-    if others := sorted(anchors.keys() - caps.keys()):
-        raise InvalidInput(f"an identity anchor for {others[0]!r:.160}, which is not added here")
+    if unknown := sorted(anchors.keys() - caps.keys()):
+        raise InvalidInput(f"identity anchor for an agent that is not being added: {unknown[0]!r:.160}")
     now_ms = publisher.authoritative_ms()
     with ledger.writing() as connection:
         rows = [
@@ -65,37 +65,37 @@ def add(
             for agent in sorted(caps)
         ]
         statement = insert(connection.dialect.name, agent_accounts).on_conflict_do_nothing()
-        made = {
+        added = {
             agent
             for row in rows
             for agent in connection.scalars(statement.returning(agent_accounts.c.agent_account_id), [row])
         }
-        if there := sorted(set(caps) - made):
-            raise AgentExists(f"{', '.join(there[:5])}: {AgentExists.__doc__}")
+        if existing := sorted(set(caps) - added):
+            raise AgentExists(f"{', '.join(existing[:5])}: {AgentExists.__doc__}")
         connection.execute(
             sa.insert(cap_changes),
             [_change(agent, None, None, caps[agent], ACTIVE, changed_by, now_ms) for agent in sorted(caps)],
         )
-        for agent, anchor in sorted(anchors.items(), key=lambda each: each[1]):  # One order, against deadlocks.
+        for agent, anchor in sorted(anchors.items(), key=lambda each: each[1]):  # A fixed order prevents deadlocks.
             record_anchor(connection, agent, None, anchor, changed_by, now_ms)
     today = day_of(now_ms)
     return open_days(ledger, publisher, [(agent, today) for agent in caps])
 
 
 def set_cap(ledger: Ledger, publisher: CounterPublisher, agent: str, cap_micros: int, changed_by: str) -> Account:
-    """Change the agent's daily cap, from today on. A day that is over keeps its own. Raises `UnknownAgent`."""
+    """Change the agent's daily cap from today on. Past days keep their cap. Raises `UnknownAgent`."""
     return _alter(ledger, publisher, agent, {"daily_cap_micros": micros(cap_micros)}, changed_by)
 
 
 def set_status(ledger: Ledger, publisher: CounterPublisher, agent: str, status: str, changed_by: str) -> Account:
     """Pause or resume the agent. Raises `UnknownAgent`."""
     if status not in (ACTIVE, PAUSED):
-        raise InvalidInput(f"a status is {ACTIVE} or {PAUSED}, not {status!r:.40}")
+        raise InvalidInput(f"status must be {ACTIVE} or {PAUSED}, not {status!r:.40}")
     return _alter(ledger, publisher, agent, {"status": status}, changed_by)
 
 
 def changed_since(ledger: Ledger, change: int) -> tuple[int, set[str]]:
-    """The number of the last change, and the agents whose cap or status changed after number `change`."""
+    """Return the number of the last change, and the agents whose cap or status changed after number `change`."""
     columns = cap_changes.c
     statement = sa.select(columns.cap_change_id, columns.agent_account_id).where(columns.cap_change_id > change)
     with ledger.reading() as connection:
@@ -105,28 +105,28 @@ def changed_since(ledger: Ledger, change: int) -> tuple[int, set[str]]:
 
 def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict[str, Any], changed_by: str) -> Account:
     agent = agent_id(agent)
-    now_ms = publisher.authoritative_ms()  # Also of the record: an audit asks which changes were made on a day.
+    now_ms = publisher.authoritative_ms()  # Also for the record: an audit looks up the changes of a day.
     accounts, days = agent_accounts.c, daily_agent_spending.c
     with ledger.writing() as connection:
-        mine = accounts.agent_account_id == agent
-        old = connection.execute(sa.select(agent_accounts).where(mine).with_for_update()).one_or_none()
+        is_agent = accounts.agent_account_id == agent
+        old = connection.execute(sa.select(agent_accounts).where(is_agent).with_for_update()).one_or_none()
         if old is None:
             raise UnknownAgent(agent)
-        connection.execute(sa.update(agent_accounts).where(mine).values(**values, updated_at=now_ms))
+        connection.execute(sa.update(agent_accounts).where(is_agent).values(**values, updated_at=now_ms))
         cap, status = values.get("daily_cap_micros", old.daily_cap_micros), values.get("status", old.status)
         change = _change(agent, old.daily_cap_micros, old.status, cap, status, changed_by, now_ms)
         connection.execute(sa.insert(cap_changes), [change])
-        # The rows' seq rises with every change, so that no older publish can undo it in the counter.
+        # Every change raises the rows' seq, so that no older publish can undo it in the counter.
         changed = {"seq": days.seq + 1, "updated_at": now_ms}
-        first = day_of(now_ms - KEPT_DAYS * DAY_MS)  # A status is one of every day that the counter has.
+        first = day_of(now_ms - KEPT_DAYS * DAY_MS)  # A status applies to every day that the counter keeps.
         if "daily_cap_micros" in values:
             changed["cap_micros"], first = cap, day_of(now_ms)
-        these = sa.and_(days.agent_account_id == agent, days.spending_date >= first)
-        # An UPDATE locks rows in whatever order it finds them.
-        in_order = sa.select(days.spending_date).where(these).order_by(days.spending_date).with_for_update()
-        touched = list(connection.scalars(in_order))
-        connection.execute(sa.update(daily_agent_spending).where(these).values(**changed))
-        snapshots = read_snapshots(connection, [(agent, day) for day in touched])
+        is_affected = sa.and_(days.agent_account_id == agent, days.spending_date >= first)
+        # Lock in order first: an UPDATE locks rows in the order in which it finds them.
+        in_order = sa.select(days.spending_date).where(is_affected).order_by(days.spending_date).with_for_update()
+        affected = list(connection.scalars(in_order))
+        connection.execute(sa.update(daily_agent_spending).where(is_affected).values(**changed))
+        snapshots = read_snapshots(connection, [(agent, day) for day in affected])
     publisher.publish(snapshots)
     return find(ledger, publisher, [agent])[0]
 
@@ -158,9 +158,12 @@ def find(
     after: str = "",
     limit: int = _MOST_AT_ONCE,
 ) -> list[Account]:
-    """Accounts with their day, by id: those named, which must exist, or the next `limit` ids after `after`."""
+    """Return accounts with today's figures, by id: those named, or the next `limit` ids after `after`.
+
+    Raises `UnknownAgent` for a name without an account.
+    """
     if not 1 <= limit <= _MOST_AT_ONCE:
-        raise InvalidInput(f"limit is from 1 to {_MOST_AT_ONCE}")
+        raise InvalidInput(f"limit must be from 1 to {_MOST_AT_ONCE}")
     today = day_of(publisher.authoritative_ms())
     accounts, days = agent_accounts.c, daily_agent_spending.c
     statement = (

@@ -1,4 +1,4 @@
-"""An operator's requests to the ledger, answered as JSON by a worker, or by the command line itself."""
+"""Operators' requests to the ledger. A worker, or the command line itself, answers them as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Administration:
-    """Operations on one ledger. Each raises what the function that it calls raises."""
+    """Operations on one ledger. Each raises the errors of the function that it calls."""
 
     settings: Settings
     ledger: Ledger
@@ -70,7 +70,7 @@ class Administration:
 
 
 def answer(work: Callable[..., object], *args: object) -> JSON:
-    """Return the result of `work`, or its refusal in words. Raises an error that is neither daycap's nor transient."""
+    """Return the result of `work`, or the message of a daycap or transient error. Raises any other error."""
     try:
         return {"result": work(*args)}
     except DaycapError as error:
@@ -82,5 +82,5 @@ def answer(work: Callable[..., object], *args: object) -> JSON:
 
 
 def refusal(error: DaycapError) -> JSON:
-    """Return the answer that refuses."""
+    """Return the answer for a refused request."""
     return {"error": type(error).__name__, "message": str(error)}

@@ -1,4 +1,4 @@
-"""Agents' identity anchors: set once, rotated by someone. Every change is on record in `anchor_changes`."""
+"""Agents' identity anchors: set once, then rotated by an operator. Every change is recorded in `anchor_changes`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from daycap.protocol.wire import agent_id
 
 
 class AnchorSet(AgentRefused):
-    """it has another identity anchor; to change that: daycap agent anchor NAME ANCHOR --rotate"""
+    """it already has another identity anchor; to change it: daycap agent anchor NAME ANCHOR --rotate"""
 
 
 class AnchorTaken(AgentRefused):
-    """the identity anchor is or was another agent's, and an anchor is never given to another one"""
+    """the identity anchor belongs or belonged to another agent, and anchors are never reused"""
 
 
 class AnchorChange(NamedTuple):
-    """A change of an agent's identity anchor; the first has no old one. The time is the counter's, in UTC."""
+    """A change of an agent's identity anchor. The first has no old anchor. The time is the counter's, in UTC."""
 
     agent: str
     old_anchor: str | None
@@ -35,11 +35,11 @@ class AnchorChange(NamedTuple):
 def set_anchor(
     ledger: Ledger, publisher: CounterPublisher, agent: str, anchor: str, changed_by: str, rotate: bool = False
 ) -> list[AnchorChange]:
-    """Give the agent an identity anchor, or with `rotate` another one than it has. Returns what `history` returns.
+    """Set the agent's identity anchor, or replace it if `rotate`. Returns the agent's `history`.
 
-    The anchor that it has already changes nothing. Raises `AnchorSet` where it has another one and this is no
-    rotation, `AnchorTaken`, `UnknownAgent`, and `InvalidInput` for what is no anchor, for a rotation of none, and
-    where nobody is named who makes the change.
+    Does nothing if the agent has this anchor already. Raises `AnchorSet` if it has another one and `rotate` is False,
+    `AnchorTaken`, `UnknownAgent`, and `InvalidInput` for an invalid anchor, for a rotation of an agent without one,
+    and for an empty `changed_by`.
     """
     agent, anchor = agent_id(agent), identity_anchor(anchor)
     now_ms = publisher.authoritative_ms()
@@ -63,7 +63,7 @@ def record_anchor(
 ) -> None:
     """Write the change and its record, in the caller's transaction. Raises `AnchorTaken` and `InvalidInput`."""
     if not changed_by.strip():
-        raise InvalidInput("name who changes the identity anchor")
+        raise InvalidInput("say who changes the identity anchor: changed_by is empty")
     claim = insert(connection.dialect.name, identity_anchors).on_conflict_do_nothing()
     connection.execute(claim, {"identity_anchor": new_anchor, "agent_account_id": agent})
     owner = sa.select(identity_anchors.c.agent_account_id).where(identity_anchors.c.identity_anchor == new_anchor)
@@ -79,7 +79,7 @@ def record_anchor(
 
 
 def history(ledger: Ledger, agent: str) -> list[AnchorChange]:
-    """Every change of the agent's identity anchor, the oldest first. Raises `UnknownAgent`."""
+    """Return all changes of the agent's identity anchor, oldest first. Raises `UnknownAgent`."""
     agent = agent_id(agent)
     of_changes = anchor_changes.c
     statement = (

@@ -1,4 +1,4 @@
-"""Audit: hold one day's ledger and counter against promises P1, P2 and P3, and name each difference."""
+"""Audit: check one day's ledger and counter against promises P1, P2 and P3, and report each difference."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from daycap.protocol.counter import DayReading
 from daycap.settings import Settings
 
 _AT_ONCE = 500
-_LOOKS = 5
-_BETWEEN_LOOKS_S = 0.1
+_TRIES = 5
+_BETWEEN_TRIES_S = 0.1
 
 
 class Difference(NamedTuple):
-    """One thing that is not as a promise says it is."""
+    """One violation of a promise."""
 
     promise: str
     agent: str
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What an audit looked at and what it found: no differences is good."""
+    """What an audit checked and found. No differences means that every promise holds."""
 
     day: str
     agents: int
@@ -41,16 +41,16 @@ class Audit(NamedTuple):
     spent_micros: int
     uncovered_micros: int
     pruned: list[str]
-    """What the ledger no longer keeps of the day, and was therefore not compared: `leases`, `settlements`."""
+    """What was not compared, because the ledger no longer keeps it: `leases`, `settlements`."""
     differences: list[dict[str, Any]]
 
 
 def audit(ledger: Ledger, publisher: CounterPublisher, settings: Settings, day: str | None = None) -> Audit:
-    """Audit `day`, by default the counter's today. The counter is compared while its key is there.
+    """Audit `day`, by default the counter's today. The counter is compared as long as it has the day.
 
-    Of a day that is closed the lease totals may be gone, of an older one the settlements: `pruned` says so.
+    A closed day may have no lease totals any more, an older one no settlements: see `Audit.pruned`.
 
-    Raises `InvalidInput` for what is not a day and `CounterUnavailable` if the counter does not answer.
+    Raises `InvalidInput` for an invalid day and `CounterUnavailable` if the counter does not answer.
     """
     now_ms = publisher.authoritative_ms()
     day = day_of(now_ms) if day is None else day
@@ -73,7 +73,7 @@ def audit(ledger: Ledger, publisher: CounterPublisher, settings: Settings, day: 
             if "leases" not in pruned:
                 differences += _check_leases(connection, day, names)
             read.append(names)
-    # After it, not inside: a transaction in a transaction waits for itself where a pooler has one session.
+    # After the transaction, not inside it: a nested one would deadlock behind a pooler with a single session.
     for names in read:
         differences += _check_counter(ledger, publisher, day, names)
     return Audit(day, agents, count, spent, uncovered, pruned, [difference._asdict() for difference in differences])
@@ -116,7 +116,7 @@ def _sums(connection: sa.Connection, day: str, agents: list[str]) -> dict[str, A
 
 
 def _highest_caps(connection: sa.Connection, day: str, agents: list[str]) -> dict[str, int]:
-    """The highest cap that a change took an agent from or to since the day began."""
+    """Return each agent's highest cap, old or new, in the changes since the day began."""
     columns = cap_changes.c
     highest = sa.func.max(
         sa.case((columns.old_cap_micros > columns.new_cap_micros, columns.old_cap_micros), else_=columns.new_cap_micros)
@@ -132,7 +132,7 @@ def _highest_caps(connection: sa.Connection, day: str, agents: list[str]) -> dic
 def _check_cap(row: Any, highest_cap: int) -> Iterator[Difference]:
     cap = max(row.cap_micros, highest_cap)
     if row.spent_micros > cap:
-        what = "spent passes the highest cap of the day"
+        what = "spent exceeds the highest cap of the day"
         yield Difference("P1", row.agent_account_id, what, cap, row.spent_micros)
 
 
@@ -141,11 +141,11 @@ def _check_sums(row: Any, sums: Any) -> Iterator[Difference]:
     for name in ("settled_count", "spent_micros", "uncovered_micros"):
         expected = int(getattr(sums, name)) if sums is not None else 0
         if getattr(row, name) != expected:
-            yield Difference("P3", agent, f"{name} is not that of its settlements", expected, getattr(row, name))
+            yield Difference("P3", agent, f"{name} differs from its settlements", expected, getattr(row, name))
 
 
 def _check_leases(connection: sa.Connection, day: str, agents: list[str]) -> Iterator[Difference]:
-    """Each lease's totals are those of the settlements that were booked for it, each once."""
+    """Compare each lease's totals with the settlements booked for it."""
     columns = settlements.c
     drawn = sa.case((columns.actual_micros < columns.held_micros, columns.actual_micros), else_=columns.held_micros)
     booked = (
@@ -173,15 +173,15 @@ def _check_leases(connection: sa.Connection, day: str, agents: list[str]) -> Ite
 
 
 def _check_counter(ledger: Ledger, publisher: CounterPublisher, day: str, agents: list[str]) -> list[Difference]:
-    """What the counter says otherwise than the ledger, looked at more than once: days move on while they are read.
+    """Compare the counter with the ledger. A difference must persist over several tries: events settle meanwhile.
 
-    A counter is right that has reached what the ledger said before it was asked.
+    A counter that is behind the ledger is correct if it has reached the seq that the ledger had at the first try.
     """
     reached: dict[str, int] = {}
     found: list[Difference] = []
-    for look in range(_LOOKS):
-        if look:
-            time.sleep(_BETWEEN_LOOKS_S)
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_BETWEEN_TRIES_S)
         readings = dict(zip(agents, publisher.read([(agent, day) for agent in agents]), strict=False))
         with ledger.reading() as connection:
             rows = connection.execute(
@@ -202,7 +202,7 @@ def _check_counter(ledger: Ledger, publisher: CounterPublisher, day: str, agents
 
 def _differences(row: Any, reading: DayReading | None) -> Iterator[Difference]:
     if reading is None:
-        return  # Not open: nothing is lent of it, and whoever opens it takes the ledger's word.
+        return  # Not open: there are no leases, and opening it copies the ledger.
     for name in ("seq", "cap_micros", "spent_micros"):
         if getattr(reading, name) != getattr(row, name):
             yield Difference(

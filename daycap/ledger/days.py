@@ -1,8 +1,8 @@
-"""The rows of agents' days: made when they are missing, locked while they are charged.
+"""The rows of agents' days: inserted when missing, locked while they are charged.
 
-One order of locks, so that no two transactions wait for each other: accounts, days that are missing, days that exist,
-each by day and then by the agents' bytes; then leases, settlements and dead letters. A transaction that holds an
-existing day's row asks for no account and inserts no day any more.
+All transactions take locks in one order, so that none deadlock: accounts, missing days, existing days, each by day and
+then by the agents' bytes; then leases, settlements and dead letters. A transaction that has locked an existing day
+locks no account and inserts no day.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from daycap.ledger.tables import daily_agent_spending as days
 
 
 def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:
-    """The next agent-days of the days `on` after `place`, [day, agent]; none when all have been walked.
+    """Return the next agent-days of the days `on` after `place` ([day, agent]); none at the end.
 
-    `agents_after(day, agent)` finds the next agents of a day by id, some at a time.
+    `agents_after(day, agent)` returns the next agents of a day by id, a limited number at a time.
     """
     reached, last = place or ("", "")
     for day in sorted(on):
@@ -34,22 +34,22 @@ def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], lis
 
 
 def place_after(agent_days: list[AgentDay]) -> Place:
-    """Where `walk` goes on after these."""
+    """Return the place from which `walk` continues after these."""
     agent, day = agent_days[-1]
     return [day, agent]
 
 
 def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
-    """Open the books of days that have no row, under the account's cap. Returns those that this call made.
+    """Insert the missing rows with the account's cap. Returns the agent-days that this call inserted.
 
-    `now_ms` is the counter's time. An agent without an account gets none.
+    `now_ms` is the counter's time. An agent without an account gets no row.
     """
-    made: set[AgentDay] = set()
+    inserted: set[AgentDay] = set()
     for day, agents in by_day(agent_days):
         missing = set(agents).difference(connection.scalars(_PRESENT, {"day": day, "agents": agents}))
         if missing:
-            made |= _insert(connection, day, sorted(missing), now_ms)
-    return made
+            inserted |= _insert(connection, day, sorted(missing), now_ms)
+    return inserted
 
 
 def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int) -> set[AgentDay]:
@@ -67,7 +67,7 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
         )
         .where(accounts.c.agent_account_id.in_(agents))
         .order_by(in_byte_order(connection.dialect.name, accounts.c.agent_account_id))
-        .with_for_update(read=True)  # A cap that is being changed is waited for, or the row would miss it.
+        .with_for_update(read=True)  # Waits for a cap change under way; otherwise the row would miss it.
     )
     statement = (
         insert(connection.dialect.name, days)
@@ -79,7 +79,7 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
 
 
 class Numbers(NamedTuple):
-    """What a day's row says."""
+    """The numbers of a day's row."""
 
     cap_micros: int
     spent_micros: int
@@ -92,23 +92,23 @@ class Numbers(NamedTuple):
 def locked(
     ledger: Ledger, agent_days: Collection[AgentDay], now_ms: int
 ) -> Iterator[tuple[sa.Connection, dict[AgentDay, Numbers]]]:
-    """A transaction that holds the rows of these days, made where they are missing, and what they say.
+    """Begin a transaction that locks these days' rows, and return it with their numbers. Inserts missing rows.
 
-    An agent without an account has none.
+    An agent without an account has no row.
     """
     with ledger.writing() as connection:
         rows = lock(connection, agent_days)
         if len(rows) == len(agent_days):
             yield connection, rows
             return
-    # Anew: what holds rows that exist must not make others. Most batches find all of theirs.
+    # A new transaction: one that has locked existing rows must not insert others. Most batches find all their rows.
     with ledger.writing() as connection:
         insert_missing(connection, agent_days, now_ms)
         yield connection, lock(connection, agent_days)
 
 
 def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[AgentDay, Numbers]:
-    """The rows that there are, held against every other settle and cap change until the transaction ends."""
+    """Lock the existing rows against other settles and cap changes until the transaction ends; return their numbers."""
     return {
         (agent, day): Numbers(*numbers)
         for day, agents in by_day(agent_days)

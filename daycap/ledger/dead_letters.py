@@ -1,4 +1,4 @@
-"""Dead letters: what could not be settled, kept as it arrived, with its reason."""
+"""Dead letters: payloads that could not be settled, stored as they arrived, with the reason."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ logger = logging.getLogger("daycap.worker")
 LONGEST_PAYLOAD = 1_000_000
 _LONGEST_REASON = 500
 _LONGEST_EVENT = 4_000
-"""A payload that is longer is no event, and not read to find an agent's name in it."""
+"""A longer payload is not an event, so it is not searched for an agent's name."""
 _MOST_AT_ONCE = 1000
 _PREFIX = re.compile(r"[0-9a-f]{4,32}")
 
 
 class UnknownDeadLetter(Refused):
-    """there is no such dead letter; daycap dead-letters list shows them"""
+    """there is no such dead letter; list them with: daycap dead-letters list"""
 
 
 class DeadLetter(NamedTuple):
@@ -39,22 +39,22 @@ class DeadLetter(NamedTuple):
 
     @property
     def id(self) -> str:
-        """A digest of kind and payload: the same letter has the same id each time it arrives."""
+        """A digest of kind and payload, so that the same letter always has the same id."""
         return hashlib.sha256(f"{self.kind} {self.text}".encode()).hexdigest()[:32]
 
     @property
     def text(self) -> str:
-        """The payload as JSON in ASCII, the same for equal payloads, cut at a million characters."""
+        """The payload as canonical ASCII JSON, truncated to a million characters."""
         try:
             text = json.dumps(self.payload, sort_keys=True, separators=(",", ":"), default=repr)
         except (TypeError, ValueError, RecursionError):
-            # No message can bring this here; if one ever does, it must not be tried for ever.
+            # No message should cause this; if one ever does, it must not be retried forever.
             text = json.dumps(f"a {type(self.payload).__name__} that JSON cannot represent")
         return text[:LONGEST_PAYLOAD]
 
 
 class Letter(NamedTuple):
-    """A dead letter as the ledger has it; times are UTC milliseconds."""
+    """A dead letter as stored in the ledger. Times are UTC milliseconds."""
 
     id: str
     kind: str
@@ -64,11 +64,11 @@ class Letter(NamedTuple):
     first_seen_at: int
     last_seen_at: int
     payload: str | None
-    """JSON, as `DeadLetter.text` wrote it; None where only a list was asked for."""
+    """JSON, as written by `DeadLetter.text`; None in a list."""
 
 
 def store(connection: sa.Connection, letters: Iterable[DeadLetter], now_ms: int) -> None:
-    """Write the letters in the caller's transaction; one that was there before is counted once more."""
+    """Write the letters in the caller's transaction. A letter that exists already gets a higher count."""
     rows = [
         {
             "dead_letter_id": letter.id,
@@ -98,15 +98,15 @@ def store(connection: sa.Connection, letters: Iterable[DeadLetter], now_ms: int)
 
 
 def count(ledger: Ledger) -> int:
-    """How many there are."""
+    """Return the number of dead letters."""
     with ledger.reading() as connection:
         return connection.execute(sa.select(sa.func.count()).select_from(dead_letters)).scalar_one()
 
 
 def find(ledger: Ledger, kind: str | None = None, agent: str | None = None, limit: int = 50) -> list[Letter]:
-    """The letters seen last, newest first, of one kind or for one agent's money."""
+    """Return letters, most recently seen first, optionally of one kind or one agent."""
     if not 1 <= limit <= _MOST_AT_ONCE:
-        raise InvalidInput(f"limit is from 1 to {_MOST_AT_ONCE}")
+        raise InvalidInput(f"limit must be from 1 to {_MOST_AT_ONCE}")
     columns = dead_letters.c
     statement = _select(kind).order_by(columns.last_seen_at.desc(), columns.dead_letter_id).limit(limit)
     if agent is not None:
@@ -119,21 +119,21 @@ def find(ledger: Ledger, kind: str | None = None, agent: str | None = None, limi
 
 
 def get(ledger: Ledger, prefix: str) -> Letter:
-    """The one letter whose id begins so. Raises `UnknownDeadLetter`, `InvalidInput` if several do."""
+    """Return the letter whose id starts with `prefix`. Raises `UnknownDeadLetter`, `InvalidInput` if several do."""
     with ledger.reading() as connection:
         (letter_id,) = _resolve(connection, [prefix])
         return get_all(connection, [letter_id])[0]
 
 
 def get_all(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Letter]:
-    """Letters with their payloads, by id; those that are gone are left out. `lock`: they are about to be deleted."""
+    """Return the letters that still exist, with payloads, by id. `lock` them if they are about to be deleted."""
     columns = dead_letters.c
     statement = sa.select(dead_letters).where(columns.dead_letter_id.in_(ids)).order_by(columns.dead_letter_id)
     return [_letter(row) for row in connection.execute(statement.with_for_update() if lock else statement)]
 
 
 def next_ids(ledger: Ledger, kind: str | None, after: str, limit: int) -> list[str]:
-    """The next ids after `after`, in order."""
+    """Return the next ids after `after`, in order."""
     column = dead_letters.c.dead_letter_id
     with ledger.reading() as connection:
         statement = _select(kind).with_only_columns(column).where(column > after).order_by(column).limit(limit)
@@ -141,22 +141,22 @@ def next_ids(ledger: Ledger, kind: str | None, after: str, limit: int) -> list[s
 
 
 def resolve(ledger: Ledger, prefixes: Iterable[str]) -> list[str]:
-    """The ids that begin so, one each. Raises `UnknownDeadLetter`, `InvalidInput` if several do."""
+    """Return the id for each prefix. Raises `UnknownDeadLetter`, and `InvalidInput` for an ambiguous prefix."""
     with ledger.reading() as connection:
         return _resolve(connection, prefixes)
 
 
 def remove(ledger: Ledger, letter_id: str) -> None:
-    """Delete a letter whose event is settled now."""
+    """Delete a letter whose event has been settled."""
     with ledger.writing() as connection:
         connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id == letter_id))
 
 
 def drop(ledger: Ledger, prefixes: Iterable[str], dropped_by: str) -> list[str]:
-    """Delete letters for good, all or none. Returns their ids; who did it, and what was lost, is in the log."""
+    """Delete letters permanently, all or none. Logs the payloads and who dropped them. Returns their ids."""
     with ledger.writing() as connection:
         ids = _resolve(connection, prefixes)
-        dropped = get_all(connection, ids, lock=True)  # In the order in which `store` writes them.
+        dropped = get_all(connection, ids, lock=True)  # Locked in the order in which `store` writes.
         connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id.in_(ids)))
     for letter in dropped:
         logger.warning(
@@ -174,7 +174,7 @@ def _select(kind: str | None) -> sa.Select[Any]:
     if kind is None:
         return sa.select(dead_letters)
     if kind not in list(Kind):
-        raise InvalidInput(f"a kind is one of {', '.join(Kind)}")
+        raise InvalidInput(f"kind must be one of {', '.join(Kind)}")
     return sa.select(dead_letters).where(dead_letters.c.kind == kind)
 
 
@@ -183,16 +183,16 @@ def _resolve(connection: sa.Connection, prefixes: Iterable[str]) -> list[str]:
     ids: dict[str, None] = {}
     prefixes = list(prefixes)
     if len(prefixes) > _MOST_AT_ONCE:
-        raise InvalidInput(f"{len(prefixes):,} dead letters; at most {_MOST_AT_ONCE:,} are named at once")
+        raise InvalidInput(f"{len(prefixes):,} dead letters named; at most {_MOST_AT_ONCE:,} are allowed at once")
     for prefix in prefixes:
         if not _PREFIX.fullmatch(prefix):
-            raise InvalidInput(f"not the beginning of a dead letter's id, 4 to 32 of 0-9 a-f: {prefix[:40]!r}")
-        # By the key: LIKE reads the whole table. "g" follows all digits that an id has.
+            raise InvalidInput(f"not the start of a dead letter's id (4 to 32 hex digits): {prefix[:40]!r}")
+        # A range of the key: LIKE would read the whole table. "g" sorts after every hex digit.
         found = list(connection.scalars(sa.select(column).where(column >= prefix, column < f"{prefix}g").limit(2)))
         if not found:
             raise UnknownDeadLetter(f"{prefix}: {UnknownDeadLetter.__doc__}")
         if len(found) > 1:
-            raise InvalidInput(f"{prefix}: several dead letters begin so; give more of the id")
+            raise InvalidInput(f"{prefix}: several dead letters start with this; give more of the id")
         ids[found[0]] = None
     return list(ids)
 

@@ -1,4 +1,4 @@
-"""Without Redis but with a ledger: the counter is in memory, and what is settled is read from the ledger."""
+"""The counter of a set-up with a ledger but no Redis: in memory, with settled spending read from the ledger."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from daycap.protocol.counter import LeaseTerms, SyncReply, SyncRequest
 
 
 class LedgerFollower(MemoryCounter):
-    """A counter in memory, for one process, that opens and warms itself from the ledger that it reads.
+    """An in-memory counter for one process, which opens days and updates itself from the ledger.
 
-    Each sync that needs no money (renewals, and the polls of a flush) reads the ledger first, as each publish
-    of a worker would have told it.
+    Every sync that needs no money (renewals, and the polls of a flush) reads the ledger first. With Redis, a worker's
+    publish would update the counter instead.
     """
 
     immediate = False
@@ -35,7 +35,7 @@ class LedgerFollower(MemoryCounter):
             try:
                 snapshots = self._reader.snapshots(list(stale))
             except LedgerUnavailable as error:
-                raise CounterUnavailable(f"the counter follows the ledger, but {error}") from error
-            # One process made every lease that there is: it needs no fence.
+                raise CounterUnavailable(f"cannot update the counter: {error}") from error
+            # This process created every existing lease, so no fence is needed.
             self.publish(snapshots, self._terms, first_until_ms=self.now_ms() + 1000)
         return super().sync(requests)

@@ -1,7 +1,7 @@
-"""Decides who lends from a SQLite ledger: one embedded wallet or any number of workers, never both.
+"""The lock of a SQLite ledger: either one embedded wallet or any number of workers may lend from it.
 
-The lock is `flock` on a file beside the ledger. The kernel frees it however its holder ends, kill -9 included. The
-file stays: a process that waits for a removed lock would not see the next holder. Readers take no lock.
+It is an `flock` on a file beside the ledger. The kernel releases it however the holder ends, even by kill -9. The lock
+file is never removed: a process that waits for a removed file would not see the next holder. Readers take no lock.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LONGEST_NOTE = 300
 
 
 class LedgerInUse(InvalidSetting):
-    """another process lends from this ledger"""
+    """another process is using this ledger"""
 
 
 def sqlite_file(url: str) -> Path | None:
-    """Return the file of a SQLite ledger, absolute and without symlinks; None if `url` names no plain file."""
+    """Return the file of a SQLite ledger, absolute and without symlinks; None if `url` does not name a plain file."""
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
@@ -38,7 +38,7 @@ def sqlite_file(url: str) -> Path | None:
 
 
 class LedgerLock:
-    """The lock beside the ledger in `file`: for one wallet alone, or `shared` by workers. Used under one other lock."""
+    """The lock of the ledger in `file`: exclusive for a wallet, `shared` for workers. Not thread-safe."""
 
     def __init__(self, file: Path, *, shared: bool = False) -> None:
         self._file = file
@@ -72,7 +72,7 @@ class LedgerLock:
         return True
 
     def release(self) -> None:
-        """Let go of the lock. In a forked child this closes the inherited descriptor; the parent keeps the lock."""
+        """Release the lock. In a forked child this closes the inherited descriptor; the parent keeps the lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)  # Not LOCK_UN, which would free it for the parent too.
@@ -84,28 +84,28 @@ class LedgerLock:
         except OSError as error:
             if error.errno != errno.EROFS or not self._path.exists():
                 raise
-        # The disk may be read-only for a while. The lock needs no writing, and holds when the disk is back.
+        # The disk may be read-only for a while. flock needs no write access, and the lock stays when the disk recovers.
         return os.open(self._path, os.O_RDONLY | flags)
 
     def _is_mine(self, descriptor: int) -> bool:
-        """Whether the path still names the locked file."""
+        """Return whether the path still names the locked file."""
         try:
             return os.path.samestat(os.fstat(descriptor), self._path.stat())
         except OSError:
             return False
 
     def _sign(self, descriptor: int) -> None:
-        """Write down who holds the lock. Of several workers the last one to start is named."""
+        """Write the holder into the file. With several workers it names the last one that started."""
         kind = "a worker" if self._shared else "a wallet"
-        with suppress(OSError):  # A full disk; the lock holds anyway.
+        with suppress(OSError):  # The disk may be full; the lock holds anyway.
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{kind} (process {os.getpid()} on {socket.gethostname()})\n".encode(), 0)
 
     def _refusal(self, holder: str) -> str:
-        said = f"the ledger {self._file} is in use by {holder or 'another process'}"
+        in_use = f"the ledger {self._file} is in use by {holder or 'another process'}"
         if self._shared:
-            return f"{said}: stop that program and restart it with DAYCAP_REDIS_URL and DAYCAP_BROKER_URL"
+            return f"{in_use}: stop that program and restart it with DAYCAP_REDIS_URL and DAYCAP_BROKER_URL"
         return (
-            f"{said}; without Redis only one process can lend from it: stop that one, or set DAYCAP_REDIS_URL and "
+            f"{in_use}; without Redis only one process can lend from it: stop that one, or set DAYCAP_REDIS_URL and "
             "DAYCAP_BROKER_URL and start a worker to share budgets among processes"
         )

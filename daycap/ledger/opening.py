@@ -1,4 +1,4 @@
-"""Open: make the books of agents' days and tell the counter, one agent at a request or all before midnight."""
+"""Open agents' days: insert their rows and publish them, for one agent on request or for all before midnight."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ _AGENTS_AT_ONCE = 1000
 
 
 def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[AgentDay]) -> int:
-    """Open the days that are not yet, in one transaction, and publish them. Returns how many were new.
+    """Open the days that are not open yet, in one transaction, and publish all. Returns how many were new.
 
-    Only the call that inserts a day's row may open the counter without a fence: nobody can hold a lease of it. Where
-    another one's publish overtakes it, the fence that was raised falls when it comes.
+    Only the call that inserts a day's row may open the counter without a fence, because no lease of that day can exist
+    yet. If another call's publish arrives first and raises a fence, this call's publish removes it.
     """
     wanted = sorted(set(agent_days))
     opened_at_ms = publisher.now_ms()
     now_ms = publisher.last_heard_ms() if opened_at_ms is None else opened_at_ms
     with ledger.writing() as connection:
-        made = days.insert_missing(connection, wanted, now_ms)
-    # Read by itself: the rows are not locked here, and several statements must see one state of them.
+        inserted = days.insert_missing(connection, wanted, now_ms)
+    # In a reading transaction: the rows are not locked, and several statements must see one state of them.
     with ledger.reading() as connection:
         snapshots = read_snapshots(connection, wanted)
-    publisher.publish([s for s in snapshots if (s.agent, s.day) in made], opened_at_ms=opened_at_ms)
-    publisher.publish([s for s in snapshots if (s.agent, s.day) not in made])
-    return len(made)
+    publisher.publish([s for s in snapshots if (s.agent, s.day) in inserted], opened_at_ms=opened_at_ms)
+    publisher.publish([s for s in snapshots if (s.agent, s.day) not in inserted])
+    return len(inserted)
 
 
 def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day: str) -> int:
-    """What a runner asks for when the counter answers NOT_OPEN. Days that are not now are left alone.
+    """Open a day for a runner whose counter answered NOT_OPEN. Only yesterday, today and tomorrow can be opened.
 
-    An agent that has no account is published as unknown, so that the runner need not wait. Raises `InvalidInput`.
+    An agent without an account is published as unknown, so that the runner does not wait. Raises `InvalidInput`.
     """
     agent_id(agent)
     now_ms = publisher.authoritative_ms()
@@ -57,9 +57,9 @@ def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day
 
 
 def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int, place: Place) -> Slice:
-    """A step of opening today and what begins within `ahead_ms` for every active agent. Counts `opened`.
+    """Open today and the day that begins within `ahead_ms` for every active agent. One step; counts `opened`.
 
-    Safe to run twice at once, late, and from the beginning: it looks for what is missing.
+    Safe to run late, twice at once, or again from the beginning: it opens only what is missing.
     """
     now_ms = publisher.authoritative_ms()
     on = {day_of(now_ms), day_of(now_ms + ahead_ms)}
@@ -70,7 +70,7 @@ def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int, place: 
 
 
 def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:
-    """The next active agents, by id, whose `day` has no row yet."""
+    """Return the next active agents, by id, without a row for `day`."""
     spending = daily_agent_spending
     has_row = sa.exists().where(
         spending.c.agent_account_id == accounts.c.agent_account_id, spending.c.spending_date == day

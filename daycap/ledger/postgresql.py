@@ -1,7 +1,7 @@
-"""Connecting to PostgreSQL: what the ledger's URL may set, and connections that work through a pooler.
+"""Connects to PostgreSQL: checks the parameters in the ledger's URL, and works through a pooler.
 
-A pooler in transaction mode (pgbouncer) runs each transaction on whichever server session is free. So nothing may
-belong to a session: no prepared statements, no `SET` that outlives its transaction, no start-up options of ours.
+A pooler in transaction mode (pgbouncer) runs each transaction on any free server session. So daycap uses nothing that
+belongs to a session: no prepared statements, no `SET` that outlives its transaction, no start-up options of its own.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _NOWHERE = "/nowhere/daycap"
 def postgresql_engine(
     url: URL, *, defaults: Mapping[str, Any], fixed: Mapping[str, Any], timeouts_s: Mapping[str, float], **options: Any
 ) -> Engine:
-    """An engine for the ledger at `url`; `options` are SQLAlchemy's.
+    """Return an engine for the ledger at `url`; `options` go to SQLAlchemy.
 
-    `defaults` are libpq's parameters unless the URL sets them, `fixed` those that it cannot change. `timeouts_s`
-    (`lock_timeout`, `statement_timeout`) hold in each transaction and end with it. Raises `InvalidSetting` for a
-    parameter in the URL that is unknown, or whose value is not one of its kind.
+    `defaults` are libpq parameters that the URL may override, `fixed` those that it may not. `timeouts_s`
+    (`lock_timeout`, `statement_timeout`) are set in each transaction and end with it. Raises `InvalidSetting` for an
+    unknown parameter in the URL, or an invalid value.
     """
     import sqlalchemy as sa  # noqa: PLC0415  (an extra)
 
@@ -45,7 +45,7 @@ def postgresql_engine(
         url.set(drivername="postgresql+psycopg", query={n: v for n, v in url.query.items() if n in ("host", "port")}),
         connect_args={_PREPARE: None, **defaults, **given, **fixed},
         pool_pre_ping=True,
-        use_native_hstore=False,  # Saves a question to the server about a type that the ledger does not use.
+        use_native_hstore=False,  # Saves a query about a type that the ledger does not use.
         **options,
     )
     limits = "SELECT " + ", ".join(f"set_config('{name}', '{s * 1000:g}ms', true)" for name, s in timeouts_s.items())
@@ -53,8 +53,8 @@ def postgresql_engine(
     def begin(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
         if driver.read_only is False:
-            # What SQLAlchemy leaves after a read-only transaction. It means READ WRITE, also where the database's
-            # owner made that read-only for want of space.
+            # SQLAlchemy leaves False after a read-only transaction. It would begin the next one READ WRITE, even if
+            # the database's owner made the database read-only to save space.
             driver.read_only = None
         connection.exec_driver_sql(limits)
 
@@ -65,7 +65,7 @@ def postgresql_engine(
 
 
 def _given(url: URL) -> dict[str, Any]:
-    """What the URL's query sets besides hosts and ports, as psycopg takes it."""
+    """Return the parameters in the URL's query, without hosts and ports, as psycopg accepts them."""
     try:
         from psycopg import conninfo, pq  # noqa: PLC0415  (an extra)
     except ImportError as error:
@@ -75,7 +75,7 @@ def _given(url: URL) -> dict[str, Any]:
     for name, value in url.query.items():
         if name in ("host", "port"):
             continue
-        # Psycopg takes more names than libpq: `autocommit` would take every transaction apart.
+        # Psycopg accepts more names than libpq: `autocommit` would break every transaction.
         if name not in known and name != _PREPARE:
             raise InvalidSetting(f"DAYCAP_LEDGER_URL: PostgreSQL has no connection parameter {name}")
         if name in _REFUSED:
@@ -85,8 +85,8 @@ def _given(url: URL) -> dict[str, Any]:
         given[name] = _typed(name, value)
     texts = {name: value for name, value in given.items() if isinstance(value, str) and name != "hostaddr"}
     tried = pq.PGconn.connect_start(conninfo.make_conninfo(**{**texts, "host": _NOWHERE}).encode())
-    if _NOWHERE not in (said := tried.get_error_message()):
-        raise InvalidSetting(f"DAYCAP_LEDGER_URL: {said.strip()}")
+    if _NOWHERE not in (message := tried.get_error_message()):
+        raise InvalidSetting(f"DAYCAP_LEDGER_URL: {message.strip()}")
     return given
 
 
@@ -98,24 +98,24 @@ def _typed(name: str, value: str) -> str | int | None:
     if not (value.isascii() and value.isdigit() and len(value) < 8):
         unit = " of seconds" if name in _SECONDS else ""
         none = ", or none" if name == _PREPARE else ""
-        raise InvalidSetting(f"DAYCAP_LEDGER_URL: {name} is a whole number{unit}{none}, not {value!r:.40}")
+        raise InvalidSetting(f"DAYCAP_LEDGER_URL: {name} must be a whole number{unit}{none}, not {value!r:.40}")
     return int(value)
 
 
 def _check_options(connection: Any, names: list[str]) -> None:
-    """Refuse a pooler that drops the URL's options: without its search_path a worker may find another ledger."""
+    """Reject a pooler that drops the URL's options: without its search_path a worker might use another ledger."""
     from sqlalchemy.exc import InvalidRequestError  # noqa: PLC0415  (an extra)
 
-    said = "SELECT name FROM pg_catalog.pg_settings WHERE source = 'client'"
-    found = {row[0].lower() for row in connection.execute(said)}
+    statement = "SELECT name FROM pg_catalog.pg_settings WHERE source = 'client'"
+    found = {row[0].lower() for row in connection.execute(statement)}
     connection.rollback()
     if lost := [name for name in names if name.lower().replace("-", "_") not in found]:
         raise InvalidRequestError(
-            f"the options of DAYCAP_LEDGER_URL did not reach PostgreSQL ({', '.join(lost)}): a pooler drops them; "
+            f"the options of DAYCAP_LEDGER_URL did not reach PostgreSQL ({', '.join(lost)}): a pooler dropped them; "
             "set them for the role instead: ALTER ROLE ... SET ..."
         )
 
 
 def reason(error: BaseException) -> str:
-    """The database's error in its own words, without the statement and its parameters."""
+    """Return the database's own message, without the statement and its parameters."""
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Publish: warm the counter with what the ledger says. A counter that is away never fails the caller."""
+"""Publish: copy the ledger's state to the counter. An unavailable counter never fails the caller."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from daycap.protocol.counter import Counter, DayReading, DaySnapshot, LeaseTerms
 logger = logging.getLogger("daycap.worker")
 
 _FIRST_FOR_MS = 10_000
-"""How long after it was read the counter's time lets a new day be opened without a fence: longer than a
-transaction of the ledger, far shorter than the lives of a counter between two losses of its data."""
+"""How long after the counter's time was read a new day may be opened without a fence: longer than a ledger
+transaction, much shorter than the time between two data losses of a counter."""
 
 
 class CounterPublisher:
-    """Publishes ledger snapshots to `counter`, or nowhere in a set-up without one."""
+    """Publishes ledger snapshots to `counter`, or nowhere if the set-up has no counter."""
 
     def __init__(self, counter: Counter | None, terms: LeaseTerms) -> None:
         self.counter = counter
@@ -25,7 +25,7 @@ class CounterPublisher:
         self._clock_offset_ms: int | None = None
 
     def now_ms(self) -> int | None:
-        """The counter's clock; None if it does not answer, or if there is none."""
+        """Return the counter's time; None if it does not answer, or there is no counter."""
         if self.counter is None:
             return None
         try:
@@ -35,12 +35,12 @@ class CounterPublisher:
             return None
 
     def authoritative_ms(self) -> int:
-        """The time that days are decided by: the counter's, as asked now or else as last heard."""
+        """Return the time that decides which day it is: the counter's, or an estimate if it does not answer."""
         now_ms = self.now_ms()
         return self.last_heard_ms() if now_ms is None else now_ms
 
     def last_heard_ms(self) -> int:
-        """The counter's clock by its last answer, without asking; this host's if it has never answered."""
+        """Return the counter's time, estimated from its last answer; the host's time if it has never answered."""
         if self._clock_offset_ms is None:
             return wall_ms()
         return _boot_ms() + self._clock_offset_ms
@@ -52,7 +52,7 @@ class CounterPublisher:
     def publish(
         self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
     ) -> list[PublishReply | None]:
-        """Publish in one round trip; logs and counts instead of raising when the counter does not answer.
+        """Publish in one round trip. Logs and counts a failure of the counter instead of raising.
 
         `opened_at_ms`: the counter's time, read before the transaction that inserted these days' rows.
         """
@@ -60,7 +60,7 @@ class CounterPublisher:
             return []
         first_until_ms = 0
         if opened_at_ms is not None:
-            # Within the shortest life of a fence: no fence that was raised since can have come and gone.
+            # Shorter than any fence lasts, so no fence can have been raised and lifted since then.
             first_until_ms = opened_at_ms + min(_FIRST_FOR_MS, self._terms.ttl_ms + self._terms.guard_ms)
         try:
             replies = self.counter.publish(
@@ -76,7 +76,7 @@ class CounterPublisher:
         return replies
 
     def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
-        """What the counter says of the days. Raises `CounterUnavailable`."""
+        """Return the counter's reading of each day. Raises `CounterUnavailable`."""
         return [] if self.counter is None else self.counter.read(agent_days)
 
     def _note_failure(self, count: int, error: CounterUnavailable) -> None:
@@ -84,14 +84,14 @@ class CounterPublisher:
         logger.warning("%d days were not published; the next publish or reconcile will publish them: %s", count, error)
 
     def _note_reply(self, snapshot: DaySnapshot, reply: PublishReply) -> None:
-        """Log what an operator should know of a publish."""
+        """Log what an operator should know about a publish."""
         if reply.opened and reply.fenced:
             logger.warning("agent %s on %s: opened behind a fence", snapshot.agent, snapshot.day)
         if reply.given_up_micros:
             logger.warning("agent %s on %s: gave up %d micros", snapshot.agent, snapshot.day, reply.given_up_micros)
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         if self.counter is not None:
             self.counter.close()
 

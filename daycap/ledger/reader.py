@@ -1,6 +1,6 @@
-"""A read-only view of the ledger for runners: the second tier of reading. Never writes.
+"""A read-only view of the ledger for runners: the second tier of reads.
 
-Needs SQLAlchemy (`pip install "daycap[ledger]"`), which is only imported when a ledger URL is given.
+Needs SQLAlchemy (`pip install "daycap[ledger]"`), which is imported only if a ledger URL is set.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _TIMEOUT_S = 2
 
 
 class LedgerReader:
-    """A reader's own door to the ledger at `url`. Raises `LedgerUnavailable`, never changes anything."""
+    """Reads the ledger at `url` on connections of its own. Raises `LedgerUnavailable`; never writes."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._engine: Engine | None = read_only_engine(url)
         self._inherited: list[Engine] = []
-        # Imported here, not in a thread that asks: a child forked meanwhile would inherit a module's lock for ever.
+        # Import here, not in a reading thread: a child forked during the import would inherit its lock forever.
         from daycap.ledger.snapshots import read_snapshots  # noqa: PLC0415  (it needs SQLAlchemy, an extra)
         from daycap.ledger.tables import agent_accounts  # noqa: PLC0415
 
@@ -38,12 +38,12 @@ class LedgerReader:
         self._accounts = agent_accounts.c
 
     def snapshots(self, agent_days: Sequence[tuple[str, str]]) -> list[DaySnapshot]:
-        """See `daycap.ledger.snapshots`; one transaction."""
+        """See `daycap.ledger.snapshots.read_snapshots`. One transaction."""
         with self._reading() as connection:
             return self._read_snapshots(connection, agent_days)
 
     def anchor_of(self, agent: str) -> str | None:
-        """The agent's identity anchor; None where it has none. Raises `UnknownAgent` too."""
+        """Return the agent's identity anchor; None if it has none. Also raises `UnknownAgent`."""
         import sqlalchemy as sa  # noqa: PLC0415  (an extra)
 
         accounts = self._accounts
@@ -69,23 +69,23 @@ class LedgerReader:
             raise LedgerUnavailable(f"the ledger did not answer: {reason(error)}") from error
 
     def forget(self) -> None:
-        """In a forked child: leave the parent's connections alone, neither closed nor collected.
+        """Set the parent's connections aside in a forked child, neither closed nor garbage-collected.
 
-        The next engine is made when it is needed. Python loses a signal's exception while it runs the hooks of a fork,
-        so that they must be quick.
+        The next read creates a new engine. Fork hooks must be quick: Python loses the exception of a signal that
+        arrives while they run.
         """
         if self._engine is not None:
             self._inherited.append(self._engine)
         self._engine = None
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         if self._engine is not None:
             self._engine.dispose()
 
 
 def read_only_engine(url: str) -> Engine:
-    """An engine for the ledger at `url` that cannot change it, or make one. Raises `InvalidSetting`."""
+    """Return an engine that can neither change nor create the ledger at `url`. Raises `InvalidSetting`."""
     try:
         import sqlalchemy as sa  # noqa: PLC0415
     except ImportError as error:
@@ -98,19 +98,19 @@ def read_only_engine(url: str) -> Engine:
         path = Path(parsed.database or "").absolute()
 
         def connect() -> Any:
-            # Opened for reading only: a mistyped path must not make an empty ledger.
+            # Read-only: a mistyped path must not create an empty ledger.
             file = f"file:{quote(str(path))}?mode=ro"
             return sqlite3.connect(file, uri=True, timeout=_TIMEOUT_S, check_same_thread=False, isolation_level=None)
 
         engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
-        # The driver itself begins no transaction for a SELECT, and each would see another state of the ledger.
+        # The driver begins no transaction for a SELECT, so each one would see a different state of the ledger.
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         return engine
     if parsed.get_backend_name() in SCHEMES:
         return postgresql_engine(
             parsed,
             defaults={},
-            # Whatever the URL says: neither a lost server nor a lock must hold a reserve up.
+            # The URL cannot change these: neither a lost server nor a lock may delay a reserve.
             fixed={"connect_timeout": _TIMEOUT_S, "tcp_user_timeout": _TIMEOUT_S * 1000},
             timeouts_s={"lock_timeout": _TIMEOUT_S, "statement_timeout": _TIMEOUT_S},
             isolation_level="REPEATABLE READ",

@@ -1,4 +1,4 @@
-"""Retention: when a day's books are closed, and when what is old leaves the ledger. All derived from dates."""
+"""Retention: when a day's books are closed, and when old rows are deleted. Derived from dates alone."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_total
 from daycap.settings import Settings
 
 _AT_ONCE = 1000
-"""Rows a transaction: some hundredths of a second in which nothing can be settled."""
+"""Rows per transaction, which takes some hundredths of a second and blocks settling on SQLite."""
 
 
 class OpenDays(NamedTuple):
-    """The first and the last day that may be charged."""
+    """The first and last day that can be charged."""
 
     oldest: str
     newest: str
 
 
 def open_days(settings: Settings, now_ms: int) -> OpenDays:
-    """The days that are charged at `now_ms`, the counter's time: every day before them is closed.
+    """Return the days that can be charged at `now_ms`, the counter's time. Every day before them is closed.
 
-    A day more than there is: the counter's time is known by its last answer, and a good event is not turned away.
+    Includes tomorrow: `now_ms` may be an estimate, and a valid event must not be rejected.
     """
     return OpenDays(day_of(now_ms - settings.close_after_days * DAY_MS), day_of(now_ms + DAY_MS))
 
 
 def kept_days(settings: Settings, now_ms: int) -> OpenDays:
-    """The days that an operator may have charged, closed or not: whether an event was settled is still known."""
+    """Return the days that an operator may still charge, even closed ones: their settlements reveal duplicates."""
     return OpenDays(day_of(now_ms - settings.retention_days * DAY_MS), day_of(now_ms + DAY_MS))
 
 
 def prune(ledger: Ledger, settings: Settings, now_ms: int, _place: Place) -> Slice:
-    """A step of deleting what is past its time, in one short transaction. Counts the rows of each table.
+    """Delete expired rows in one short transaction. One step; counts the rows of each table.
 
-    Lease totals go when their day is closed: the counter has forgotten it. Settlements and dead letters go after
-    `retention_days`, what was spent on a day after `books_days`. Accounts and their changes stay for ever.
-    Safe to run twice at once, and late.
+    Lease totals are deleted when their day is closed, because the counter has forgotten it by then. Settlements and
+    dead letters are deleted after `retention_days`, days after `books_days`. Accounts and their changes are kept
+    forever. Safe to run late, or twice at once.
     """
     open_day, kept_day = open_days(settings, now_ms).oldest, kept_days(settings, now_ms).oldest
     books_day = day_of(now_ms - settings.books_days * DAY_MS)
@@ -58,9 +58,9 @@ def prune(ledger: Ledger, settings: Settings, now_ms: int, _place: Place) -> Sli
 
 def _delete_some(ledger: Ledger, table: sa.Table, is_old: sa.ColumnElement[bool]) -> int:
     key = sa.tuple_(*table.primary_key) if len(table.primary_key) > 1 else next(iter(table.primary_key))
-    # What somebody else has locked is left for the next time: nothing is waited for while rows are held.
+    # Skip rows that others have locked: never wait while holding locks. The next run deletes them.
     some = sa.select(*table.primary_key).where(is_old).limit(_AT_ONCE).with_for_update(skip_locked=True)
-    with ledger.reading() as connection:  # Whether there is any is looked up without the lock of a writer.
+    with ledger.reading() as connection:  # Check without the write lock whether there is anything to delete.
         if connection.execute(sa.select(*table.primary_key).where(is_old).limit(1)).first() is None:
             return 0
     with ledger.writing() as connection:

@@ -1,4 +1,4 @@
-"""Settle: charge a batch of finalize events to the ledger, each once and none past its day's cap."""
+"""Settle: charge a batch of finalize events to the ledger, each exactly once and never past its day's cap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from daycap.protocol.wire import FinalizeEvent
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: counts of events, micros, and the days as they are now, to be published."""
+    """The outcome of a batch: counts of events, micros, and snapshots of the changed days to publish."""
 
     settled: int = 0
     duplicates: int = 0
@@ -35,7 +35,7 @@ class Outcome:
     snapshots: list[DaySnapshot] = field(default_factory=list)
 
     def add(self, other: Outcome) -> None:
-        """Take in what became of another batch, settled after this one."""
+        """Add the outcome of another batch that was settled after this one."""
         self.settled += other.settled
         self.duplicates += other.duplicates
         self.charged_micros += other.charged_micros
@@ -48,10 +48,10 @@ class Outcome:
 def settle(ledger: Ledger, payloads: Sequence[object], open_days: OpenDays) -> Outcome:
     """Settle `payloads` (events as they came from the queue) in one transaction, and commit it.
 
-    An event of a day outside `open_days` becomes a dead letter; pass `retention.kept_days` to charge closed days too.
-    What cannot be settled becomes a dead letter in the same transaction. If the ledger refuses the batch, each
-    event is tried alone, so that one bad event never holds up the others. Raises the database's error where
-    only time can help (`daycap.ledger.engine.is_transient`); then nothing was settled and all may be sent again.
+    An event that cannot be settled becomes a dead letter in the same transaction, for example one of a day outside
+    `open_days`; pass `retention.kept_days` to charge closed days too. If the ledger rejects the batch, each event is
+    tried alone, so that one bad event never blocks the others. Raises the database's error if it is transient
+    (`daycap.ledger.engine.is_transient`). Then the whole batch can be settled again.
     """
     try:
         return _settle_batch(ledger, payloads, open_days)
@@ -75,7 +75,7 @@ def _settle_alone(ledger: Ledger, payload: object, open_days: OpenDays) -> Outco
 
 
 def keep(ledger: Ledger, letter: DeadLetter) -> Outcome:
-    """Store what is not even a batch of events, in a transaction of its own."""
+    """Store a dead letter in a transaction of its own."""
     with ledger.writing() as connection:
         store(connection, [letter], wall_ms())
     return Outcome(dead_letters=[letter])
@@ -107,7 +107,7 @@ class _Lease:
     changed: bool = False
 
     def add(self, event: FinalizeEvent) -> None:
-        # Costs that no cap bounds stop at the largest amount instead of making the ledger refuse the row.
+        # No cap limits these costs. Clamp them to the largest amount, or the ledger rejects the row.
         self.drawn_micros = min(MAX_MICROS, self.drawn_micros + event.drawn_micros)
         self.events += 1
         self.last_event = max(self.last_event, event.event)
@@ -116,7 +116,7 @@ class _Lease:
 
 @dataclass(slots=True)
 class _Book:
-    """An agent's day: its row, locked, so that what is added up here is what the ledger will have."""
+    """An agent's day. Its row is locked, so that the sums here are those that the ledger will have."""
 
     agent: str
     day: str
@@ -130,7 +130,7 @@ class _Book:
     changed: bool = False
 
     def charge(self, event: FinalizeEvent) -> int:
-        """Add the event; what is charged for it, never more than is left of the cap."""
+        """Add the event. Returns the charge, which is at most what is left of the cap."""
         charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))
         self.spent_micros += charge
         self.uncovered_micros = min(MAX_MICROS, self.uncovered_micros + event.actual_micros - charge)
@@ -140,7 +140,7 @@ class _Book:
         return charge
 
     def row(self, now_ms: int) -> tuple[object, ...]:
-        """The day's row, in the order of its columns."""
+        """Return the day's row, in the order of its columns."""
         return (
             self.agent,
             self.day,
@@ -153,7 +153,7 @@ class _Book:
         )
 
     def snapshot(self) -> DaySnapshot:
-        """The day as this transaction leaves it."""
+        """Return the day as this transaction leaves it."""
         leases = [
             LeaseTotals(lease, each.drawn_micros, each.events, each.last_event) for lease, each in self.leases.items()
         ]
@@ -180,10 +180,10 @@ def _decode(payloads: Sequence[object], open_days: OpenDays, dead: list[DeadLett
 
 
 def _books(connection: sa.Connection, rows: dict[AgentDay, days.Numbers]) -> dict[AgentDay, _Book]:
-    """The days' rows, which are locked, with what belongs to them."""
+    """Return the days of the locked rows, with their status and leases."""
     books = {where: _Book(*where, *row) for where, row in rows.items()}
     for day, agents in by_day(books):
-        # Read after the rows were locked: a status that is being changed has been waited for.
+        # Read after locking the rows, which waits for a status change under way.
         for agent, status in connection.execute(_STATUS, {"agents": agents}):
             books[agent, day].status = status
         for agent, lease, *totals in connection.execute(_LEASES, {"day": day, "agents": agents}):
@@ -223,7 +223,7 @@ def _with_own_lease(
     books: dict[AgentDay, _Book],
     outcome: Outcome,
 ) -> list[FinalizeEvent]:
-    """A lease belongs to the agent and day that the ledger first saw it with."""
+    """Reject events whose lease belongs to another agent or day: the first one that the ledger saw it with."""
     unknown = [event for event in events if event.lease not in books[event.agent, event.day].leases]
     owner = _owners(connection, unknown) if unknown else {}
     for lease, where in owner.items():
@@ -240,9 +240,9 @@ def _with_own_lease(
 
 
 def _owners(connection: sa.Connection, events: list[FinalizeEvent]) -> dict[str, AgentDay]:
-    """Whose the events' leases are: whoever's they were before, else the first one's here, in the ledger too."""
+    """Return the agent and day of each event's lease. A new lease gets those of its first event, in the ledger too."""
     first = {event.lease: event for event in reversed(events)}
-    # Inserted before it is read: of two workers that meet a lease for the first time, one waits for the other.
+    # Insert, then read: if two workers see a new lease at the same time, one waits for the other.
     execute_many(
         connection,
         _inserts(connection.dialect.name).leases,
@@ -264,18 +264,18 @@ _SETTLED = sa.select(
 
 
 def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], outcome: Outcome) -> list[FinalizeEvent]:
-    """Drop what is settled already, also earlier in this batch; another payload for a hold is a conflict."""
+    """Drop duplicates, also within this batch. Another payload for a settled hold is a conflict."""
     wanted = {"reservations": [event.reservation for event in events]}
     known: dict[str, tuple[object, ...]] = {}
     if events:
-        known = {reservation: tuple(said) for reservation, *said in connection.execute(_SETTLED, wanted)}
+        known = {reservation: tuple(payload) for reservation, *payload in connection.execute(_SETTLED, wanted)}
     kept = []
     for event in events:
-        said = (event.agent, event.day, event.held_micros, event.actual_micros)
-        settled = known.setdefault(event.reservation, said)
-        if settled is said:
+        payload = (event.agent, event.day, event.held_micros, event.actual_micros)
+        settled = known.setdefault(event.reservation, payload)
+        if settled is payload:
             kept.append(event)
-        elif settled == said:
+        elif settled == payload:
             outcome.duplicates += 1
         else:
             reason = "settled before with held {}, actual {}".format(*settled[2:])
@@ -286,7 +286,7 @@ def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], out
 def _charge(
     events: list[FinalizeEvent], books: dict[AgentDay, _Book], outcome: Outcome
 ) -> list[tuple[FinalizeEvent, int]]:
-    """Each event with what is charged for it, in order of arrival."""
+    """Return each event with its charge, in order of arrival."""
     charged = []
     for event in events:
         charge = books[event.agent, event.day].charge(event)
@@ -305,7 +305,7 @@ def _write(
 ) -> None:
     if not charged:
         return
-    # A plain INSERT: it writes every row or raises, so that the totals below are those of its rows.
+    # A plain INSERT writes every row or raises, so that the totals below match its rows.
     execute_many(
         connection,
         _INSERT_SETTLEMENTS,
@@ -329,7 +329,7 @@ _INSERT_SETTLEMENTS = sa.insert(settlements)
 
 
 class _Inserts(NamedTuple):
-    """The statements that need the database's own kind of INSERT."""
+    """The statements that need the database's own INSERT."""
 
     leases: sa.Insert
     changed_leases: sa.Insert

@@ -1,4 +1,4 @@
-"""Long work in slices: a worker does one thing at a time, and settling must not wait until all agents are through."""
+"""Time slices for long work: a worker does one thing at a time, and settling must not wait until it is done."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Place = list[Any]
-"""Where a step stopped, as JSON; empty at the beginning."""
+"""Where a step stopped, as JSON. Empty at the beginning."""
 
 SLICE_S = 0.25
-"""How long a slice may take, and one more step."""
+"""A slice starts no step after this long."""
 
 
 class Slice(NamedTuple):
-    """What was done, by name, and where to go on; None if all is done."""
+    """Counts of what was done, and the place to continue from; None if all is done."""
 
     counts: dict[str, int]
     place: Place | None
 
 
 def slice_of(step: Callable[[Place], Slice], place: Place, seconds: float = SLICE_S) -> Slice:
-    """Take steps from `place` until all is done or `seconds` are over; counts are summed over them."""
+    """Take steps from `place` until all is done or `seconds` have passed. Sums up their counts."""
     end = time.monotonic() + seconds
     total: Counter[str] = Counter()
     at: Place | None = place

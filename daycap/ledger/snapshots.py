@@ -1,4 +1,4 @@
-"""Reads agents' days from the ledger, to warm the counter."""
+"""Reads agents' days from the ledger, to publish them to the counter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daycap.ledger.tables import lease_totals as leases
 from daycap.protocol.counter import UNKNOWN, DaySnapshot, LeaseTotals
 
 _AT_ONCE = 300
-"""Agent-days per statement: up to two parameters each, below every database's limit."""
+"""Agent-days per statement: up to two parameters each, below every database's parameter limit."""
 
 _ACCOUNTS = sa.select(accounts.c.agent_account_id, accounts.c.daily_cap_micros, accounts.c.status)
 _DAYS = sa.select(days.c.agent_account_id, days.c.spending_date, days.c.seq, days.c.cap_micros, days.c.spent_micros)
@@ -28,9 +28,9 @@ _LEASES = sa.select(
 
 
 def read_snapshots(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> list[DaySnapshot]:
-    """Return what the ledger knows of each (agent, day), in the order asked, as the connection's transaction sees it.
+    """Return a snapshot of each (agent, day), in the given order, in the connection's transaction.
 
-    A day without a row has the agent's daily cap and nothing spent; an agent without an account has status `unknown`.
+    A day without a row has the agent's daily cap and nothing spent. An agent without an account has status `unknown`.
     """
     wanted = list(agent_days)
     return [
@@ -63,9 +63,9 @@ def _read(connection: sa.Connection, wanted: list[AgentDay]) -> list[DaySnapshot
 
 
 def _one_of(table: sa.Table, agent_days: list[AgentDay]) -> sa.ColumnElement[bool]:
-    """The condition that a row of `table` belongs to one of these agent-days.
+    """Return the condition that a row of `table` belongs to one of these agent-days.
 
-    A day and its agents, not pairs: SQLite reads a whole table for a list of pairs.
+    It names each day with its agents: SQLite would read the whole table for a list of pairs.
     """
     return sa.or_(
         sa.false(),

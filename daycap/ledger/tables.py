@@ -1,6 +1,6 @@
 """The ledger's tables. Amounts are micros, days are text `YYYY-MM-DD`, times are UTC milliseconds since 1970.
 
-`migrations/` makes them; a test holds the two against each other.
+`migrations/` creates them; a test compares the two.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 _STRICT: dict[str, Any] = {"sqlite_strict": True}
 _CLUSTERED: dict[str, Any] = {**_STRICT, "sqlite_with_rowid": False}
-"""Rows live in the primary key's tree: for keys that are not a running number."""
+"""Store the rows in the primary key's tree: for keys that are not sequential numbers."""
 
 
 def _micros(name: str, *, nullable: bool = False) -> list[sa.schema.SchemaItem]:
-    """A column of money and the check that keeps it an exact amount."""
+    """Return a money column and the check that keeps its amounts exact."""
     return [
         sa.Column(name, Number, nullable=nullable),
         sa.CheckConstraint(f"{name} BETWEEN 0 AND {MAX_MICROS}", name=name),
@@ -70,7 +70,7 @@ cap_changes = sa.Table(
     sa.Index(None, "agent_account_id"),
     **_STRICT,
 )
-"""Append-only: who changed which cap or status from what to what, and when. The first row has no old values."""
+"""Append-only: all changes of caps and statuses, who made them and when. The first row has no old values."""
 
 identity_anchors = sa.Table(
     "identity_anchors",
@@ -80,7 +80,7 @@ identity_anchors = sa.Table(
     sa.CheckConstraint("length(identity_anchor) BETWEEN 1 AND 256", name="identity_anchor"),
     **_CLUSTERED,
 )
-"""Append-only: whose each anchor is, or was. The key is what keeps it from ever being another agent's."""
+"""Append-only: the owner of each anchor ever used. The key ensures that no other agent ever gets it."""
 
 anchor_changes = sa.Table(
     "anchor_changes",
@@ -94,7 +94,7 @@ anchor_changes = sa.Table(
     sa.Index(None, "agent_account_id"),
     **_STRICT,
 )
-"""Append-only: who gave which agent which identity anchor instead of which, and when. The first row has no old one."""
+"""Append-only: all changes of identity anchors, who made them and when. The first row has no old anchor."""
 
 daily_agent_spending = sa.Table(
     "daily_agent_spending",
@@ -129,7 +129,7 @@ lease_totals = sa.Table(
 )
 
 _LEASE = "substr(rtrim(reservation_id, '0123456789'), 1, length(rtrim(reservation_id, '0123456789')) - 1)"
-"""The lease's id, which a reservation's begins with: a hyphen and a number come after it."""
+"""The lease's id, extracted from the reservation's, which is the lease's id, a hyphen and a number."""
 
 settlements = sa.Table(
     "settlements",
@@ -147,7 +147,7 @@ settlements = sa.Table(
     sa.Index(None, "spending_date", "agent_account_id"),
     **_CLUSTERED,
 )
-"""Append-only: every event that was charged."""
+"""Append-only: all charged events."""
 
 dead_letters = sa.Table(
     "dead_letters",
@@ -162,7 +162,7 @@ dead_letters = sa.Table(
     sa.Index(None, "last_seen_at"),
     **_CLUSTERED,
 )
-"""What could not be settled, as it arrived, with the reason. The id is a digest of kind and payload."""
+"""Payloads that could not be settled, as they arrived, with the reason. The id is a digest of kind and payload."""
 
 APPEND_ONLY = {table.name for table in (cap_changes, identity_anchors, anchor_changes)}
-"""What is only ever added to."""
+"""Tables whose rows are never changed or deleted."""

@@ -64,7 +64,7 @@ def test_another_anchor_is_refused_unless_it_is_a_rotation(ledger: Ledger) -> No
 
 def test_a_rotation_needs_who_and_an_anchor(ledger: Ledger) -> None:
     for by in ("", "  "):
-        with pytest.raises(InvalidInput, match="name who changes"):
+        with pytest.raises(InvalidInput, match="say who changes"):
             set_anchor(ledger, "a", "another", by, rotate=True)
     with pytest.raises(InvalidInput, match="no identity anchor"):
         set_anchor(ledger, "b", "another", rotate=True)

@@ -216,7 +216,9 @@ _PAIRS = [
 def test_no_two_wait_for_each_other(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, first: Callable[[World], None], second: Callable[[World], None]
 ) -> None:
-    monkeypatch.setattr(agent_days, "SOME", 2)  # Several statements for one batch, as for one of thousands of agents.
+    monkeypatch.setattr(
+        agent_days, "AT_ONCE", 2
+    )  # Several statements for one batch, as for one of thousands of agents.
     with sa.create_engine(ledger.engine.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as watch:
         before = watch.exec_driver_sql(_DEADLOCKS).scalar()
         for nth in itertools.count(1):

@@ -142,7 +142,7 @@ def set_revision(ledger: Ledger, revision: str) -> None:
         (f"{number(-1)}", "alembic upgrade head"),
         (f"{number(1)}", "upgrade daycap on this host"),
         (f"{number(2)}_since_{number(1)}", "upgrade daycap on this host"),
-        ("0f3e5a7c9b1d", "no migration of daycap's"),
+        ("0f3e5a7c9b1d", "not a migration of daycap"),
     ],
 )
 def test_a_ledger_of_another_release_says_which_to_upgrade(ledger: Ledger, revision: str, said: str) -> None:

@@ -79,7 +79,7 @@ def test_what_is_wrong_with_an_identity_is_said(spine: Spine) -> None:
     token = ("--chain-id", "5", "--token-contract", "0x7a77F2cFB02546F217d39157471d5B5914DD7644")
     where = ("--implementation", "0x2D25602551487C3f3354dD80D76D54383A243358", *token, "--token-id")
     for words, message, status in (
-        (("anchor", "agent-8", "seven"), "is or was another agent's", 1),
+        (("anchor", "agent-8", "seven"), "belongs or belonged to another agent", 1),
         (("anchor", "agent-7", "--rotate"), "--rotate needs the new ANCHOR", 2),
         (("add", "agent-9", "--cap", "5", "--anchor", " nine"), "without leading or trailing space", 1),
         (("address", "agent-8", *where, "1"), "has no identity anchor", 1),
@@ -237,7 +237,7 @@ def test_a_dead_letters_life(spine: Spine, daycap: Daycap) -> None:
 def test_dead_letters_that_are_not_there_end_with_a_message(spine: Spine) -> None:
     for words, message, status in (
         (("show", "0123abcd"), "there is no such dead letter", 1),
-        (("show", "not-an-id"), "the beginning of a dead letter's id", 1),
+        (("show", "not-an-id"), "not the start of a dead letter's id", 1),
         (("replay",), "or pass --all", 2),
         (("replay", "0123abcd", "--all"), "or pass --all", 2),
         (("drop", "0123abcd", "--yes"), "there is no such dead letter", 1),
