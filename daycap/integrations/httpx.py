@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from daycap.errors import DaycapError
 from daycap.integrations.http_calls import Bounds, TokenCounter, may_be_a_call
@@ -42,13 +42,46 @@ if TYPE_CHECKING:
 else:
     _BaseTransport = _AsyncBaseTransport = object
 
+W = TypeVar("W", bound="Wallet | AsyncWallet")
+T = TypeVar("T")
+
 __all__ = ["AGENT_HEADER", "AsyncMeteredTransport", "MeteredTransport"]
 
 # Nothing of the request was sent. Both httpx and httpx2 have errors with these names.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
 
 
-class MeteredTransport(_BaseTransport):
+class _Metered(Generic[W, T]):
+    """What both transports share: `W` is their wallet, `T` the kind of transport that they wrap."""
+
+    def __init__(
+        self,
+        wallet: W,
+        agent: str | Callable[[AnyRequest], str] | None = None,
+        *,
+        wrapped: T | None = None,
+        max_output_tokens: int | None = None,
+        max_web_searches: int | None = None,
+        count_tokens: TokenCounter | None = None,
+        models: Mapping[str, str] | None = None,
+        provider: str | None = None,
+        allow: Collection[str] = (),
+        unmetered: Literal["pass", "refuse"] = "refuse",
+    ) -> None:
+        self._wallet: W = wallet
+        self._wrapped: Any = wrapped
+        self._creating = threading.Lock()
+        bounds = Bounds(count_tokens, max_output_tokens, max_web_searches, frozenset(allow), dict(models or {}))
+        self._meter = Meter(wallet, agent, bounds, provider, unmetered)
+
+    def _transport(self, default: Callable[[], T]) -> Any:
+        """Return the transport that sends: the wrapped one, or else one `default` for all requests."""
+        with self._creating:
+            self._wrapped = self._wrapped or default()
+        return self._wrapped
+
+
+class MeteredTransport(_Metered["Wallet", "AnyTransport"], _BaseTransport):
     """An httpx or httpx2 transport that sends each request of a client within its agent's cap.
 
     `POST`s of chat completions, Responses, embeddings (OpenAI) and messages (Anthropic) reserve their worst case
@@ -70,45 +103,24 @@ class MeteredTransport(_BaseTransport):
     counting) always pass.
     """
 
-    def __init__(
-        self,
-        wallet: Wallet,
-        agent: str | Callable[[AnyRequest], str] | None = None,
-        *,
-        wrapped: AnyTransport | None = None,
-        max_output_tokens: int | None = None,
-        max_web_searches: int | None = None,
-        count_tokens: TokenCounter | None = None,
-        models: Mapping[str, str] | None = None,
-        provider: str | None = None,
-        allow: Collection[str] = (),
-        unmetered: Literal["pass", "refuse"] = "refuse",
-    ) -> None:
-        self._wallet = wallet
-        self._wrapped: Any = wrapped
-        self._making = threading.Lock()
-        bounds = Bounds(count_tokens, max_output_tokens, max_web_searches, frozenset(allow), dict(models or {}))
-        self._meter = Meter(wallet, agent, bounds, provider, unmetered)
-
     def handle_request(self, request: Any) -> Any:
         """Send one request for the client library. Raises the errors of `Wallet.reserve` and of `wrapped`."""
         library = _library(request)
-        with self._making:
-            self._wrapped = self._wrapped or library.HTTPTransport()
+        wrapped = self._transport(library.HTTPTransport)
         with _as_client_errors():
             if may_be_a_call(request.url.path):
                 request.read()
             call = self._meter.call_of(request)
             hold = None if call is None else self._wallet.reserve(call.agent, call.worst_case_micros)
         if call is None or hold is None:
-            return self._wrapped.handle_request(request)
+            return wrapped.handle_request(request)
         metered = MeteredRequest(hold, call)
         with sending(hold, _not_sent):
-            response = self._wrapped.handle_request(request)
+            response = wrapped.handle_request(request)
         return metered.answered(response, _Stream, library.SyncByteStream)
 
     def close(self) -> None:
-        """Close what is wrapped. The wallet stays open."""
+        """Close the wrapped transport. The wallet stays open."""
         if self._wrapped is not None:
             self._wrapped.close()
 
@@ -119,46 +131,27 @@ class MeteredTransport(_BaseTransport):
         self.close()
 
 
-class AsyncMeteredTransport(_AsyncBaseTransport):
+class AsyncMeteredTransport(_Metered["AsyncWallet", "AnyAsyncTransport"], _AsyncBaseTransport):
     """`MeteredTransport` for an event loop, with an `AsyncWallet`."""
-
-    def __init__(
-        self,
-        wallet: AsyncWallet,
-        agent: str | Callable[[AnyRequest], str] | None = None,
-        *,
-        wrapped: AnyAsyncTransport | None = None,
-        max_output_tokens: int | None = None,
-        max_web_searches: int | None = None,
-        count_tokens: TokenCounter | None = None,
-        models: Mapping[str, str] | None = None,
-        provider: str | None = None,
-        allow: Collection[str] = (),
-        unmetered: Literal["pass", "refuse"] = "refuse",
-    ) -> None:
-        self._wallet = wallet
-        self._wrapped: Any = wrapped
-        bounds = Bounds(count_tokens, max_output_tokens, max_web_searches, frozenset(allow), dict(models or {}))
-        self._meter = Meter(wallet, agent, bounds, provider, unmetered)
 
     async def handle_async_request(self, request: Any) -> Any:
         """See `MeteredTransport.handle_request`. A call that is cancelled while sending is charged its whole hold."""
         library = _library(request)
-        self._wrapped = self._wrapped or library.AsyncHTTPTransport()
+        wrapped = self._transport(library.AsyncHTTPTransport)
         with _as_client_errors():
             if may_be_a_call(request.url.path):
                 await request.aread()
             call = self._meter.call_of(request)
             hold = None if call is None else await self._wallet.reserve(call.agent, call.worst_case_micros)
         if call is None or hold is None:
-            return await self._wrapped.handle_async_request(request)
+            return await wrapped.handle_async_request(request)
         metered = MeteredRequest(hold, call)
         with sending(hold, _not_sent):
-            response = await self._wrapped.handle_async_request(request)
+            response = await wrapped.handle_async_request(request)
         return metered.answered(response, _AsyncStream, library.AsyncByteStream)
 
     async def aclose(self) -> None:
-        """Close what is wrapped. The wallet stays open."""
+        """Close the wrapped transport. The wallet stays open."""
         if self._wrapped is not None:
             await self._wrapped.aclose()
 

@@ -1,9 +1,9 @@
-"""LiteLLM inside a cap: its chat completions, each held for before it is sent and charged by its usage after it.
+"""LiteLLM within a cap: each chat completion is reserved before it is sent, and charged by its usage.
 
-Needs litellm and genai-prices (`pip install "daycap[litellm]"`). LiteLLM's callbacks cannot do this: what one raises
-before a call is logged and the call is sent all the same (only its asynchronous calls can be refused, and not their
-retries), none is told of a task that is cancelled or a stream that is dropped, and those of success run later, in
-other threads. So the call itself is wrapped, and LiteLLM's Router is given the wrapped one by its own `from_config`.
+Needs litellm and genai-prices (`pip install "daycap[litellm]"`). LiteLLM's callbacks are not enough: it logs what a
+callback raises before a call, and sends the call anyway (only asynchronous calls can be refused, but not their
+retries). No callback hears of a cancelled task or a dropped stream, and those for success run later, in other threads.
+So this module wraps the call itself, and gives the wrapped call to LiteLLM's Router through `Router.from_config`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ except ImportError as error:
 
 from daycap.errors import DaycapError, InvalidInput, Refused
 from daycap.integrations.litellm_calls import Asked, Bounds, CountInput, asked_of, count_input
-from daycap.integrations.litellm_leaving import NotSent, watched
+from daycap.integrations.litellm_sent import NotSent, watched
 from daycap.pricing.answer_cost import Answer, cost_of
 from daycap.pricing.request_fields import USUAL_TIERS
 from daycap.wallet.aio import AsyncWallet
@@ -48,9 +48,9 @@ NOT_BILLED = (
     exceptions.UnsupportedParamsError,
     exceptions.BudgetExceededError,
 )
-"""A call that failed by one of these definitely cost nothing, so that its hold is released: the provider turned it away
-before its model was asked (401, 403, 404, 429), or LiteLLM did. After all else the provider may have billed: also after
-a BadRequestError (400), for some bill a prompt that their content filter refuses."""
+"""A call that failed with one of these errors definitely cost nothing, so its hold is released: the provider (401, 403,
+404, 429) or LiteLLM rejected it before a model ran. After any other error the provider may bill, even after a
+BadRequestError (400): some bill a prompt that their content filter rejects."""
 
 _HELPERS = (
     "calculate_retry_after",
@@ -61,11 +61,11 @@ _HELPERS = (
     "should_retry",
     "token_counter",
 )
-"""What a Router uses of LiteLLM besides what costs money."""
+"""The functions of LiteLLM that a Router calls and that cost no money."""
 
 
 class _Metered(Generic[W]):
-    """What both faces have in common."""
+    """What `Metered` and `AsyncMetered` share."""
 
     _op: ClassVar[str]
 
@@ -82,16 +82,17 @@ class _Metered(Generic[W]):
         self._abandoned = _Abandoned()
 
     def router(self, *args: Any, **kwargs: Any) -> Router:
-        """A `litellm.Router` of these arguments, each of whose attempts is a call of its own: held for, and charged.
+        """Return a `litellm.Router` with these arguments, which reserves and charges each attempt separately.
 
-        It serves chat completions only, of this kind (synchronous or asynchronous); all else is an `InvalidInput`. An
-        attempt that daycap refuses is not tried again; the Router's fallbacks are, for they may cost less.
+        It serves chat completions only, synchronous or asynchronous like this object; anything else raises
+        `InvalidInput`. An attempt that daycap refuses is not retried, but the Router tries its fallbacks, which may
+        cost less.
         """
         router: Router = Router.from_config(build_router_config(router_arguments(*args, **kwargs)), _Host(self))
         return router
 
     def _prepare(self, model: str, messages: list[Any], call: dict[str, Any]) -> Asked:
-        """Who pays, and what the call may cost. Changes `call` so that it is one request, and tells its usage."""
+        """Return who pays and what the call may cost. Changes `call` so that it sends one request and reports usage."""
         asked = asked_of(model, messages, call, self._wallet.prices, self._bounds)
         call["max_retries"] = 0
         if call.get("stream"):
@@ -102,24 +103,24 @@ class _Metered(Generic[W]):
     def _answered(self, pending: _Pending, answer: Any) -> Any:
         if isinstance(answer, CustomStreamWrapper):
             return MeteredStream.of(answer, pending, self._abandoned)
-        pending.settle(_heard_of(answer))
+        pending.settle(_answer_of(answer))
         return answer
 
 
 class Metered(_Metered[Wallet]):
-    """LiteLLM's chat completions by the money of a `Wallet`. Threads may share it."""
+    """LiteLLM's chat completions, paid from a `Wallet`. Threads may share it."""
 
     _op = "completion"
 
     def completion(self, model: str, messages: list[Any], **call: Any) -> Any:
-        """`litellm.completion`, of the same arguments: a response, or a stream.
+        """Call `litellm.completion` with the same arguments. Returns its response or stream.
 
-        Paid by the agent `metadata={"agent": ...}`, else `user=`. Holds the worst case by `count_input` and
-        `max_completion_tokens` or `max_tokens`, else what the model can answer at most, for each of `n`. A stream is
-        charged by the usage that it ends with, and with all that is held when it is left without one.
+        The agent in `metadata={"agent": ...}` pays, or else the one in `user=`. The call reserves its worst case: the
+        input by `count_input`, and for each of `n` answers `max_completion_tokens` or `max_tokens`, or else the
+        model's longest answer. A stream is charged by its final usage, or its whole hold if it ends without one.
 
-        Raises what `Wallet.reserve` raises before anything is sent, and what LiteLLM raises: then the hold is
-        released after one of `NOT_BILLED`, and else charged in full.
+        Raises the errors of `Wallet.reserve` before anything is sent, and those of LiteLLM. Then the hold is released
+        if the error is one of `NOT_BILLED`, and otherwise charged in full.
         """
         asked = self._prepare(model, messages, call)
         while True:
@@ -128,18 +129,18 @@ class Metered(_Metered[Wallet]):
                 with sending(hold, _not_billed), watched(asked, hold.held_micros):
                     answer = litellm.completion(model=model, messages=messages, **call)
             except NotSent as not_sent:
-                asked = _anew(not_sent)
+                asked = _corrected(not_sent)
             else:
                 return self._answered(_Pending(hold, asked), answer)
 
 
 class AsyncMetered(_Metered[AsyncWallet]):
-    """LiteLLM's chat completions by the money of an `AsyncWallet`. Tasks may share it."""
+    """LiteLLM's chat completions, paid from an `AsyncWallet`. Tasks may share it."""
 
     _op = "acompletion"
 
     async def acompletion(self, model: str, messages: list[Any], **call: Any) -> Any:
-        """`litellm.acompletion`; see `Metered.completion`. A call that is cancelled is charged all that it held."""
+        """Call `litellm.acompletion`; see `Metered.completion`. A cancelled call is charged its whole hold."""
         # Counting a long prompt takes a while.
         asked = await asyncio.to_thread(self._prepare, model, messages, call)
         while True:
@@ -148,29 +149,29 @@ class AsyncMetered(_Metered[AsyncWallet]):
                 with sending(hold, _not_billed), watched(asked, hold.held_micros):
                     answer = await litellm.acompletion(model=model, messages=messages, **call)
             except NotSent as not_sent:
-                asked = _anew(not_sent)
+                asked = _corrected(not_sent)
             else:
                 return self._answered(_Pending(hold, asked), answer)
 
 
 class _Pending(NamedTuple):
-    """A call that was sent: its hold, and what may have answered."""
+    """A call that was sent: its hold, and the models that may answer."""
 
     hold: BaseHold
     asked: Asked
 
     def settle(self, answer: Answer) -> None:
-        """Charge what the answer says; all that is held, where it does not tell what the call cost."""
+        """Charge the cost of the answer, or the whole hold if the answer does not reveal it."""
         hold, asked = self
         if hold.ended:
             return
-        why: object = "its usage is unknown"
+        reason: object = "its usage is unknown"
         if answer.usage is not None:
             try:
                 return hold.finalize(cost_of(asked.prices, asked.calls, answer))
             except Refused as error:
-                why = error
-        logger.warning("hold %s is charged in full: %s", hold.id, why)
+                reason = error
+        logger.warning("hold %s is charged in full: %s", hold.id, reason)
         hold.finalize(hold.held_micros)
 
 
@@ -178,26 +179,26 @@ class MeteredStream(CustomStreamWrapper):
     """LiteLLM's stream, which ends its hold when it ends, fails, is closed or is dropped."""
 
     _pending: _Pending
-    _heard: Answer
+    _answer: Answer
     _abandoned: _Abandoned
 
     @classmethod
     def of(cls, stream: CustomStreamWrapper, pending: _Pending, abandoned: _Abandoned) -> CustomStreamWrapper:
-        """The same stream, metered. Changed and not wrapped: LiteLLM's Router looks for its class and fields."""
-        stream.__dict__.update(_pending=pending, _heard=Answer(None), _abandoned=abandoned)
+        """Meter `stream` in place. LiteLLM's Router checks its class and fields, so it cannot be wrapped."""
+        stream.__dict__.update(_pending=pending, _answer=Answer(None), _abandoned=abandoned)
         stream.__class__ = cls
         return stream
 
     def __next__(self) -> Any:
         try:
-            return self._hear(super().__next__())
+            return self._read(super().__next__())
         except BaseException:
             self._end()
             raise
 
     async def __anext__(self) -> Any:
         try:
-            return self._hear(await super().__anext__())
+            return self._read(await super().__anext__())
         except BaseException:
             self._end()
             raise
@@ -218,29 +219,29 @@ class MeteredStream(CustomStreamWrapper):
 
     def __del__(self) -> None:
         if not self._pending.hold.ended:
-            self._abandoned.put((self._pending, self._heard))
+            self._abandoned.put((self._pending, self._answer))
         super().__del__()
 
-    def _hear(self, chunk: Any) -> Any:
-        usage, models, tier = _heard_of(chunk)
-        # LiteLLM gives the usage with the last chunk, and makes one up where the provider did not tell it.
-        told = any(getattr(each, "usage", None) is not None for each in self.chunks)
-        before = self._heard
-        self._heard = Answer(
-            usage if usage is not None and told else before.usage,
+    def _read(self, chunk: Any) -> Any:
+        usage, models, tier = _answer_of(chunk)
+        # LiteLLM adds the usage to the last chunk, and makes it up if the provider did not report it.
+        reported = any(getattr(each, "usage", None) is not None for each in self.chunks)
+        before = self._answer
+        self._answer = Answer(
+            usage if usage is not None and reported else before.usage,
             frozenset(models) | frozenset(before.models),
             before.service_tier if tier is None else tier,
         )
         return chunk
 
     def _end(self) -> None:
-        self._pending.settle(self._heard)
+        self._pending.settle(self._answer)
 
 
-def _heard_of(answer: Any) -> Answer:
-    """What a response, or a chunk of a stream, says of its cost."""
+def _answer_of(answer: Any) -> Answer:
+    """Return what a response, or a chunk of a stream, reveals about the cost."""
     hidden, tier = getattr(answer, "_hidden_params", None), getattr(answer, "service_tier", None)
-    # A chunk has the model that was asked for, and beside it the one that its provider names.
+    # A chunk's `model` is the requested one; the provider's own name is a hidden parameter.
     named = (hidden.get("provider_response_model") if isinstance(hidden, dict) else None) or getattr(
         answer, "model", None
     )
@@ -252,11 +253,11 @@ def _heard_of(answer: Any) -> Answer:
 
 
 Abandoned: TypeAlias = tuple[_Pending, Answer]
-"""A stream's call, and what was heard of its answer."""
+"""A stream's call, and the part of its answer that arrived."""
 
 
 class _Abandoned:
-    """Ends the holds of streams that were dropped. In a thread: a destructor may run where the book is locked."""
+    """Ends the holds of dropped streams, in a thread: a destructor may run while the lease book is locked."""
 
     def __init__(self) -> None:
         self._holds: SimpleQueue[Abandoned | None] = SimpleQueue()
@@ -264,8 +265,8 @@ class _Abandoned:
         weakref.finalize(self, self._holds.put, None)
 
     def watch(self) -> None:
-        """Start the thread, unless it runs; in a forked child it does not."""
-        # No lock, which might be held over a fork: two of these threads do no harm.
+        """Start the thread unless it is running. A forked child has to start its own."""
+        # No lock, because a fork might copy it while it is held. Two of these threads do no harm.
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
                 target=_end_abandoned, args=(self._holds,), name="daycap-streams", daemon=True
@@ -273,18 +274,18 @@ class _Abandoned:
             self._thread.start()
 
     def put(self, abandoned: Abandoned) -> None:
-        """To be called by a destructor."""
+        """Pass a dropped stream's call to the thread. Safe in a destructor."""
         self._holds.put(abandoned)
 
 
 def _end_abandoned(holds: SimpleQueue[Abandoned | None]) -> None:
     while (each := holds.get()) is not None:
-        pending, heard = each
-        pending.settle(heard)
+        pending, answer = each
+        pending.settle(answer)
 
 
 class _Host(PythonHost):
-    """What a Router calls: metered completions, and nothing else that costs money."""
+    """The functions that a Router may call: metered completions, and nothing else that costs money."""
 
     __slots__ = ("_metered",)
 
@@ -312,13 +313,13 @@ class _Host(PythonHost):
 
 
 def _final(error: DaycapError) -> DaycapError:
-    """The error, as one that a Router does not try again."""
+    """Mark the error so that a Router does not retry."""
     error.num_retries = 0  # type: ignore[attr-defined]
     return error
 
 
-def _anew(not_sent: NotSent) -> Asked:
-    """What to hold for before the call is made again, its request having been stopped. Raises what stopped it."""
+def _corrected(not_sent: NotSent) -> Asked:
+    """Return the call to reserve before the next try. Raises the error if the request cannot be sent at all."""
     if not_sent.error is not None:
         raise not_sent.error from None
     return not_sent.asked
@@ -329,6 +330,6 @@ def _not_billed(error: BaseException) -> bool:
         return not error.other_sent
     if not isinstance(error, NOT_BILLED):
         return False
-    # LiteLLM goes by words too: a server's error that speaks of a rate limit becomes a RateLimitError.
+    # LiteLLM also matches messages: a server error that mentions a rate limit becomes a RateLimitError.
     status = getattr(error.__context__, "status_code", None)
     return not isinstance(status, int) or (status < 500 and status not in {408, 409})

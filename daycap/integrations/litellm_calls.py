@@ -1,4 +1,4 @@
-"""What a call of LiteLLM may cost by its arguments, before it is made. See also `litellm_leaving`."""
+"""Estimate the most that a LiteLLM call may cost, from its arguments. See also `litellm_sent`."""
 
 # ruff: noqa: SIM905 (names are easier to read as words than as a list of strings)
 
@@ -32,11 +32,11 @@ from daycap.pricing.request_fields import (
 from daycap.pricing.usage import PricedCall
 
 CountInput: TypeAlias = Callable[[str, list[Any], Mapping[str, Any]], int]
-"""The most tokens that go in, of a model, its messages and all other arguments of the call."""
+"""Returns the most input tokens, given the model, the messages and all other arguments of a call."""
 
 
 class Bounds(NamedTuple):
-    """What the operator says of calls: see `Metered`."""
+    """The operator's limits for calls; see `Metered`."""
 
     count_input: CountInput
     max_web_searches: int | None
@@ -44,10 +44,10 @@ class Bounds(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A call that is to be made: who pays, and what it may turn out to be, for each model that may answer.
+    """A call before it is sent: the agent that pays, and one priced call for each model that may answer.
 
-    `named` is the model as it was asked for. `counted` of its input tokens are for `counted_bytes` of the request:
-    its messages and tools.
+    `named` is the requested model. `counted` of the input tokens cover `counted_bytes` of the request: its messages
+    and tools.
     """
 
     agent: str
@@ -59,7 +59,7 @@ class Asked(NamedTuple):
 
     @property
     def worst_case_micros(self) -> int:
-        """The most that it can cost. Raises `UnknownModel`."""
+        """The most that the call can cost. Raises `UnknownModel`."""
         return worst_case_of(self.prices, self.calls)
 
 
@@ -75,7 +75,7 @@ _MORE_CALLS = (
     "retry_policy",
     "silent_model",
 )
-"""Arguments that make LiteLLM send more than one request in a call, where only one is held for."""
+"""Arguments that make LiteLLM send several requests in one call, although only one is reserved."""
 
 _HARMLESS = frozenset(
     (
@@ -85,13 +85,13 @@ _HARMLESS = frozenset(
         "aws_external_id vertex_project vertex_location vertex_credentials safety_settings mock_delay mock_tool_calls"
     ).split()
 )
-"""LiteLLM's and its providers' arguments that change no cost, or whose effect is seen where the request leaves."""
+"""LiteLLM's and its providers' arguments that do not change the cost, or whose effect is visible in the request that is sent."""
 
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: Prices, bounds: Bounds) -> Asked:
-    """What the arguments of a call say of its cost. Raises `InvalidInput` for what cannot be held for."""
+    """Return the most that a call's arguments allow it to cost. Raises `InvalidInput` if there is no limit."""
     extra = call.get("extra_body")
     extra = extra if isinstance(extra, Mapping) else {}
     body = {**call, **extra}
@@ -105,7 +105,7 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
     by_litellm = bounds.count_input is count_input
     if by_litellm and (added := next(_unbounded(body, model, messages), None)):
         raise InvalidInput(
-            f"{added}: LiteLLM does not count what that adds to the input; give a count_input, which returns the most"
+            f"{added}: LiteLLM does not count the input that this adds; pass a count_input that returns the maximum"
         )
     model_info = call.get("model_info")
     base = call.get("base_model") or (model_info.get("base_model") if isinstance(model_info, Mapping) else None)
@@ -127,7 +127,7 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
     others = deployments(call.get("api_base"), call.get("base_url"), getattr(call.get("client"), "base_url", None))
     names = [asked["model"], *(spelled(model, name) for name in others if not is_same(model, name))]
     if asked["model"] != model and has_price(prices, PricedCall(**{**asked, "model": model})):
-        names.append(model)  # Whatever its base model is said to be.
+        names.append(model)  # Whatever its base model is declared to be.
     if isinstance(other := extra.get("model"), str):
         names.append(spelled(model, other))
     calls = tuple(PricedCall(**{**asked, "model": name}) for name in dict.fromkeys(names))
@@ -156,12 +156,12 @@ def _agent(call: Mapping[str, Any]) -> str:
 
 
 def _plain(message: Any) -> Any:
-    """A message that an answer held, to be sent back, is an object of LiteLLM's."""
+    """Return `message` as a dict. A message taken from an answer is an object of LiteLLM."""
     return message.model_dump(exclude_none=True) if hasattr(message, "model_dump") else message
 
 
 def has_price(prices: Prices, call: PricedCall) -> bool:
-    """Whether the worst case of this call is known."""
+    """Return whether the worst case of this call is known."""
     try:
         prices.worst_case_micros(**call)
     except UnknownModel:
@@ -170,14 +170,14 @@ def has_price(prices: Prices, call: PricedCall) -> bool:
 
 
 def _priced_name(model: str, base: object) -> str:
-    """A deployment may say which model it runs; the seller stays."""
+    """Return the name to price by: the base model that a deployment declares, with the provider's prefix."""
     return spelled(model, base) if isinstance(base, str) and base else model
 
 
 def spelled(model: str, name: str) -> str:
-    """The name of another model, sold by the seller of this one."""
-    seller, slash, _ = model.partition("/")
-    return f"{seller}/{name}" if slash and not name.startswith(f"{seller}/") else name
+    """Return the name of another model with the provider's prefix of this one."""
+    provider, slash, _ = model.partition("/")
+    return f"{provider}/{name}" if slash and not name.startswith(f"{provider}/") else name
 
 
 def deployments(*urls: object) -> list[str]:
@@ -190,16 +190,16 @@ def deployments(*urls: object) -> list[str]:
 _TEXTS = {"messages", "input", "instructions", "system", "text", "tools", "functions"}
 _TEXTS |= {"response_format", "output_config", "output_format"}
 _NO_TEXT = (CHAT.fields | RESPONSES.fields | MESSAGES.fields | _HARMLESS | frozenset(_LIMITS)) - _TEXTS
-"""Fields whose value is not put before the model."""
+"""Fields whose value is not part of the prompt."""
 
 _WRAPPING_TOKENS = 64
-"""What bodies of another shape than OpenAI's put around each message: fields that are no text, but bytes."""
+"""Bytes of fields around each message in formats other than OpenAI's."""
 
 
 def count_input(model: str, messages: list[Any], call: Mapping[str, Any]) -> int:
-    """LiteLLM's own count of messages and tools. It is near the truth for some models, and a guess for others.
+    """Return LiteLLM's own count for messages and tools: accurate for some models, a guess for others.
 
-    Whatever else a request has for the model (schemas, functions) is counted besides, one token for each byte.
+    Other parts of the prompt (schemas, functions) are counted separately, one token per byte.
     """
     return int(
         litellm.token_counter(
@@ -214,7 +214,7 @@ def _size(messages: list[Any], call: Mapping[str, Any]) -> int:
 
 
 def uncounted(body: Mapping[str, Any], counted_bytes: int) -> int:
-    """The most tokens that a body has besides those that were counted: one for each of its other bytes."""
+    """Return the most tokens in a body besides the counted ones: one for each other byte."""
     texts = {
         name: value
         for name, value in body.items()
@@ -229,14 +229,14 @@ def _is_openai_like(model: str, provider: str | None) -> bool:
 
 def _resolved(model: str, provider: str | None) -> tuple[str, str | None]:
     try:
-        name, seller, *_ = litellm.get_llm_provider(model, custom_llm_provider=provider)
-    except Exception:  # That is what it raises.
+        name, found, *_ = litellm.get_llm_provider(model, custom_llm_provider=provider)
+    except Exception:  # LiteLLM raises no narrower class.
         return model, None
-    return name, seller
+    return name, found
 
 
 def _most_out(model: str, provider: str | None, call: Mapping[str, Any], extra: Mapping[str, Any]) -> int:
-    """The most tokens that can come out, over all of its `n` answers; `extra` goes over the call's own arguments."""
+    """Return the most output tokens over all `n` answers. `extra` overrides the call's own arguments."""
     dropped = {*(call.get("additional_drop_params") or ()), *(name for name in extra if extra[name] is None)}
     given = [
         count_of(each[name])
@@ -252,9 +252,9 @@ def _most_out(model: str, provider: str | None, call: Mapping[str, Any], extra: 
 def longest_answer(model: str, provider: str | None) -> int:
     try:
         info: Mapping[str, Any] = litellm.get_model_info(model, provider)
-    except Exception:  # That is what it raises.
+    except Exception:  # LiteLLM raises no narrower class.
         info = {}
     most = info.get("max_output_tokens") or info.get("max_tokens")
     if not most:
-        raise InvalidInput(f"LiteLLM does not know how long an answer of {model} can be; give max_tokens")
+        raise InvalidInput(f"LiteLLM does not know the output limit of {model}; pass max_tokens")
     return int(most)

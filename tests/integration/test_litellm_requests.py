@@ -305,7 +305,7 @@ class TestTheLook:
         def fail(*_: Any) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("daycap.integrations.litellm_leaving.as_sent", fail)
+        monkeypatch.setattr("daycap.integrations.litellm_sent.as_sent", fail)
         calls = face()
         with pytest.raises(InvalidInput, match="ZeroDivisionError"):
             calls.call(**at(provider))
@@ -315,9 +315,9 @@ class TestTheLook:
         self, face: Any, provider: Provider, litellm: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As a loop of LiteLLM's own would send it; the first may have been billed."""
-        from daycap.integrations import litellm_leaving
+        from daycap.integrations import litellm_sent
 
-        look = litellm_leaving.as_sent
+        look = litellm_sent.as_sent
         seen = []
 
         def grown(asked: Any, details: Any) -> Any:
@@ -327,10 +327,10 @@ class TestTheLook:
 
         class Again(litellm.integrations.custom_logger.CustomLogger):  # type: ignore[misc,name-defined]
             def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
-                litellm_leaving._watch.log_pre_api_call(model, messages, kwargs)
+                litellm_sent._watch.log_pre_api_call(model, messages, kwargs)
 
-        monkeypatch.setattr(litellm_leaving, "as_sent", grown)
-        monkeypatch.setattr(litellm, "input_callback", [litellm_leaving._watch, Again()])
+        monkeypatch.setattr(litellm_sent, "as_sent", grown)
+        monkeypatch.setattr(litellm, "input_callback", [litellm_sent._watch, Again()])
         calls = face()
         with pytest.raises(InvalidInput, match="second request"):
             calls.call(**at(provider))

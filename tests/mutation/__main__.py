@@ -96,7 +96,7 @@ TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/integrations/httpx.py": (_CLIENTS, 0),
     "daycap/integrations/litellm.py": (_LITELLM, 0),
     "daycap/integrations/litellm_calls.py": (_LITELLM, 0),
-    "daycap/integrations/litellm_leaving.py": (_LITELLM, 0),
+    "daycap/integrations/litellm_sent.py": (_LITELLM, 0),
     "daycap/ledger/settle.py": (
         ["tests/contract/test_settle.py", "-k", "sqlite and not many_workers and not at_once"],
         0,

@@ -1,8 +1,8 @@
-"""What a call of LiteLLM may cost by the request that it became, where that leaves.
+"""Check the request that a LiteLLM call sends against its hold.
 
-Arguments do not tell it all: LiteLLM's settings, hooks and prompts, its aliases and drop lists change the request. So
-a callback looks at the request just before it is sent. LiteLLM swallows an `Exception` of a callback and sends all the
-same, but not a `BaseException`: that unwinds the call, which is then held for as it would leave, and made again.
+The arguments do not determine the request: LiteLLM's settings, hooks, prompts, aliases and drop lists change it. So a
+callback checks the request just before it is sent. LiteLLM swallows a callback's `Exception` and sends the request
+anyway, but a `BaseException` unwinds the call. The real request is then reserved, and the call made again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from daycap.pricing.usage import PricedCall
 
 
 class NotSent(BaseException):
-    """The request was not sent: `asked` is what has to be held for it, `error` why it cannot be sent at all.
+    """A request was stopped before it was sent. Reserve `asked` and try again, unless `error` says why it cannot be.
 
-    `other_sent`: another request of the same call had left before.
+    `other_sent`: another request of the same call was sent before.
     """
 
     def __init__(self, asked: Asked, error: DaycapError | None, *, other_sent: bool) -> None:
@@ -36,16 +36,16 @@ class NotSent(BaseException):
         self.other_sent = other_sent
 
 
-class _Leaving:
-    """Looks at the requests of one call as they leave, and lets those pass that the hold is enough for."""
+class _Guard:
+    """Lets the requests of one call pass if its hold covers them."""
 
     def __init__(self, asked: Asked, held_micros: int) -> None:
         self._asked = asked
         self._held_micros = held_micros
         self._sent = False
 
-    def look(self, details: Mapping[str, Any]) -> None:
-        """Raises `NotSent`."""
+    def check(self, details: Mapping[str, Any]) -> None:
+        """Raise `NotSent` unless the request may be sent."""
         asked = self._asked
         error: DaycapError | None = None
         try:
@@ -55,39 +55,39 @@ class _Leaving:
                 error = InvalidInput("LiteLLM would send a second request in this call without a hold")
         except DaycapError as refused:
             enough, error = False, refused
-        except Exception as failed:  # LiteLLM would swallow it, and send.
-            enough, error = False, InvalidInput(f"a request of LiteLLM's could not be read: {shown(failed, 200)}")
+        except Exception as failed:  # LiteLLM would swallow it and send the request.
+            enough, error = False, InvalidInput(f"cannot read LiteLLM's request: {shown(failed, 200)}")
         if not enough:
             raise NotSent(asked, error, other_sent=self._sent)
         self._sent = True
 
 
 class _Watch(CustomLogger):
-    """LiteLLM calls it just before it sends a request, in the context of the call."""
+    """LiteLLM calls this just before it sends a request, in the context of the call."""
 
     def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
-        if (leaving := _leaving.get()) is not None:
-            leaving.look(kwargs)
+        if (guard := _guard.get()) is not None:
+            guard.check(kwargs)
 
 
-_leaving: ContextVar[_Leaving | None] = ContextVar("daycap_leaving", default=None)
+_guard: ContextVar[_Guard | None] = ContextVar("daycap_guard", default=None)
 _watch = _Watch()
 
 
 @contextmanager
 def watched(asked: Asked, held_micros: int) -> Iterator[None]:
-    """Around a call of LiteLLM's: no request leaves that is dearer than what is held for it. Raises `NotSent`."""
+    """Guard a LiteLLM call: raises `NotSent` instead of sending a request that may cost more than its hold."""
     if _watch not in litellm.input_callback:
         litellm.input_callback.insert(0, _watch)
-    token = _leaving.set(_Leaving(asked, held_micros))
+    token = _guard.set(_Guard(asked, held_micros))
     try:
         yield
     finally:
-        _leaving.reset(token)
+        _guard.reset(token)
 
 
 def as_sent(asked: Asked, details: Mapping[str, Any]) -> Asked:
-    """What is asked for by the request that leaves; `details` is what LiteLLM tells its callbacks."""
+    """Return the call as it is actually sent. `details` are the arguments of LiteLLM's callbacks."""
     sent = details.get("additional_args") or {}
     body = _body(sent.get("complete_input_dict"))
     names = [name for name in (details.get("model"), *deployments(_url(sent.get("api_base")))) if name]
@@ -113,7 +113,7 @@ def as_sent(asked: Asked, details: Mapping[str, Any]) -> Asked:
 
 
 def _other(asked: Asked, call: PricedCall, name: str, *, is_inside: bool) -> Iterator[PricedCall]:
-    """The call of a model that was not asked for. A provider's own spelling, in the body alone, may have no price."""
+    """Yield the call of a model other than the requested one. A name that is only in the body may have no price."""
     for model in (spelled(call["model"], name), name):
         other = PricedCall(**{**call, "model": model})
         if has_price(asked.prices, other):
@@ -124,12 +124,12 @@ def _other(asked: Asked, call: PricedCall, name: str, *, is_inside: bool) -> Ite
 
 
 def _url(base: object) -> object:
-    """The OpenAI client's is in parts."""
+    """Return the URL's path if it is the OpenAI client's URL object."""
     return getattr(base, "path", base)
 
 
 def _body(sent: object) -> dict[str, Any] | None:
-    """The JSON object that is sent, with what `extra_body` puts over it; None for a mock, or another form."""
+    """Return the JSON object that is sent, with `extra_body` merged in; None for a mock or another format."""
     if isinstance(sent, str | bytes):
         try:
             sent = json.loads(sent)
@@ -157,7 +157,7 @@ _WITHIN = {"generationconfig", "input", "inferenceconfig", "options", "parameter
 
 
 def _largest(body: Mapping[str, Any], names: Collection[str]) -> int | None:
-    """The largest of these counts in a body, however its provider spells them and wherever it has them."""
+    """Return the largest of these counts in a body, however the provider spells and nests them."""
     found = []
     for name, value in body.items():
         plain = name.replace("_", "").lower()
