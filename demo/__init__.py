@@ -1,1 +1,1 @@
-"""What `daycap run` and `daycap demo` do: real runner processes make calls, then everything recorded is compared."""
+"""The demo behind `daycap run` and `daycap demo`: real runner processes make calls, then every record is compared."""

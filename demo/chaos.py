@@ -1,4 +1,4 @@
-"""Chaos: the server and the worker are killed, and started again, in the middle of the demo."""
+"""Chaos: kill and restart the server and the worker in the middle of the demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from demo.local_server import LocalProcess
 
 _KILLS = (("worker", 0.15), ("server", 0.35), ("worker", 0.55), ("server", 0.72), ("worker", 0.74))
-"""What is killed when, as a share of the time that the calls take. The last two are gone together."""
+"""What is killed when, as a fraction of the calls' duration. The last two are down at the same time."""
 
 _SPREAD = 0.05
 _AWAY_S = (0.5, 2.0)
@@ -23,7 +23,7 @@ class _Step(NamedTuple):
 
 
 class Chaos:
-    """Kills and restarts `processes` (server and worker) on a schedule made from `seed`, within `seconds`."""
+    """Kills and restarts `processes` (server and worker) within `seconds`, on a schedule derived from `seed`."""
 
     def __init__(self, processes: Mapping[str, LocalProcess], seconds: float, seed: int) -> None:
         self._processes = processes
@@ -31,7 +31,7 @@ class Chaos:
         self.kills = Count[str]()
 
     def act(self, elapsed_s: float) -> None:
-        """Do what is due. A restart waits until the server answers, far less than a second."""
+        """Do what is due. A restart waits until the server answers, much less than a second."""
         while self._steps and self._steps[0].at_s <= elapsed_s:
             step = self._steps.pop(0)
             process = self._processes[step.name]
@@ -59,7 +59,7 @@ def _schedule(seconds: float, seed: int) -> list[_Step]:
 
 
 def _without_overlap(steps: Sequence[_Step]) -> list[_Step]:
-    """A process that is away is not killed again, in a demo so short that it would be."""
+    """Do not kill a process that is down, which could happen in a very short demo."""
     kept: list[_Step] = []
     away: dict[str, int] = Count()
     for step in steps:

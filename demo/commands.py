@@ -1,4 +1,4 @@
-"""The commands daycap run and daycap demo: runner processes at work, with or without servers of their own."""
+"""The commands daycap run and daycap demo: let runner processes work, with or without their own servers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SHORT_TIMES = {
     "DAYCAP_GRACE_SECONDS": "1",
     "DAYCAP_RESEND_SECONDS": "2",
 }
-"""With chaos: the demo is too short to wait half a minute each time that the counter lost everything."""
+"""With chaos: the demo is too short to wait half a minute after each loss of the counter's data."""
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which calls are made."""
+    """Add the options that choose the calls."""
     for option in reversed(
         (
             click.option(
@@ -117,14 +117,14 @@ def _draw_seed(options: dict[str, Any]) -> None:
 
 
 def _same_again(seed: int) -> str:
-    """The words of this command that make the same calls again."""
+    """Return the command-line options that repeat the same calls."""
     words = sys.argv[2:]
     given = any(word.startswith("--seed") for word in words)
     return shlex.join(words if given else [*words, "--seed", str(seed)])
 
 
 def _suggestions(chaos: bool, seed: int) -> list[tuple[str, str]]:
-    """Three commands to try next."""
+    """Return three commands to try next."""
 
     def command(words: str) -> str:
         return f"make run ARGS={shlex.quote(words)}" if "MAKELEVEL" in os.environ else f"daycap run {words}"
@@ -136,7 +136,7 @@ def _suggestions(chaos: bool, seed: int) -> list[tuple[str, str]]:
 
 
 def _keep(flower: str) -> None:
-    """Say how to look around from another shell, then wait for Ctrl-C."""
+    """Print how to explore from another shell, then wait for Ctrl-C."""
     names = ("DAYCAP_REDIS_URL", "DAYCAP_BROKER_URL", "DAYCAP_LEDGER_URL", *_SHORT_TIMES)
     _say("\neverything is still up; try it from another shell:\n")
     for name in names:
@@ -182,7 +182,7 @@ def _demo(as_json: bool, **options: Any) -> int:
 
 
 def _stop_on_signals() -> None:
-    """A closed terminal and a SIGTERM end everything as Ctrl-C does."""
+    """Make a closed terminal and SIGTERM end everything, as Ctrl-C does."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

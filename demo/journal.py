@@ -1,4 +1,4 @@
-"""The journal: what a runner itself says of each of its calls, kept apart from everything that daycap records."""
+"""The journal: a runner's own record of each of its calls, independent of everything that daycap records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class End(StrEnum):
-    """How a call ended: its hold was finalized or released, or it was refused, or no answer could be had."""
+    """How a call ended: its hold was finalized or released, it was refused, or it got no answer."""
 
     FINALIZED = "finalized"
     RELEASED = "released"
@@ -18,9 +18,9 @@ class End(StrEnum):
 
 
 class Entry(NamedTuple):
-    """One call that ended. Amounts are micros; a call that was never held has no reservation and no day.
+    """One call that ended. Amounts are micros. A call without a hold has no reservation and no day.
 
-    `held_micros` is the estimate where nothing was held. `unavailable` counts the answers `BudgetUnavailable`.
+    `held_micros` is the estimate if nothing was held. `unavailable` counts the errors `BudgetUnavailable`.
     `stopped_micros` is what a refused call would have cost.
     """
 
@@ -35,23 +35,23 @@ class Entry(NamedTuple):
 
     @property
     def lease(self) -> str:
-        """The lease that the hold was in."""
+        """The lease of the hold."""
         return self.reservation.rpartition("-")[0]
 
     @property
     def drawn_micros(self) -> int:
-        """What the hold took out of its lease."""
+        """What the hold drew from its lease."""
         return min(self.actual_micros, self.held_micros)
 
 
 class JournalWriter:
-    """Appends entries to a file. Each is one write to the kernel: it is there though the process be killed."""
+    """Appends entries to a file, each in one write, so that the kernel keeps it even if the process is killed."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
 
     def write(self, entry: Entry) -> None:
-        """Threads may share it: the file is opened for appending, and a line is one write."""
+        """Append one entry. Threads may share the journal: the file is in append mode, and a line is one write."""
         self._file.write(json.dumps(entry._asdict()).encode() + b"\n")
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class JournalReader:
         self._rest = b""
 
     def read(self) -> list[Entry]:
-        """The entries that came since the last time. A line that is not complete yet waits."""
+        """Return the new entries. An incomplete line waits for the next call."""
         *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
         return [Entry(**{**fields, "end": End(fields["end"])}) for fields in map(json.loads, lines)]
 

@@ -1,4 +1,4 @@
-"""Holds what the runners say they did against what ledger and counter say, promise by promise."""
+"""Compares the runners' journals with the ledger and the counter, promise by promise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_ONCE = 300
 
 
 class Recorded(NamedTuple):
-    """What ledger and counter have of the demo's agents: rows of the ledger's tables, readings of the counter."""
+    """The records of the demo's agents: rows of the ledger's tables, readings of the counter."""
 
     days: list[Any]
     settlements: list[Any]
@@ -29,7 +29,7 @@ class Recorded(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One comparison: the promise, what it says, how many things were compared, each difference."""
+    """One comparison: the promise, its meaning, how many things were compared, and the differences."""
 
     promise: str
     says: str
@@ -38,7 +38,10 @@ class Check(NamedTuple):
 
 
 def read_recorded(ledger: sa.Engine, counter: Counter, agents: Sequence[str], entries: Sequence[Entry]) -> Recorded:
-    """Everything of `agents` on the journals' days and today. Raises `CounterUnavailable` or the database's error."""
+    """Return the records of `agents` on the journals' days and today.
+
+    Raises `CounterUnavailable` or the database's error.
+    """
     days = sorted({entry.day for entry in entries if entry.day} | {day_of(counter.now_ms())})
     found = Recorded([], [], [], [], [])
     with ledger.connect() as connection:
@@ -59,7 +62,7 @@ def read_recorded(ledger: sa.Engine, counter: Counter, agents: Sequence[str], en
 
 
 def compare(entries: Sequence[Entry], recorded: Recorded) -> list[Check]:
-    """Every check, in the order of the promises."""
+    """Return all checks, in the order of the promises."""
     finalized = [entry for entry in entries if entry.end is End.FINALIZED]
     letters = [Difference("P7", "", f"dead letter: {row.reason}", "none", row.payload) for row in recorded.dead_letters]
     checks: list[tuple[str, str, int, Callable[[], Iterator[Difference]]]] = [
@@ -77,7 +80,7 @@ def compare(entries: Sequence[Entry], recorded: Recorded) -> list[Check]:
 
 
 def excess_micros(entries: Sequence[Entry]) -> int:
-    """By how much calls cost more than was held for them."""
+    """Return by how much calls cost more than their holds."""
     return sum(entry.actual_micros - entry.drawn_micros for entry in entries if entry.end is End.FINALIZED)
 
 
@@ -149,7 +152,7 @@ def _check_counter(recorded: Recorded) -> Iterator[Difference]:
 
 
 def _check_true_spending(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:
-    """True spending is what the calls cost, whether or not anyone booked it."""
+    """Check the true spending: what the calls cost, whether or not it was recorded."""
     spent, excess = Count[tuple[str, str]](), Count[tuple[str, str]]()
     for entry in finalized:
         spent[entry.agent, entry.day] += entry.actual_micros
@@ -169,7 +172,7 @@ def _check_leased(recorded: Recorded) -> Iterator[Difference]:
 
 
 def _check_refusals(entries: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:
-    """Where all that was ever asked for is not half the cap, leases of others cannot explain a refusal."""
+    """Find unjustified refusals: if all requests add up to less than half the cap, other leases cannot explain one."""
     asked, refused = Count[str](), Count[str]()
     for entry in entries:
         asked[entry.agent] += max(entry.held_micros, entry.actual_micros)
@@ -182,6 +185,6 @@ def _check_refusals(entries: Sequence[Entry], recorded: Recorded) -> Iterator[Di
 
 
 def _letters_of(connection: sa.Connection, agents: Sequence[str]) -> list[Any]:
-    """Dead letters that name one of the agents."""
+    """Return the dead letters that name one of the agents."""
     letters = connection.execute(sa.select(dead_letters).order_by(dead_letters.c.last_seen_at.desc()).limit(10_000))
     return [row for row in letters if any(f'"{agent}"' in row.payload for agent in agents)]

@@ -1,4 +1,4 @@
-"""The live picture of the demo: a table that fits the terminal, or a line now and then where there is none."""
+"""The demo's live display: a table that fits the terminal, or an occasional line without a terminal."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _LEGEND = (
     "fenced: counter is refilling   not open: counter lost it",
 )
 _LINES_AROUND = 6 + len(_LEGEND)
-"""Of the picture: everything but titles and the agents' rows, and the terminal's last line."""
+"""Lines of the display besides the titles and the agents' rows, with the terminal's last line."""
 _MOST_LAST = 30
-"""How many agents stay on the terminal at the end, however high it is."""
+"""How many agents remain on the terminal at the end, however tall it is."""
 _COLUMNS_BESIDE_BAR = 64
 _MODEL_COLUMNS = 19
 _WIDE = 110
-"""From so many columns on there is room for each agent's model."""
+"""The terminal width from which each agent's model is shown."""
 _LONGEST_BAR = 80
 
 
 def show_live(console: Console, watch: Watch, titles: list[str], look: Callable[[], bool]) -> None:
-    """Call `look` a few times a second and show what it found, until it says False."""
+    """Call `look` a few times a second and show what it found, until it returns False."""
     if not console.is_terminal:
         return _write_lines(console, watch, look)
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -44,7 +44,7 @@ def show_live(console: Console, watch: Watch, titles: list[str], look: Callable[
 
 
 def show_last(console: Console, watch: Watch, titles: list[str]) -> None:
-    """Leave the picture of the end in the terminal."""
+    """Leave the final display in the terminal."""
     if console.is_terminal:
         console.print(_picture(watch, titles, console.width, _MOST_LAST))
 
@@ -87,7 +87,7 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _agents(watch: Watch, width: int, rows: int) -> Table:
-    """The busiest agents, as planned, so that no row ever jumps; then all of them in one."""
+    """Show the busiest agents by plan, so that rows never change places, and a total of all agents."""
     wide = width >= _WIDE
     bar_width = max(8, min(_LONGEST_BAR, width - _COLUMNS_BESIDE_BAR - (_MODEL_COLUMNS if wide else 0)))
     made = table(
@@ -121,7 +121,7 @@ def _agents(watch: Watch, width: int, rows: int) -> Table:
 
 
 def _trouble(watch: Watch, agent: str) -> Text | None:
-    """What to say in place of the bar while the counter does not know what is leased."""
+    """Return the text that replaces the bar while the counter does not know what is leased."""
     if agent not in watch.readings:
         return None
     reading = watch.readings[agent]
@@ -142,5 +142,5 @@ def _row(spent: int, cap: int, share: Text | Bar, tally: Tally) -> list[str | Te
 
 
 def _short(amount_micros: int) -> str:
-    """To look at, not to count with: rounded down to a cent."""
+    """Format an amount for display, rounded down to a cent."""
     return f"${amount_micros // 1_000_000:,}.{amount_micros % 1_000_000 // 10_000:02d}"

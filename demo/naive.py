@@ -1,8 +1,8 @@
-"""A naive budget beside daycap, on the same calls: one Redis counter for an agent and day; check, then charge.
+"""A naive budget beside daycap, on the same calls: one Redis counter per agent and day; check, then charge.
 
-This is the pattern of many programs: GET what is spent, compare it and the estimate with the cap, make the call, then
-INCRBY its cost. It is careful where it can be: it counts the estimate, retries as redis-py does, and makes no call
-while Redis does not answer. Two calls at once may still both see room, and what Redis loses is spent again.
+Many programs do this: GET the spending, compare it plus the estimate with the cap, make the call, then INCRBY the
+cost. This one is careful where it can be: it includes the estimate, retries as redis-py does, and makes no call while
+Redis does not answer. Still, two concurrent calls may both see room, and what Redis loses is spent again.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class NaiveBudget:
         if call.outcome is Outcome.NOT_SENT:
             return Entry(End.RELEASED, call.agent, call.estimate_micros, day=day)
         stop.wait(call.duration_s)
-        with suppress(redis.RedisError):  # The call was made, and its cost is forgotten.
+        with suppress(redis.RedisError):  # The call was made, but its cost is not recorded.
             self._redis.incrby(key, call.cost_micros)
         return Entry(End.FINALIZED, call.agent, call.estimate_micros, day=day, actual_micros=call.cost_micros)
 
     def remembered_micros(self, days: Sequence[tuple[str, str]]) -> int:
-        """Return what the counter knows to be spent of these agents' days."""
+        """Return the spending that the counter has for these agents' days."""
         values = self._redis.mget([f"{_KEYS}:{day}:{agent}" for agent, day in days]) if days else []
         return sum(int(value or 0) for value in values)
 
 
 class Outlay(NamedTuple):
-    """What calls truly cost, by how much that passed the caps of how many agents, and what the books do not know.
+    """What calls truly cost, by how much how many agents exceeded their caps, and what is missing in the books.
 
-    `unanswered` calls were not made: whether they may be could not be learned in time.
+    `unanswered` calls were not made, because their budget could not be checked in time.
     """
 
     spent_micros: int
@@ -76,18 +76,18 @@ class Comparison(NamedTuple):
 
 
 def naive_journal_of(journal: Path) -> Path:
-    """Return where the naive counter's journal is, beside a runner's own."""
+    """Return the path of the naive counter's journal, beside the runner's own."""
     return journal.with_suffix(".naive")
 
 
 def naive_outlay(entries: Sequence[Entry], caps: Mapping[str, int], settings: Settings) -> Outlay:
-    """Hold what the naive counter let through against the caps, and against what it remembers."""
+    """Compare the calls that the naive counter allowed with the caps, and with what it remembers."""
     days = sorted(spent_by_day(entries))
     return outlay(entries, caps, NaiveBudget(settings.redis_url, caps).remembered_micros(days))
 
 
 def outlay(entries: Sequence[Entry], caps: Mapping[str, int], remembered_micros: int) -> Outlay:
-    """Sum up calls that were made. The books know `remembered_micros` of their cost."""
+    """Sum up the calls that were made. The books have `remembered_micros` of their cost."""
     spent = spent_by_day(entries)
     over = {agent_day: micros - caps[agent_day[0]] for agent_day, micros in spent.items()}
     return Outlay(

@@ -1,4 +1,4 @@
-"""The plan: which agents there are, their caps, and which runner makes which call when."""
+"""The plan: the agents, their caps, and which runner makes which call when."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from demo.roles import Role, agent_name, role_of
 from demo.trace import Call
 
 MAX_OUTPUT_TOKENS = 600
-"""The output limit behind each estimate, times what a role writes. About one answer in a hundred is longer."""
+"""The output limit of each estimate, times the role's factor. About one answer in a hundred is longer."""
 
 TOKENS_PER_SECOND = 5_000
-"""How fast a model writes: a hundred times faster than life."""
+"""How fast a model writes: a hundred times faster than in reality."""
 
 _CAP_PERCENT = (50, 105, 500, 80, 150)
-"""The agents' caps, in turn, as a share of what their calls would cost: two of five run into it, one comes close."""
+"""The agents' caps, in turn, as a fraction of their calls' cost: two of five reach it, one comes close."""
 
 _FAILED, _NOT_SENT = 0.01, 0.02
-"""Which share of the calls fails after it was sent, and before."""
+"""The fractions of calls that fail after they were sent, and before."""
 
 
 class Outcome(StrEnum):
-    """What becomes of a call: answered, failed after it was sent, or never sent."""
+    """The fate of a call: answered, failed after it was sent, or never sent."""
 
     ANSWERED = "answered"
     FAILED = "failed"
@@ -35,7 +35,7 @@ class Outcome(StrEnum):
 
 
 class PlannedCall(NamedTuple):
-    """One call: seconds after the start, whose, its most and its actual cost in micros, how long it takes."""
+    """One call: seconds after the start, agent, estimated and actual cost in micros, duration."""
 
     at_s: float
     agent: str
@@ -46,13 +46,13 @@ class PlannedCall(NamedTuple):
 
     @property
     def cost_micros(self) -> int:
-        """What the call is charged with, if it is made."""
+        """The amount that the call is charged if it is made."""
         charges = {Outcome.ANSWERED: self.actual_micros, Outcome.FAILED: self.estimate_micros, Outcome.NOT_SENT: 0}
         return charges[self.outcome]
 
 
 class PlannedAgent(NamedTuple):
-    """An agent, its cap in micros, how many calls are planned for it and the model that it uses."""
+    """An agent, its cap in micros, the number of its planned calls, and its model."""
 
     agent: str
     cap_micros: int
@@ -61,14 +61,14 @@ class PlannedAgent(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Agents, busiest first, and each runner's calls in order of time."""
+    """The agents, busiest first, and each runner's calls in chronological order."""
 
     agents: tuple[PlannedAgent, ...]
     runners: tuple[tuple[PlannedCall, ...], ...]
 
     @property
     def calls(self) -> int:
-        """How many calls all runners are to make."""
+        """The number of calls of all runners."""
         return sum(len(calls) for calls in self.runners)
 
     @property
@@ -80,7 +80,7 @@ class Plan(NamedTuple):
 def make_plan(
     calls: Sequence[Call], *, agents: int, runners: int, seconds: float, seed: int, chats: bool = True, suffix: str = ""
 ) -> Plan:
-    """Share the calls, squeezed into `seconds`, among agents (researcher, coder, ...) and runners.
+    """Distribute the calls, compressed into `seconds`, among agents (researcher, coder, ...) and runners.
 
     With `chats` the calls have the tokens of chat messages, which each role multiplies by what it reads and writes.
     `suffix` ends each agent's name. The same calls and the same seed give the same plan.
@@ -101,12 +101,12 @@ def make_plan(
 
 
 def write_calls(path: Path, calls: Iterable[PlannedCall]) -> None:
-    """One runner's calls as a file, a JSON array a line."""
+    """Write one runner's calls to a file, one JSON array per line."""
     path.write_text("".join(f"{json.dumps(call)}\n" for call in calls), "utf-8")
 
 
 def read_calls(path: Path) -> list[PlannedCall]:
-    """What `write_calls` wrote."""
+    """Read the calls that `write_calls` wrote."""
     with path.open(encoding="utf-8") as lines:
         rows = map(json.loads, lines)
         return [PlannedCall._make([*row[:-1], Outcome(row[-1])]) for row in rows]
@@ -144,6 +144,6 @@ def _with_caps(names: Sequence[str], planned: Iterable[PlannedCall]) -> tuple[Pl
 
 
 def _rounded(amount_micros: int) -> int:
-    """Round to whole dollars, below ten dollars to ten cents: the caps that people choose. At least a cent."""
+    """Round to whole dollars, or to ten cents below ten dollars, as people choose caps. At least a cent."""
     step = 1_000_000 if amount_micros >= 10_000_000 else 100_000 if amount_micros >= 1_000_000 else 10_000
     return max(10_000, round(amount_micros / step) * step)

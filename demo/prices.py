@@ -1,4 +1,4 @@
-"""Real prices, offline: the package genai-prices carries them."""
+"""Real prices, offline, from the package genai-prices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from genai_prices import Usage, calc_price
 
 _TOKENS = 1_000
-"""How many tokens are looked up. Some models cost more above 200,000 tokens; the demo keeps to the first price."""
+"""The tokens of a price lookup. Some models cost more above 200,000 tokens; the demo uses the price below that."""
 
 
 class Model(NamedTuple):

@@ -1,4 +1,4 @@
-"""The runner processes, seen from the one that starts them."""
+"""The runner processes, as handles in their parent."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _ERROR_BYTES = 2_000
 
 
 class RunnerProcess:
-    """One runner: started at once, waits to be told to go. Its files are `runner-<number>.*` in `directory`.
+    """One runner, started at once; it waits for `go`. Its files are `runner-<number>.*` in `directory`.
 
-    `caps` is a file for the naive counter; without one there is none.
+    `caps` is a file for the naive counter; without it there is no naive counter.
     """
 
     def __init__(self, number: int, directory: Path, caps: Path | None = None) -> None:
@@ -48,24 +48,24 @@ class RunnerProcess:
         self._process, self._input, self._output = process, process.stdin, process.stdout
 
     def wait_until_ready(self) -> None:
-        """Raises `Unavailable` with the runner's last words if it ends instead."""
+        """Wait until the runner is ready. Raises `Unavailable` with the end of its log if it exits instead."""
         if self._output.readline() != b"ready\n":
             self._process.wait(STOP_S)
             raise Unavailable(f"runner {self.number} did not start: {self.last_words}")
 
     def go(self) -> None:
-        """Let it begin. One that has died meanwhile is seen by its status."""
+        """Let it begin. If it has died meanwhile, its exit status shows that."""
         with contextlib.suppress(BrokenPipeError):
             self._input.write(b"go\n")
             self._input.flush()
 
     def stop(self) -> None:
-        """Ask it to end, by closing its input; `join` waits for it."""
+        """Ask it to stop, by closing its input; `join` waits for it."""
         with contextlib.suppress(BrokenPipeError):
             self._input.close()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for it; kill it when that takes too long."""
+        """Wait for it, and kill it if that takes too long."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -74,33 +74,33 @@ class RunnerProcess:
 
     @property
     def status(self) -> int | None:
-        """Its exit status, None while it runs."""
+        """The exit status; None while it runs."""
         return self._process.poll()
 
     @property
     def last_words(self) -> str:
-        """The end of what it wrote to its log."""
+        """The end of its log."""
         return self._log.read_bytes()[-_ERROR_BYTES:].decode(errors="replace").strip() or "it said nothing"
 
     def read_journal(self) -> list[Entry]:
-        """The entries that came since the last time."""
+        """Return the new entries of its journal."""
         return self._journal.read()
 
     def read_naive(self) -> list[Entry]:
-        """The entries of the naive counter that came since the last time."""
+        """Return the new entries of the naive counter's journal."""
         return self._naive.read()
 
     def close(self) -> None:
-        """Let go of its files."""
+        """Close its files."""
         self._output.close()
         self._journal.close()
         self._naive.close()
 
 
 class Runners:
-    """All runners of a plan, from entering the block, where they wait for `go`, to leaving it, where all end.
+    """All runners of a plan, as a context manager: they wait for `go` on entry, and all are stopped on exit.
 
-    With `naive` a naive counter judges the same calls in the same processes.
+    With `naive` a naive counter checks the same calls in the same processes.
     """
 
     def __init__(self, plan: Plan, directory: Path, *, naive: bool = False) -> None:
@@ -130,25 +130,25 @@ class Runners:
         self.close()
 
     def go(self) -> None:
-        """Let all begin, at the same time."""
+        """Let all runners begin at the same time."""
         for process in self.processes:
             process.go()
 
     @property
     def running(self) -> bool:
-        """Whether any of them has not ended."""
+        """Whether any runner is still running."""
         return any(process.status is None for process in self.processes)
 
     def read_journals(self) -> list[Entry]:
-        """The entries of all that came since the last time."""
+        """Return the new entries of all runners."""
         return [entry for process in self.processes for entry in process.read_journal()]
 
     def read_naive(self) -> list[Entry]:
-        """The naive counter's entries of all runners."""
+        """Return the naive counter's new entries in all runners."""
         return [entry for process in self.processes for entry in process.read_naive()]
 
     def stop(self) -> None:
-        """End those that still run. Their journals can still be read."""
+        """Stop the runners. Their journals can still be read."""
         for process in self.processes:
             process.stop()
         end = time.monotonic() + STOP_S
@@ -156,7 +156,7 @@ class Runners:
             process.join(max(0.1, end - time.monotonic()))
 
     def close(self) -> None:
-        """End those that still run and let go of everything."""
+        """Stop the runners and close all files."""
         self.stop()
         for process in self.processes:
             process.close()

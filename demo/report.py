@@ -29,19 +29,19 @@ _PROMISES = {
     "P6": "never locked out",
     "P7": "nothing lost",
 }
-"""What each promise of docs/explanation/promises.md says, in a few words."""
+"""Each promise of docs/explanation/promises.md in a few words."""
 
 _NAIVE = (
     "over caps: true cost beyond   forgotten: missing in books   unanswered: not made",
     "naive: GET spent, compare spent + estimate with the cap, call, INCRBY the cost;",
     "       no call without an answer. Redis keeps nothing on disk here, for both",
 )
-"""What the figures of the comparison are, and what the naive counter does."""
+"""Explains the figures of the comparison, and the naive counter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Which calls were made, what came of them and every check. Amounts are micros, times seconds.
+    """The calls, their outcomes and all checks. Amounts are micros, times seconds.
 
     `stopped_micros` is what the refused calls would have cost.
     """
@@ -103,12 +103,12 @@ class Result:
 
     @property
     def differences(self) -> int:
-        """How many were found."""
+        """The number of differences."""
         return sum(len(check.differences) for check in self.checks)
 
     @property
     def verdict(self) -> str:
-        """One line that says it all."""
+        """The result in one line."""
         if self.ok:
             return (
                 f"OK: {self.settled:,} calls settled, each once; spent {cents(self.spent_micros)}, "
@@ -117,7 +117,7 @@ class Result:
         return f"DIFFERENT: {self.differences:,} differences; plans, journals and logs are in {self.directory}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result as a JSON object."""
         checks = [
             {**check._asdict(), "differences": [each._asdict() for each in check.differences]} for check in self.checks
         ]
@@ -128,7 +128,7 @@ class Result:
 
 
 def cents(amount_micros: int) -> str:
-    """Show an amount to look at, rounded down to a cent; less than a cent is a cent, for it is not nothing."""
+    """Format an amount for display, rounded down to a cent. A smaller amount above zero shows as a cent."""
     rounded = max(abs(amount_micros) // 10_000, 1 if amount_micros else 0)
     return f"{'-' if amount_micros < 0 else ''}${rounded // 100:,}.{rounded % 100:02d}"
 
@@ -197,7 +197,7 @@ def _show_differences(console: Console, result: Result) -> None:
 
 
 def _show_comparison(console: Console, comparison: Comparison) -> None:
-    """Hold the naive counter's figures against daycap's; the last line says it in words."""
+    """Print the naive counter's figures beside daycap's, and a last line that compares them in words."""
     naive, daycap = comparison
     made = table("the same calls|", "true cost>", "over caps>", "agents over>", "forgotten>", "unanswered>")
     for name, side in (("naive counter", naive), ("daycap", daycap)):

@@ -1,4 +1,4 @@
-"""The agents of the demo: each has a job, a model and how much it reads and writes."""
+"""The demo's agents: each has a job, a model, and an amount of text that it reads and writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from demo.prices import FLASH, GPT, HAIKU, MINI, OPUS, SONNET, Model
 
 
 class Role(NamedTuple):
-    """A job. An agent reads and writes so many times the tokens of a chat message: it carries files and history."""
+    """A job. Its agents read and write a multiple of a chat message's tokens, because of files and history."""
 
     name: str
     model: Model
@@ -41,11 +41,11 @@ ROLES = (
 
 
 def role_of(rank: int) -> Role:
-    """The job of the agent at `rank`, counted from 0; the roles repeat after the last one."""
+    """Return the job of the agent at `rank`, from 0. The roles repeat after the last one."""
     return ROLES[rank % len(ROLES)]
 
 
 def agent_name(rank: int, suffix: str = "") -> str:
-    """The name of the agent at `rank`: its job, numbered from the second of the same job on."""
+    """Return the name of the agent at `rank`: its job, with a number from the second agent of that job on."""
     again = rank // len(ROLES)
     return "-".join(filter(None, (role_of(rank).name, str(again + 1) if again else "", suffix)))

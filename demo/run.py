@@ -1,4 +1,4 @@
-"""The demo from end to end: plan the calls, let runner processes make them, watch, compare, print the verdict."""
+"""The demo from end to end: plan the calls, let runner processes make them, watch, compare, print the result."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from demo.trace import read_trace, synthetic_day, thinned
 from demo.watch import Watch
 
 CALLS_PER_SECOND = 150
-"""The most calls a second: what two processors that also run every server do without falling behind."""
+"""The most calls per second: two cores that also run all servers keep up with that."""
 
 _LATE_S = 30.0
-"""How much longer than planned the calls may take before the runners are stopped."""
+"""How much longer than planned the calls may take; then the runners are stopped."""
 
 _NAME_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Which calls are made, and what is shown beside them. Without a trace the calls are a synthetic day."""
+    """The options of a demo. Without a trace, the calls are those of a synthetic day."""
 
     seed: int
     trace: Path | None = None
@@ -46,22 +46,22 @@ class Options:
     agents: int = 20
     runners: int = 4
     directory: Path | None = None
-    """Where the runners' files go; by default a new temporary directory."""
+    """The directory of the runners' files; by default a new temporary one."""
     victims: Mapping[str, LocalProcess] = field(default_factory=dict)
-    """Processes to kill and restart meanwhile. With any, a naive counter runs on the same calls."""
+    """Processes to kill and restart during the demo. If there are any, a naive counter runs on the same calls."""
     notes: Sequence[str] = ()
     suggestions: Sequence[tuple[str, str]] = ()
-    """Commands to try next, with what they do."""
+    """Commands to try next, with their effects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the demo needs of a deployment. It only reads the ledger."""
+    """The parts of a deployment that the demo needs. It only reads the ledger."""
 
     settings: Settings
     ledger: sa.Engine
     add_agents: Callable[[dict[str, int]], object]
-    """Add agents with their caps in micros and open their day."""
+    """Add agents with their caps in micros, and open their day."""
     backlog: Callable[[], int]
     """Return how many messages wait."""
     reconcile: Callable[[], object]
@@ -98,7 +98,7 @@ def run_demo(options: Options, services: Services, *, as_json: bool = False) -> 
             naive = naive_outlay(runners.read_naive(), plan.caps, services.settings) if kills else None
         services.reconcile()
         recorded = read_recorded(services.ledger, counter, list(plan.caps), watch.entries)
-        watch.look([])  # What the runners handed back, and the counter's state of now.
+        watch.look([])  # Refresh: the runners have handed money back.
     finally:
         counter.close()
     show_last(console, watch, titles)
@@ -114,7 +114,7 @@ def run_demo(options: Options, services: Services, *, as_json: bool = False) -> 
 
 
 def _plan(options: Options) -> tuple[str, Plan]:
-    """Return where the calls come from, in words, and who makes them."""
+    """Return a description of the calls' source, and the plan."""
     count = max(1, round(options.seconds * CALLS_PER_SECOND))
     if options.trace:
         every = read_trace(options.trace)
@@ -129,14 +129,14 @@ def _plan(options: Options) -> tuple[str, Plan]:
         seconds=options.seconds,
         seed=options.seed,
         chats=options.trace is None,
-        # On servers that stay, new names for each run: it starts with untouched caps, however often it is run in a day.
+        # On permanent servers each run uses new names, so that it starts with unused caps.
         suffix="" if options.directory else "".join(secrets.choice(_NAME_LETTERS) for _ in range(4)),
     )
     return source, plan
 
 
 def _look(watch: Watch, runners: Runners, seconds: float, chaos: Chaos | None) -> Callable[[], bool]:
-    """Look at everything once; the function returns False when all runners have ended, or should have."""
+    """Return a function that looks at everything once. It returns False once all runners have ended, or should have."""
     give_up_s = seconds + _LATE_S + SETTLE_S + STOP_S
 
     def look() -> bool:

@@ -1,8 +1,8 @@
-"""One runner process: makes its share of the calls through a wallet, as any embedder would.
+"""One runner process: makes its share of the calls through a wallet, as any application would.
 
-`python -m demo.runner CALLS JOURNAL [CAPS]`. It writes a line when it is ready, begins when it is sent one, and ends
-when its calls are settled, or soon after its input is closed: a runner never outlives whoever started it. With a file
-of CAPS a naive counter judges the same calls at the same time, for comparison; its journal is JOURNAL.naive.
+`python -m demo.runner CALLS JOURNAL [CAPS]`. It writes a line when it is ready and begins when it receives one. It ends
+when its calls are settled, or soon after its input is closed, so that it never outlives its parent. With a file of
+CAPS a naive counter checks the same calls at the same time, for comparison; its journal is JOURNAL.naive.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from demo.naive import NaiveBudget, naive_journal_of
 from demo.plan import Outcome, PlannedCall, read_calls
 
 SETTLE_S = 60.0
-"""How long a runner waits, after its last call, until everything it spent is settled."""
+"""How long a runner waits after its last call until everything is settled."""
 
 STOP_S = 5.0
-"""How long a runner that was told to stop may take."""
+"""How long a runner may take to stop."""
 
 Take = Callable[[PlannedCall, threading.Event], Entry]
-"""Takes a call to its end, or less far once the event is set."""
+"""Makes a call, and gives up early once the event is set."""
 
 _AT_ONCE = 32
 _TRIES = 5
 _TRY_AGAIN_S = 0.2
-"""After the first answer that says unavailable, twice as long after each other: about as patient as redis-py."""
+"""The first pause after `BudgetUnavailable`. It doubles each time: about as patient as redis-py."""
 
 
 class CallFailed(Exception):
-    """the provider broke the call off; it may have billed it"""
+    """the provider broke off the call; it may have billed it"""
 
 
 def make_calls(
     calls: Sequence[PlannedCall], takers: Sequence[tuple[Take, JournalWriter]], stop: threading.Event
 ) -> None:
-    """Give each call at its time to each taker, many at once, until all have ended or `stop` is set."""
+    """Pass each call to each taker at its time, many concurrently, until all have ended or `stop` is set."""
     start_s = time.monotonic()
     taken = []
     with ExitStack() as stack:
@@ -57,7 +57,7 @@ def make_calls(
             for pool, (take, journal) in zip(pools, takers, strict=True):
                 taken.append(pool.submit(_journaled, take, call, stop, journal))
     for each in taken:
-        each.result()  # Raise what nobody expected.
+        each.result()  # Raise unexpected errors.
 
 
 def _journaled(take: Take, call: PlannedCall, stop: threading.Event, journal: JournalWriter) -> None:
@@ -97,7 +97,7 @@ def _spend(hold: Hold, call: PlannedCall, unavailable: int, stop: threading.Even
 
 
 def main(calls_file: str, journal_file: str, caps_file: str = "") -> int:
-    """Return 0 if all that was spent is known to be settled."""
+    """Return 0 if all spending is known to be settled."""
     calls = read_calls(Path(calls_file))
     journal = JournalWriter(Path(journal_file))
     go, stop = threading.Event(), threading.Event()
@@ -115,8 +115,8 @@ def main(calls_file: str, journal_file: str, caps_file: str = "") -> int:
 
 
 def _obey(go: threading.Event, stop: threading.Event) -> None:
-    """A line of input says go; its end says stop."""
-    os.read(0, 1)  # Not sys.stdin: a thread that waits in it would stand in the way of the interpreter's end.
+    """Wait for a line of input, which means go, and for its end, which means stop."""
+    os.read(0, 1)  # Not sys.stdin: a thread that blocks in it would block the interpreter's exit.
     go.set()
     while os.read(0, 64):
         pass

@@ -1,4 +1,4 @@
-"""Every server of the demo on this machine: Redis, ledger, worker, beat and Flower."""
+"""The demo's servers on this machine: Redis, ledger, worker, beat and Flower."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ notes = Console(stderr=True, highlight=False)
 
 
 def new_directory() -> Path:
-    """A directory of this run's own below .run, where `latest` leads to; those of runs that ended go."""
+    """Create this run's directory in .run, with the link `latest`. Removes those of runs that have ended."""
     runs = Path(".run").absolute()
     runs.mkdir(exist_ok=True)
     for old in runs.glob("run-*"):
@@ -51,7 +51,7 @@ def new_directory() -> Path:
 
 @contextmanager
 def everything(directory: Path, chaos: bool) -> Iterator[tuple[str, dict[str, LocalProcess]]]:
-    """Server, ledger, worker, beat and Flower, while the block runs. Yields Flower's address and who may be killed."""
+    """Run server, ledger, worker, beat and Flower in this block. Yields Flower's address and the processes to kill."""
     server = LocalServer(directory=directory / "redis")
     with _started(server), ExitStack() as stack:
         notes.print(f"[green]✓[/] {server.name:<11} {server.url(0)} (counter), database 1 is the broker")
@@ -70,7 +70,7 @@ def everything(directory: Path, chaos: bool) -> Iterator[tuple[str, dict[str, Lo
         notes.print(f"[green]✓[/] ledger      sqlite:///{_near(directory / 'ledger.sqlite3')}")
         victims: dict[str, LocalProcess] = {}
         if chaos:
-            # honcho ends everything when one process does: the one that will be killed is started apart from it.
+            # honcho stops everything when one process ends, so start the worker separately if it will be killed.
             victims = {"server": server, "worker": stack.enter_context(_started(_of_procfile(directory, "worker")))}
             processes = stack.enter_context(_started(_honcho(directory, "beat", "flower")))
         else:
@@ -90,13 +90,13 @@ def _started(process: Process) -> Iterator[Process]:
 
 
 def _honcho(directory: Path, *names: str) -> LocalProcess:
-    """Processes of the Procfile, each ended with all others."""
+    """Start processes of the Procfile. If one ends, all do."""
     command = [sys.executable, "-m", "honcho", "start", "-f", str(_PROCFILE), *names]
     return LocalProcess(command, directory / f"{'-'.join(names)}.log", directory=_ROOT)
 
 
 def _of_procfile(directory: Path, name: str) -> LocalProcess:
-    """One process of the Procfile, by itself."""
+    """Start one process of the Procfile by itself."""
     command = parse_procfile(_PROCFILE.read_text()).processes[name]
     return LocalProcess(["sh", "-c", f"exec {command}"], directory / f"{name}.log", directory=_ROOT)
 

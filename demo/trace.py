@@ -1,4 +1,4 @@
-"""Where the calls come from: a trace of inference calls as a CSV file, or a day made up from a seed."""
+"""The source of the calls: a trace of inference calls in a CSV file, or a synthetic day from a seed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BURST_S = 180.0
 _IN_BURSTS = 0.4
 _INPUT_TOKENS = (6.63, 0.99, 16_000)
 _OUTPUT_TOKENS = (5.02, 0.75, 1_000)
-"""Of ln(tokens) the mean and the standard deviation, and the most tokens: as in an hour of conversations with a
-public service (Azure Public Dataset, AzureLLMInferenceDataset2023)."""
+"""Mean and standard deviation of ln(tokens), and the maximum of tokens, as in an hour of conversations with a public
+service (Azure Public Dataset, AzureLLMInferenceDataset2023)."""
 
 
 class Call(NamedTuple):
-    """One inference call: when it arrived, in seconds, and the tokens that it read and wrote."""
+    """One inference call: its arrival in seconds, and its input and output tokens."""
 
     at_s: float
     input_tokens: int
@@ -32,9 +32,9 @@ class Call(NamedTuple):
 
 
 def read_trace(path: Path) -> list[Call]:
-    """The calls of a CSV file with columns TIMESTAMP, ContextTokens, GeneratedTokens; the first is at second 0.
+    """Read the calls of a CSV file with columns TIMESTAMP, ContextTokens, GeneratedTokens. The first is at second 0.
 
-    Raises `InvalidInput` naming the line that is not a call.
+    Raises `InvalidInput`, which names the line that is not a call.
     """
     calls = []
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -61,7 +61,7 @@ def _lines_of(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]
 
 
 def synthetic_day(seed: int, count: int) -> list[Call]:
-    """`count` calls of one day: fewer at night, bursts of a few minutes, log-normal tokens. Same seed, same day."""
+    """Generate `count` calls of one day: fewer at night, bursts of a few minutes, log-normal tokens. Deterministic."""
     rng = random.Random(f"day {seed}")  # noqa: S311  (not for secrets)
     bursts = [rng.uniform(0, _DAY_S) for _ in range(_BURSTS)]
     return sorted(
@@ -71,7 +71,7 @@ def synthetic_day(seed: int, count: int) -> list[Call]:
 
 
 def thinned(calls: Sequence[Call], count: int) -> list[Call]:
-    """At most `count` of the calls, evenly picked, so that bursts stay bursts."""
+    """Return at most `count` of the calls, evenly picked, so that bursts remain."""
     if len(calls) <= count:
         return list(calls)
     return [calls[i * len(calls) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""What can be seen of the demo while it runs: in the runners' journals, the counter, the ledger and the broker."""
+"""Watches the demo while it runs: the runners' journals, the counter, the ledger and the broker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AT_ONCE = 300
 
 @dataclass(slots=True)
 class Tally:
-    """How many calls ended, and how; `unavailable` counts answers, of which one call may get several."""
+    """How many calls ended, and how. `unavailable` counts errors; one call may get several."""
 
     calls: int = 0
     finalized: int = 0
@@ -40,7 +40,7 @@ class Tally:
 
 
 class Watch:
-    """Looks at everything with `look`; what does not answer keeps what it last said."""
+    """Reads everything in `look`. What does not answer keeps its last value."""
 
     def __init__(self, plan: Plan, counter: Counter, ledger: sa.Engine, backlog: Callable[[], int]) -> None:
         self.plan = plan
@@ -54,29 +54,29 @@ class Watch:
         self.total = Tally()
         self.tally = {agent: Tally() for agent in self._agents}
         self.readings: dict[str, DayReading | None] = {}
-        """The counter's, each None while its day is not open there: when the counter has just lost everything."""
+        """The counter's days, None for one that is not open: the counter has just lost its data."""
         self.spent_micros: dict[str, int] = {}
-        """The ledger's, which loses nothing."""
+        """The ledger's days."""
         self.settled = 0
         self.waiting: int | None = None
-        """Messages in the finalize queue; None while the broker does not say."""
+        """Messages in the finalize queue; None while the broker does not answer."""
         self.remark = ""
-        """What else there is to say now."""
+        """A note for the display."""
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the runners were let go."""
+        """Seconds since the runners began."""
         return time.monotonic() - self._began_s
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Calls that ended and events that were settled, each second, lately."""
+        """Recent rates per second: calls ended, events settled."""
         (then_s, calls, settled), (now_s, calls_now, settled_now) = self._past[0], self._past[-1]
         seconds = max(now_s - then_s, 1e-9)
         return (calls_now - calls) / seconds, (settled_now - settled) / seconds
 
     def look(self, entries: Sequence[Entry]) -> None:
-        """Take in what the runners wrote since the last look, and ask everyone else."""
+        """Read the runners' new entries, the counter, the ledger and the broker."""
         for entry in entries:
             self.total.add(entry)
             self.tally[entry.agent].add(entry)
@@ -88,7 +88,7 @@ class Watch:
         try:
             self.waiting = self._backlog()
         except Exception:
-            self.waiting = None  # Whatever a broker's client raises: it is a number to look at, no more.
+            self.waiting = None  # Broker clients raise many errors, and this number is only for display.
         self._past.append((self.elapsed_s, self.total.calls, self.settled))
         while self._past[0][0] < self.elapsed_s - _RATE_OVER_S and len(self._past) > 2:
             self._past.popleft()
@@ -99,7 +99,7 @@ class Watch:
         self.readings = dict(zip(self._agents, readings, strict=True))
 
     def _read_ledger(self) -> None:
-        # The agents are the demo's own: all that was ever settled of theirs is.
+        # The agents belong to this demo, so it made all their settlements.
         settled, latest = 0, dict[str, int]()
         with self._ledger.connect() as connection:
             for start in range(0, len(self._agents), _AT_ONCE):

@@ -51,7 +51,7 @@ class EmbeddedLedger(Transport):
     """Settles events in this process, into the SQLite ledger of `settings`. Create it with `of_this_process`.
 
     Wallets of one process share it, with its lock and counter: a program may have a `Wallet` and an `AsyncWallet`, and
-    a notebook makes its wallet anew each time a cell runs.
+    a notebook creates a new wallet each time a cell runs.
     """
 
     def __init__(self, file: Path, settings: Settings) -> None:

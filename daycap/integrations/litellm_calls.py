@@ -85,7 +85,7 @@ _HARMLESS = frozenset(
         "aws_external_id vertex_project vertex_location vertex_credentials safety_settings mock_delay mock_tool_calls"
     ).split()
 )
-"""LiteLLM's and its providers' arguments that do not change the cost, or whose effect is visible in the request that is sent."""
+"""Settings and providers' arguments that do not change the cost, or whose effect shows in the request sent."""
 
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
