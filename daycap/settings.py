@@ -26,6 +26,8 @@ _KUBERNETES_NAME = re.compile(
 )
 _KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
+_SQLITE_HOME = re.compile(r"(sqlite(?:\+\w+)?:///)(~[^/?]*)")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -39,8 +41,9 @@ class Settings:
     broker_url: str = field(default="", repr=False)
     """Celery's broker: `redis://`, `rediss://`, `amqp://` or `amqps://`. Empty: events are settled in this process."""
     ledger_url: str = field(default="", repr=False)
-    """The ledger: `sqlite:///path` or `postgresql://...`. The worker owns it; a runner need not read it. A SQLite file
-    without Redis and broker is a runner's own: it settles by itself, as the only process on that file."""
+    """The ledger: `sqlite:///path` (`sqlite:///~/spend.db` is in the home directory) or `postgresql://...`. The worker
+    owns it; a runner need not read it. A SQLite file without Redis and broker is a runner's own: it settles by itself,
+    as the only process on that file."""
     redis_timeout_seconds: float = 0.25
     """How long one exchange with Redis may take before `reserve` raises `BudgetUnavailable`; the same everywhere."""
 
@@ -96,6 +99,7 @@ class Settings:
         for name in ("outbox", "prices_file"):
             # The process may change its directory later, as a daemon does.
             object.__setattr__(self, name, _absolute(f"DAYCAP_{name.upper()}", getattr(self, name)))
+        object.__setattr__(self, "ledger_url", _with_home(self.ledger_url))
         if self.identity_anchor:
             try:
                 identity_anchor(self.identity_anchor)
@@ -195,6 +199,17 @@ def _absolute(variable: str, path: str) -> str:
         return path and str(Path(path).expanduser().absolute())
     except (OSError, RuntimeError) as error:
         raise InvalidSetting(f"{variable}={path!r:.200} cannot be made absolute: {error}") from error
+
+
+def _with_home(ledger_url: str) -> str:
+    """Expand `~` at the beginning of a SQLite file's path."""
+    found = _SQLITE_HOME.match(ledger_url)
+    if found is None:
+        return ledger_url
+    try:
+        return f"{found[1]}{Path(found[2]).expanduser()}{ledger_url[found.end() :]}"
+    except RuntimeError as error:
+        raise InvalidSetting(f"DAYCAP_LEDGER_URL: {error}") from error
 
 
 def _text(_: str, text: str) -> str:

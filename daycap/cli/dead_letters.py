@@ -16,6 +16,7 @@ from daycap.cli.agents import by_option
 from daycap.cli.client import ask
 from daycap.cli.output import json_option, money, show, table, time
 from daycap.protocol.dead_letter import Kind
+from daycap.settings import Settings
 
 _SHORTEST_ID = 12
 
@@ -70,32 +71,35 @@ def replay(prefixes: tuple[str, ...], everything: bool, kind: str | None, by: st
 @by_option
 @json_option
 def drop(prefixes: tuple[str, ...], yes: bool, by: str, as_json: bool) -> None:
-    """Delete dead letters for good. Their costs are never charged."""
+    """Delete dead letters for good. Their costs are never charged. Their payloads stay in the worker's log; without a
+    worker they are printed on stderr.
+    """
     if not yes:
         click.confirm(f"delete {len(prefixes)} dead letters for good?", abort=True, err=True)
     dropped = ask("daycap.drop_dead_letters", prefixes=list(prefixes), dropped_by=by)
-    show(dropped, as_json, lambda: f"dropped {len(dropped)}; the worker's log has their payloads")
+    copies = "their payloads are above" if Settings.from_env().embedded else "the worker's log has their payloads"
+    show(dropped, as_json, lambda: f"dropped {len(dropped)}; {copies}")
 
 
 def _replay_named(prefixes: list[str], by: str) -> Iterator[dict[str, Any]]:
     while prefixes:
-        some = ask("daycap.replay_dead_letters", timeout_s=120, prefixes=prefixes, replayed_by=by)
-        yield from some
-        prefixes = [prefix for prefix in prefixes if not any(each["id"].startswith(prefix) for each in some)]
+        done = ask("daycap.replay_dead_letters", timeout_s=120, prefixes=prefixes, replayed_by=by)
+        yield from done
+        prefixes = [prefix for prefix in prefixes if not any(each["id"].startswith(prefix) for each in done)]
 
 
 def _replay_all(kind: str | None, by: str) -> Iterator[dict[str, Any]]:
     after = ""
-    while some := ask("daycap.replay_next_dead_letters", timeout_s=120, kind=kind, after=after, replayed_by=by):
-        yield from some
-        after = some[-1]["id"]
+    while done := ask("daycap.replay_next_dead_letters", timeout_s=120, kind=kind, after=after, replayed_by=by):
+        yield from done
+        after = done[-1]["id"]
 
 
 def _list(letters: list[dict[str, Any]]) -> Table:
-    made = table("id", "kind", "agent", "times>", "last seen", "reason")
+    rows = table("id", "kind", "agent", "times>", "last seen", "reason")
     shortest = _short_enough([letter["id"] for letter in letters])
     for letter in letters:
-        made.add_row(
+        rows.add_row(
             letter["id"][:shortest],
             letter["kind"],
             letter["agent"] or "-",
@@ -103,23 +107,23 @@ def _list(letters: list[dict[str, Any]]) -> Table:
             time(letter["last_seen_at"]),
             Text(letter["reason"]),
         )
-    return made
+    return rows
 
 
 def _letter(letter: dict[str, Any]) -> Group:
-    made = Table(box=None, show_header=False, pad_edge=False)
+    rows = Table(box=None, show_header=False, pad_edge=False)
     for name in ("id", "kind", "agent", "reason", "times"):
-        made.add_row(name, Text(str(letter[name])))
+        rows.add_row(name, Text(str(letter[name])))
     for name in ("first_seen_at", "last_seen_at"):
-        made.add_row(name, time(letter[name]))
-    return Group(made, "", Text(_pretty(letter["payload"])))
+        rows.add_row(name, time(letter[name]))
+    return Group(rows, "", Text(_pretty(letter["payload"])))
 
 
 def _replayed(done: list[dict[str, Any]]) -> Table:
-    made = table("id", "became", "charged>", "reason")
+    rows = table("id", "became", "charged>", "reason")
     for each in done:
-        made.add_row(each["id"][:_SHORTEST_ID], each["became"], money(each["charged_micros"]), Text(each["reason"]))
-    return made
+        rows.add_row(each["id"][:_SHORTEST_ID], each["became"], money(each["charged_micros"]), Text(each["reason"]))
+    return rows
 
 
 def _short_enough(ids: list[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import click
 import redis
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daycap.cli.client import ask, operator_app
+from daycap.cli.finding import FAIL, OK, WARN, Finding, dead_letters
 from daycap.cli.output import json_option, show, table
 from daycap.clock import day_of, wall_ms
 from daycap.counters.redis import RedisCounter
@@ -20,7 +20,6 @@ from daycap.delivery.celery import waiting_messages
 from daycap.errors import DaycapError
 from daycap.settings import Settings
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 _MOST_CLOCK_OFFSET_MS = 5_000
 _ANSWER_S = 20
@@ -30,28 +29,31 @@ _ASKS = 5
 _BEAT_LATE_S = 120.0
 
 
-class Finding(NamedTuple):
-    """What one check found, and what to do about it."""
-
-    part: str
-    state: str
-    found: str
-    advice: str = ""
-
-
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Check every part and say what to do. Exits with status 1 if something does not work."""
     settings = Settings.from_env()
-    findings = [*_check_counter(settings), *_check_broker(settings)]
-    broker_away = findings[-1].state == FAIL
-    findings += _check_ledger(settings)
-    findings += (
-        [Finding("worker", WARN, "not asked", "fix the broker first")] if broker_away else _check_worker(settings)
-    )
+    findings = list(_check_embedded(settings) if settings.embedded else _check_servers(settings))
     show([finding._asdict() for finding in findings], as_json, lambda: _table(findings))
     sys.exit(any(finding.state == FAIL for finding in findings))
+
+
+def _check_embedded(settings: Settings) -> Iterator[Finding]:
+    from daycap.cli import doctor_embedded  # noqa: PLC0415  (slow to import)
+
+    return doctor_embedded.check(settings)
+
+
+def _check_servers(settings: Settings) -> Iterator[Finding]:
+    yield from _check_counter(settings)
+    broker = list(_check_broker(settings))
+    yield from broker
+    yield from _check_ledger(settings)
+    if broker[-1].state == FAIL:
+        yield Finding("worker", WARN, "not asked", "fix the broker first")
+    else:
+        yield from _check_worker(settings)
 
 
 def _check_counter(settings: Settings) -> Iterator[Finding]:
@@ -186,7 +188,7 @@ def _check_worker(settings: Settings) -> Iterator[Finding]:
     if not settings.ledger_url:
         yield Finding("ledger", OK, "writable and at the worker's migration")
     yield _check_beat()
-    yield _dead_letters(ask("daycap.count_dead_letters"))
+    yield dead_letters(ask("daycap.count_dead_letters"))
 
 
 def _check_beat() -> Finding:
@@ -202,19 +204,12 @@ def _check_beat() -> Finding:
         if not late:
             came = sum(each["came"] for each in answer)
             return Finding("beat", OK, f"its tasks come: {came} of {len(answer)} have, and none is late")
-    said = ", ".join(f"{task} for {seconds:,.0f} s" for task, seconds in sorted(late.items()))
-    return Finding("beat", FAIL, f"no worker got {said}", "celery -A worker beat")
-
-
-def _dead_letters(count: int) -> Finding:
-    if count:
-        advice = "daycap dead-letters list; fix the cause, then replay or drop them"
-        return Finding("dead letters", WARN, f"{count:,} could not be settled", advice)
-    return Finding("dead letters", OK, "none")
+    tasks = ", ".join(f"{task} for {seconds:,.0f} s" for task, seconds in sorted(late.items()))
+    return Finding("beat", FAIL, f"no worker got {tasks}", "celery -A worker beat")
 
 
 def _table(findings: list[Finding]) -> Table:
-    made = table("part", "", "found", "what to do")
+    rows = table("part", "", "found", "what to do")
     for finding in findings:
-        made.add_row(finding.part, Text(finding.state, style=_STYLE[finding.state]), finding.found, finding.advice)
-    return made
+        rows.add_row(finding.part, Text(finding.state, style=_STYLE[finding.state]), finding.found, finding.advice)
+    return rows

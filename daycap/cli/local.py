@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from daycap.counters.redis import RedisCounter
 from daycap.errors import DaycapError
-from daycap.ledger import accounts
+from daycap.ledger import accounts, dead_letters
 from daycap.ledger.administration import Administration, answer, refusal
 from daycap.ledger.engine import Ledger, ReadOnlyLedger, unavailable
 from daycap.ledger.lock import sqlite_file
@@ -33,14 +34,25 @@ _WORKS: dict[str, Callable[..., Any]] = {
         Administration.count_dead_letters,
         Administration.find_dead_letters,
         Administration.show_dead_letter,
-        Administration.drop_dead_letters,
     )
 }
 """The operations that need no worker, by task name."""
 
 
+def _drop_dead_letters(administration: Administration, prefixes: list[str], dropped_by: str) -> list[str]:
+    """Drop dead letters, and print each one on stderr: there is no worker whose log would keep the payload."""
+
+    def echo(letter: dead_letters.Letter) -> None:
+        click.echo(f"dead letter {letter.id} ({letter.kind}) dropped by {dropped_by}: {letter.payload}", err=True)
+
+    return dead_letters.drop(administration.ledger, prefixes, echo)
+
+
+_WORKS["daycap.drop_dead_letters"] = _drop_dead_letters
+
+
 def is_possible(settings: Settings) -> bool:
-    """Whether the ledger is one process's own file. An embedded wallet picks up changes when it renews its leases."""
+    """Return whether this is the embedded set-up. The wallet picks up changes when it renews its leases."""
     return settings.embedded and sqlite_file(settings.ledger_url) is not None
 
 
@@ -50,13 +62,13 @@ def answer_of(settings: Settings, task: str, **kwargs: Any) -> dict[str, Any]:
     work = _WORKS.get(task)
     if work is None or file is None:
         return refusal(DaycapError("this needs a worker: set DAYCAP_BROKER_URL"))
-    may_make = task == "daycap.add_agents"
-    if not (may_make or file.exists()):
+    may_create = task == "daycap.add_agents"
+    if not (may_create or file.exists()):
         return refusal(DaycapError(f"there is no ledger {file}; create it with: daycap agent add"))
     ledger = Ledger(settings.ledger_url)
     administration = Administration(settings, ledger, CounterPublisher(None, settings.terms))
     try:
-        if may_make:
+        if may_create:
             ledger.migrate()
         else:
             ledger.check_tables()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from daycap.ledger import accounts, anchors, audit, dead_letters
 from daycap.ledger.engine import Ledger, is_transient, unavailable
 from daycap.ledger.publish import CounterPublisher
 from daycap.settings import Settings
+
+logger = logging.getLogger("daycap.worker")
 
 JSON = dict[str, Any]
 
@@ -65,8 +68,12 @@ class Administration:
         return dead_letters.get(self.ledger, prefix)._asdict()
 
     def drop_dead_letters(self, prefixes: list[str], dropped_by: str) -> list[str]:
-        """See `dead_letters.drop`."""
-        return dead_letters.drop(self.ledger, prefixes, dropped_by)
+        """See `dead_letters.drop`. Logs who dropped which payload."""
+
+        def log(letter: dead_letters.Letter) -> None:
+            logger.warning("dead letter %s (%s) dropped by %s: %s", letter.id, letter.kind, dropped_by, letter.payload)
+
+        return dead_letters.drop(self.ledger, prefixes, log)
 
 
 def answer(work: Callable[..., object], *args: object) -> JSON:

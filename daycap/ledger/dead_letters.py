@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -15,8 +14,6 @@ from daycap.errors import InvalidInput, Refused
 from daycap.ledger.engine import Ledger, insert
 from daycap.ledger.tables import dead_letters
 from daycap.protocol.dead_letter import Kind
-
-logger = logging.getLogger("daycap.worker")
 
 LONGEST_PAYLOAD = 1_000_000
 _LONGEST_REASON = 500
@@ -152,21 +149,17 @@ def remove(ledger: Ledger, letter_id: str) -> None:
         connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id == letter_id))
 
 
-def drop(ledger: Ledger, prefixes: Iterable[str], dropped_by: str) -> list[str]:
-    """Delete letters permanently, all or none. Logs the payloads and who dropped them. Returns their ids."""
+def drop(ledger: Ledger, prefixes: Iterable[str], record: Callable[[Letter], None]) -> list[str]:
+    """Delete letters permanently, all or none. Returns their ids.
+
+    Calls `record` with each letter before the commit: the letter holds the only copy of its payload. If `record`
+    raises, nothing is deleted.
+    """
     with ledger.writing() as connection:
         ids = _resolve(connection, prefixes)
-        dropped = get_all(connection, ids, lock=True)  # Locked in the order in which `store` writes.
+        for letter in get_all(connection, ids, lock=True):  # Locked in the order in which `store` writes.
+            record(letter)
         connection.execute(sa.delete(dead_letters).where(dead_letters.c.dead_letter_id.in_(ids)))
-    for letter in dropped:
-        logger.warning(
-            "dead letter %s (%s) dropped by %s: %.*s",
-            letter.id,
-            letter.kind,
-            dropped_by,
-            _LONGEST_EVENT,
-            letter.payload,
-        )
     return ids
 
 

@@ -37,12 +37,39 @@ def sqlite_file(url: str) -> Path | None:
     return Path(str(parsed.database)).resolve()
 
 
+def holder_of(file: Path) -> str | None:
+    """Return who uses the ledger in `file`, as the holder of the lock wrote it; None if nobody does.
+
+    Takes a free lock for a moment. Raises `OSError` if the lock's file cannot be read.
+    """
+    try:
+        descriptor = os.open(_lock_path(file), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _note(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lock_path(file: Path) -> Path:
+    return file.with_name(f"{file.name}.lock")
+
+
+def _note(descriptor: int) -> str:
+    """Return what the holder wrote into the lock's file."""
+    return os.pread(descriptor, _LONGEST_NOTE, 0).decode(errors="replace").strip() or "another process"
+
+
 class LedgerLock:
     """The lock of the ledger in `file`: exclusive for a wallet, `shared` for workers. Not thread-safe."""
 
     def __init__(self, file: Path, *, shared: bool = False) -> None:
         self._file = file
-        self._path = file.with_name(f"{file.name}.lock")
+        self._path = _lock_path(file)
         self._shared = shared
         self._descriptor: int | None = None
 
@@ -61,7 +88,7 @@ class LedgerLock:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, _LONGEST_NOTE, 0).decode(errors="replace").strip()
+            holder = _note(descriptor)
             os.close(descriptor)
             raise LedgerInUse(self._refusal(holder)) from None
         except OSError as error:
@@ -102,7 +129,7 @@ class LedgerLock:
             os.pwrite(descriptor, f"{kind} (process {os.getpid()} on {socket.gethostname()})\n".encode(), 0)
 
     def _refusal(self, holder: str) -> str:
-        in_use = f"the ledger {self._file} is in use by {holder or 'another process'}"
+        in_use = f"the ledger {self._file} is in use by {holder}"
         if self._shared:
             return f"{in_use}: stop that program and restart it with DAYCAP_REDIS_URL and DAYCAP_BROKER_URL"
         return (

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from daycap import InvalidInput, Refused, Settings
 from daycap.clock import DAY_MS, day_of, wall_ms
 from daycap.ledger import accounts, dead_letters, settle, tables
+from daycap.ledger.administration import Administration
 from daycap.ledger.dead_letters import DeadLetter, Letter, UnknownDeadLetter
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
@@ -60,6 +61,10 @@ def kept(parts: Deployment, letter: DeadLetter) -> Letter:
     return dead_letters.get(parts.ledger, letter.id)
 
 
+def administration(parts: Deployment) -> Administration:
+    return Administration(parts.settings, parts.ledger, parts.publisher)
+
+
 def replay(parts: Deployment, letter: Letter) -> Replayed:
     (done,) = dead_letter_replay.replay(parts, [letter.id], "ann")
     return done
@@ -91,7 +96,7 @@ def test_each_kind_is_found_shown_replayed_and_dropped(parts: Deployment, kind: 
     assert dead_letters.get(parts.ledger, shown.id).times == (1 if kind == Kind.CONFLICT else 2)
     assert (spent(parts), dead_letters.count(parts.ledger)) == (before, 1)
 
-    assert dead_letters.drop(parts.ledger, [shown.id[:4]], "ann") == [shown.id]
+    assert administration(parts).drop_dead_letters([shown.id[:4]], "ann") == [shown.id]
     assert dead_letters.count(parts.ledger) == 0
 
 
@@ -242,7 +247,7 @@ def test_ids_that_are_none_or_many_are_refused_and_nothing_is_dropped(parts: Dep
         ([letter.id + "\n"], InvalidInput),
     ):
         with pytest.raises(error):
-            dead_letters.drop(parts.ledger, prefixes, "ann")
+            administration(parts).drop_dead_letters(prefixes, "ann")
     assert dead_letters.count(parts.ledger) == 2
 
 
@@ -250,11 +255,22 @@ def test_who_dropped_what_is_in_the_log(parts: Deployment, caplog: pytest.LogCap
     letter = kept(parts, DeadLetter(Kind.MALFORMED, "test", {"v": 7}))
 
     with caplog.at_level(logging.WARNING, "daycap.worker"):
-        dead_letters.drop(parts.ledger, [letter.id], "ann@desk")
+        administration(parts).drop_dead_letters([letter.id], "ann@desk")
 
     assert letter.id in caplog.text
     assert "dropped by ann@desk" in caplog.text
     assert '{"v":7}' in caplog.text
+
+
+def test_nothing_is_dropped_unless_recorded(parts: Deployment) -> None:
+    letter = kept(parts, DeadLetter(Kind.MALFORMED, "test", {"v": 7}))
+
+    def fail(_: Letter) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        dead_letters.drop(parts.ledger, [letter.id], fail)
+    assert dead_letters.count(parts.ledger) == 1
 
 
 JSON = st.recursive(
@@ -272,7 +288,7 @@ def test_replayed_letter_stays_the_same(parts: Deployment, payload: object) -> N
     replay(parts, found)
 
     assert dead_letters.get(parts.ledger, letter.id).times == found.times + 1
-    dead_letters.drop(parts.ledger, [letter.id], "test")
+    administration(parts).drop_dead_letters([letter.id], "test")
 
 
 def test_what_python_cannot_write_is_kept_all_the_same(parts: Deployment) -> None:

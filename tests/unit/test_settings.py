@@ -95,5 +95,29 @@ def test_unknown_home_is_refused(name: str) -> None:
         Settings.from_env({name: "~nobody-here/x"})
 
 
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("~/spend.db", "{home}/spend.db"),
+        ("~/a/b.db?timeout=3", "{home}/a/b.db?timeout=3"),
+        ("/~/spend.db", "/~/spend.db"),
+        ("spend~.db", "spend~.db"),
+    ],
+)
+def test_ledger_url_expands_home(
+    scheme: str, given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings.from_env({"DAYCAP_LEDGER_URL": f"{scheme}:///{given}"})
+    assert settings.ledger_url == f"{scheme}:///{meant.format(home=tmp_path)}"
+    assert settings.embedded
+
+
+def test_ledger_url_of_an_unknown_home_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="DAYCAP_LEDGER_URL"):
+        Settings(ledger_url="sqlite:///~nobody-here/spend.db")
+
+
 def test_empty_paths_stay_empty() -> None:
     assert (Settings().outbox, Settings().prices_file) == ("", "")
