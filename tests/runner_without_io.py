@@ -72,9 +72,9 @@ class Runner:
         """What a worker would publish once the ledger has these events of one lease, and all before them."""
         last, lease = events[-1], events[-1].lease
         drawn = sum(event.drawn_micros for event in self.events if event.lease == lease and event in events)
-        totals = LeaseTotals(lease, drawn, len(events), last.event)
+        totals = LeaseTotals(lease, drawn, len(events), last.number)
         spent = sum(event.actual_micros for event in events)
-        self.counter.publish([DaySnapshot("agent", last.day, 2 + last.event, ACTIVE, CAP, spent, (totals,))], TERMS)
+        self.counter.publish([DaySnapshot("agent", last.day, 2 + last.number, ACTIVE, CAP, spent, (totals,))], TERMS)
 
     def leased(self, day: str) -> int:
         (reading,) = self.counter.read([("agent", day)])

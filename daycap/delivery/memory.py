@@ -104,12 +104,12 @@ class MemoryLedger(Transport):
             logger.error("event %s is for an unknown agent", event.reservation)
             return
         totals = day.leases.get(event.lease, LeaseTotals(event.lease, 0, 0, 0))
-        if event.event <= totals.last_event:
+        if event.number <= totals.last_event:
             return  # Already settled: one process sends in order.
         day.spent += min(event.actual_micros, max(0, day.cap - day.spent))
         day.seq += 1
         day.leases[event.lease] = LeaseTotals(
-            event.lease, totals.drawn_micros + event.drawn_micros, totals.events + 1, event.event
+            event.lease, totals.drawn_micros + event.drawn_micros, totals.events + 1, event.number
         )
 
     def _snapshot(self, agent: str, day: str) -> DaySnapshot:

@@ -314,7 +314,7 @@ class AbandonedOutbox:
                 continue
             before = self._unreadable
             for event in self._read(content):
-                self._events.setdefault(LeaseKey(event.agent, event.day, event.lease), {})[event.event] = event
+                self._events.setdefault(LeaseKey(event.agent, event.day, event.lease), {})[event.number] = event
             if self._unreadable == before:
                 self._read_files.append(file)
 

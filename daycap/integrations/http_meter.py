@@ -138,7 +138,7 @@ class MeteredRequest:
         return response
 
     def feed(self, data: bytes) -> None:
-        """Read a piece of the answer. The last event of a stream ends the hold."""
+        """Read a piece of the answer. The last chunk of a stream ends the hold."""
         if self._reader is not None and self._reader.feed(data):
             self.end()
 

@@ -1,4 +1,4 @@
-"""Read a call's usage from the provider's answer as its bytes pass through: JSON, or a stream of events."""
+"""Read a call's usage from the provider's answer as its bytes pass through: JSON, or a stream of chunks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from daycap.pricing.request_fields import USUAL_TIERS
 from daycap.pricing.usage_fields import merged
 
 _NOT_BILLED = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429}
-_LAST_EVENTS = {"message_stop", "response.completed", "response.incomplete", "response.failed"}
-_TELLING = tuple(f'"{word}"'.encode() for word in ("usage", *_LAST_EVENTS))
+_LAST_CHUNKS = {"message_stop", "response.completed", "response.incomplete", "response.failed"}
+_TELLING = tuple(f'"{word}"'.encode() for word in ("usage", *_LAST_CHUNKS))
 
 
 class UsageReader:
@@ -20,7 +20,7 @@ class UsageReader:
 
     def __init__(self, status: int, content_type: str) -> None:
         self._status = status
-        self._events = content_type.partition(";")[0].strip().lower() == "text/event-stream"
+        self._is_stream = content_type.partition(";")[0].strip().lower() == "text/event-stream"
         self._rest = bytearray()
         self._usage: dict[str, Any] = {}
         self._searches: int | None = None
@@ -31,7 +31,7 @@ class UsageReader:
 
     @property
     def answer(self) -> Answer:
-        """What all events reported. It has no usage if none reported one, or if output followed the last one."""
+        """What all chunks reported. It has no usage if none reported one, or if output followed the last one."""
         usage = {} if self._more_came else self._usage
         if usage and self._searches is not None:
             usage = {"server_tool_use": {"web_search_requests": self._searches}, **usage}
@@ -46,55 +46,55 @@ class UsageReader:
         return refused and not self._usage and b"content_filter" not in self._rest
 
     def feed(self, data: bytes) -> bool:
-        """Read a piece of the answer. Returns whether a stream of events has ended."""
+        """Read a piece of the answer. Returns whether a stream has ended."""
         self._rest += data
-        if not self._events:
+        if not self._is_stream:
             return False
         *lines, self._rest = self._rest.replace(b"\r", b"\n").split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
-                self._event(bytes(line[5:]).strip())
+                self._chunk(bytes(line[5:]).strip())
         return self.over
 
     def close(self, *, whole: bool) -> None:
         """Finish reading; `whole` if the answer ended regularly.
 
-        A stream may lack the event that marks its end. The usage in its last event is then final if that event also
+        A stream may lack the chunk that marks its end. The usage in its last chunk is then final if that chunk also
         ended the output; an earlier usage may be partial.
         """
-        if self._events:
+        if self._is_stream:
             self.feed(b"\n")  # The last line may lack its end.
             self.over = self.over or self._complete
         elif whole:
             self._read(self._rest)
             self.over = True
 
-    def _event(self, data: bytes) -> None:
+    def _chunk(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.over = True
         elif any(word in data for word in _TELLING):
-            event = self._read(data)
-            kind = event.get("type")
-            self.over = self.over or (isinstance(kind, str) and kind in _LAST_EVENTS)
-            self._complete = _completes(event)
-            self._note_output(event)
+            chunk = self._read(data)
+            kind = chunk.get("type")
+            self.over = self.over or (isinstance(kind, str) and kind in _LAST_CHUNKS)
+            self._complete = _completes(chunk)
+            self._note_output(chunk)
         elif data and not data.startswith(b'{"type":"ping"') and not data.startswith(b'{"type": "ping"'):
             self._complete = False
             if self._usage and not self._more_came:
                 self._note_output(_object(data))
 
-    def _note_output(self, event: Mapping[str, Any]) -> None:
-        """Note output after a usage: some providers report only the input's usage, with their first event."""
-        if any(isinstance(usage := each.get("usage"), dict) and usage for each in _within(event)):
+    def _note_output(self, chunk: Mapping[str, Any]) -> None:
+        """Note output after a usage: some providers report only the input's usage, with their first chunk."""
+        if any(isinstance(usage := each.get("usage"), dict) and usage for each in _within(chunk)):
             self._more_came = False
-        elif self._usage and _comes_out(event):
+        elif self._usage and _comes_out(chunk):
             self._more_came = True
 
     def _read(self, data: bytes | bytearray) -> dict[str, Any]:
-        event = _object(data)
-        for each in _within(event):
+        chunk = _object(data)
+        for each in _within(chunk):
             self._take(each)
-        return event
+        return chunk
 
     def _take(self, fields: Mapping[str, Any]) -> None:
         usage, tier, model, output = (fields.get(name) for name in ("usage", "service_tier", "model", "output"))
@@ -116,16 +116,16 @@ def _object(data: bytes | bytearray) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _within(event: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects that may report a usage: the event itself, or one inside (Responses, Anthropic)."""
-    return (each for each in (event, event.get("response"), event.get("message")) if isinstance(each, dict))
+def _within(chunk: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects that may report a usage: the chunk itself, or one inside (Responses, Anthropic)."""
+    return (each for each in (chunk, chunk.get("response"), chunk.get("message")) if isinstance(each, dict))
 
 
-def _comes_out(event: Mapping[str, Any]) -> bool:
-    """Return whether an event carries output."""
-    if str(event.get("type")).endswith(("_delta", ".delta")):
-        return event.get("type") != "message_delta"
-    choices = event.get("choices")
+def _comes_out(chunk: Mapping[str, Any]) -> bool:
+    """Return whether a chunk carries output."""
+    if str(chunk.get("type")).endswith(("_delta", ".delta")):
+        return chunk.get("type") != "message_delta"
+    choices = chunk.get("choices")
     deltas = [each.get("delta") for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
     return any(value for delta in deltas if isinstance(delta, dict) for name, value in delta.items() if name != "role")
 
@@ -138,11 +138,11 @@ def _is_search(item: object) -> bool:
     return not isinstance(action, dict) or action.get("type") in {"search", None}
 
 
-def _completes(event: Mapping[str, Any]) -> bool:
-    """Return whether an event with a usage also ends the output."""
-    if not isinstance(event.get("usage"), dict):
+def _completes(chunk: Mapping[str, Any]) -> bool:
+    """Return whether a chunk with a usage also ends the output."""
+    if not isinstance(chunk.get("usage"), dict):
         return False
-    choices, delta = event.get("choices"), event.get("delta")
+    choices, delta = chunk.get("choices"), chunk.get("delta")
     if isinstance(choices, list):
         # OpenAI's last chunk has only the usage and no choices.
         return all(isinstance(each, dict) and each.get("finish_reason") is not None for each in choices)

@@ -85,7 +85,7 @@ class MeteredTransport(_Metered["Wallet", "AnyTransport"], _BaseTransport):
     """An httpx or httpx2 transport that sends each request of a client within its agent's cap.
 
     `POST`s of chat completions, Responses, embeddings (OpenAI) and messages (Anthropic) reserve their worst case
-    before they are sent, and finalize the usage in their answer; a stream's usage is in its last events. A refused
+    before they are sent, and finalize the usage in their answer; a stream's usage is in its last chunks. A refused
     reservation raises the errors of `Wallet.reserve` to the caller of the client.
 
     `agent`: the agent that pays, or a function that returns it for a request. The request header `X-Daycap-Agent`

@@ -110,7 +110,7 @@ class _Lease:
         # No cap limits these costs. Clamp them to the largest amount, or the ledger rejects the row.
         self.drawn_micros = min(MAX_MICROS, self.drawn_micros + event.drawn_micros)
         self.events += 1
-        self.last_event = max(self.last_event, event.event)
+        self.last_event = max(self.last_event, event.number)
         self.changed = True
 
 

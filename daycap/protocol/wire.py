@@ -68,14 +68,14 @@ def _lease_check(name: str, agent: str, day: str) -> str:
 
 
 class FinalizeEvent(NamedTuple):
-    """A hold that ended with a cost. All amounts are micros; `event` counts the lease's events from 1.
+    """A hold that ended with a cost. All amounts are micros.
 
-    `hold` is its number among the lease's holds, from 1.
+    `hold` is the hold's number within its lease, `number` the event's own; both count from 1.
     """
 
     lease: str
     hold: int
-    event: int
+    number: int
     agent: str
     day: str
     held_micros: int
@@ -98,7 +98,7 @@ class FinalizeEvent(NamedTuple):
             "v": WIRE_VERSION,
             "reservation": self.reservation,
             "lease": self.lease,
-            "event": self.event,
+            "event": self.number,
             "agent": self.agent,
             "day": self.day,
             "held": self.held_micros,
@@ -118,7 +118,7 @@ class FinalizeEvent(NamedTuple):
         if type(version) is not int or version != WIRE_VERSION:
             raise InvalidInput(f"unknown version: {shown(version, 40)}")
         try:
-            reservation, lease, event, agent, day, held, actual, at_ms = _in_order(payload)
+            reservation, lease, number, agent, day, held, actual, at_ms = _in_order(payload)
         except KeyError:
             missing = [name for name in _FIELDS if name not in payload]
             raise InvalidInput(f"missing: {', '.join(missing)}") from None
@@ -130,14 +130,14 @@ class FinalizeEvent(NamedTuple):
         ):
             raise InvalidInput(f"not a hold of lease {lease}: {shown(reservation, 120)}")
         # All have the range of amounts, which is exact in every language that reads JSON.
-        for name, value in (("event", event), ("held", held), ("actual", actual), ("at_ms", at_ms)):
+        for name, value in (("event", number), ("held", held), ("actual", actual), ("at_ms", at_ms)):
             try:
                 micros(value)
             except InvalidAmount:
                 raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None
-        if event == 0:
+        if number == 0:
             raise InvalidInput("event counts from 1")
-        return cls(lease, int(reservation[len(lease) + 1 :]), event, agent, day, held, actual, at_ms)
+        return cls(lease, int(reservation[len(lease) + 1 :]), number, agent, day, held, actual, at_ms)
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -12,7 +12,7 @@ class _Touched:
         "agent",
         "day",
         "deadline_ns",
-        "events",
+        "finalized",
         "foreign",
         "granted",
         "id",
@@ -73,8 +73,8 @@ class Lease(_Touched):
         # Holds and events.
         self.last_hold = 0
         """The number of the newest hold."""
-        self.events = 0
-        """The number of the newest event."""
+        self.finalized = 0
+        """How many holds and parts ended with an event; also the newest event's number."""
         self.released = 0
         """How many holds ended without an event."""
         self.unsettled: list[FinalizeEvent] | tuple[()] = ()
@@ -112,7 +112,7 @@ class Lease(_Touched):
     @property
     def live_holds(self) -> int:
         """How many holds have not ended."""
-        return self.last_hold - self.events - self.released
+        return self.last_hold - self.finalized - self.released
 
     @property
     def earmarked(self) -> int:

@@ -198,7 +198,7 @@ class LeaseBook(Generic[H]):
                 if actual > held and self._now_ns() < lease.deadline_ns:
                     # The lease's own free money covers an overage first, so that it is not lent twice.
                     held += min(actual - held, lease.free)
-                number = lease.events + 1
+                number = lease.finalized + 1
                 event = _new_event(
                     FinalizeEvent, (lease.id, hold._number, number, lease.agent, lease.day, held, actual, at_ms)
                 )
@@ -211,7 +211,7 @@ class LeaseBook(Generic[H]):
                     else:
                         lease.progress_ns = self._now_ns()
                         lease.unsettled = [event]
-                    lease.events = number
+                    lease.finalized = number
                     hold.held_micros = held
                     hold._ended = True
                     hold.__class__ = self._ended_type
@@ -622,7 +622,7 @@ class LeaseBook(Generic[H]):
         if actual > held and self._now_ns() < lease.deadline_ns:
             # The lease's own free money covers an overage first, so that it is not lent twice.
             held += min(actual - held, lease.free)
-        event = FinalizeEvent(lease.id, number, lease.events + 1, lease.agent, lease.day, held, actual, at_ms)
+        event = FinalizeEvent(lease.id, number, lease.finalized + 1, lease.agent, lease.day, held, actual, at_ms)
         return event, lease.out - before + event.drawn_micros
 
     def _complete(self) -> None:
@@ -640,7 +640,7 @@ class LeaseBook(Generic[H]):
                 lease.unsettled = [event]
             elif unsettled[-1] is not event:
                 unsettled.append(event)
-            lease.events = event.event
+            lease.finalized = event.number
             # Emit under the lock, so that events are sent in the order of their numbers.
             try:
                 self.emit(event)
@@ -765,9 +765,9 @@ class LeaseBook(Generic[H]):
 
     def _drop_settled(self, lease: Lease, reply: SyncReply, now_ns: int) -> None:
         up_to = settled_up_to(reply.events, reply.last_event)
-        if not lease.unsettled or lease.unsettled[0].event > up_to:
+        if not lease.unsettled or lease.unsettled[0].number > up_to:
             return
-        settled_count = up_to + 1 - lease.unsettled[0].event  # Event numbers have no gaps.
+        settled_count = up_to + 1 - lease.unsettled[0].number  # Event numbers have no gaps.
         settled, lease.unsettled = lease.unsettled[:settled_count], lease.unsettled[settled_count:] or ()
         lease.progress_ns = now_ns if lease.unsettled else 0
         lease.resends = 0

@@ -118,7 +118,7 @@ def _write(connection: sqlite3.Connection, batch: list[FinalizeEvent]) -> None:
         " drawn_micros = drawn_micros + excluded.drawn_micros, events = events + excluded.events,"
         " last_event = excluded.last_event",
         [
-            (lease, some[0].agent, some[0].day, sum(e.drawn_micros for e in some), len(some), some[-1].event)
+            (lease, some[0].agent, some[0].day, sum(e.drawn_micros for e in some), len(some), some[-1].number)
             for lease, some in leases.items()
         ],
     )

@@ -202,7 +202,7 @@ def test_an_event_that_the_ledger_refuses_is_set_aside_alone(
     write = settle._write
 
     def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], *more: Any) -> None:
-        write(connection, [(e, -1 if e.event == 2 else charge) for e, charge in charged], *more)
+        write(connection, [(e, -1 if e.number == 2 else charge) for e, charge in charged], *more)
 
     monkeypatch.setattr(settle, "_write", refuses_number_2)
 
@@ -219,7 +219,7 @@ def test_a_batch_that_was_settled_one_by_one_is_reported_as_one(
     write = settle._write
 
     def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], *more: Any) -> None:
-        write(connection, [(e, -1 if e.event == 2 else charge) for e, charge in charged], *more)
+        write(connection, [(e, -1 if e.number == 2 else charge) for e, charge in charged], *more)
 
     monkeypatch.setattr(settle, "_write", refuses_number_2)
     first = event(1, actual=70, held=70)

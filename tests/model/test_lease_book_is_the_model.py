@@ -170,12 +170,12 @@ class Both:
         lease = self.real._current.get("agent")
         if lease is None:
             return
-        real = (lease.granted, lease.returned, lease.free, lease.earmarked, lease.events)
+        real = (lease.granted, lease.returned, lease.free, lease.earmarked, lease.finalized)
         book = self.book
         assert real == (book.granted, book.returned, book.free, book.earmarked, book.events)
         assert (self.ms * 1_000_000 < lease.deadline_ns) == (self.ms < book.deadline)
         assert sorted(hold.held_micros for hold in self.holds) == sorted(book.holds)
-        assert [event.event for event in lease.unsettled] == [event.number for event in book.unsettled]
+        assert [event.number for event in lease.unsettled] == [event.number for event in book.unsettled]
         assert sum(event.drawn_micros for event in lease.unsettled) + sum(book.holds) == book.away
         assert lease.recalled == bool(book.recalled)
 

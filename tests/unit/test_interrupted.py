@@ -111,9 +111,9 @@ class Money(Runner):
         assert lease.free == lease.granted - lease.returned - drawn - sum(hold.held_micros for hold in live)
         assert (lease.free >= 0, lease.questions) == (True, {})
         unsettled = self.book.unsettled()
-        assert [event.event for event in unsettled] == list(range(1, len(unsettled) + 1)), "no gap, none twice"
+        assert [event.number for event in unsettled] == list(range(1, len(unsettled) + 1)), "no gap, none twice"
         assert len({event.hold for event in unsettled}) == len(unsettled)
-        assert {event.event for event in self.events} == {event.event for event in unsettled}, "all were handed on"
+        assert {event.number for event in self.events} == {event.number for event in unsettled}, "all were handed on"
 
 
 HOLDS = pytest.mark.parametrize("hold_type", [Hold, AsyncHold])

@@ -24,7 +24,7 @@ def test_what_a_call_did_not_cost_is_free_again(runner: Runner) -> None:
     hold.finalize(300)
 
     assert runner.book.free_micros("agent") == 700
-    assert [(event.held_micros, event.actual_micros, event.event) for event in runner.events] == [(1_000, 300, 1)]
+    assert [(event.held_micros, event.actual_micros, event.number) for event in runner.events] == [(1_000, 300, 1)]
 
 
 def test_a_cost_above_the_hold_takes_the_leases_free_money_first(runner: Runner) -> None:

@@ -160,7 +160,7 @@ def test_keeper_hears_of_every_ended_event() -> None:
     runner, told = Runner(), list[int]()
     runner.book = LeaseBook(
         runner.events.append,
-        lambda event: told.append(event.event),
+        lambda event: told.append(event.number),
         guard_ms=TERMS.guard_ms,
         slice_seconds=2,
         now_ns=lambda: runner.ms * 1_000_000,
@@ -174,7 +174,7 @@ def test_keeper_hears_of_every_ended_event() -> None:
 
     two.finalize(10)
     runner.ms += 60_000
-    assert [event.event for event in runner.book.stalled(15_000_000_000)] == [2]
+    assert [event.number for event in runner.book.stalled(15_000_000_000)] == [2]
     runner.ms += 3 * 86_400_000
-    assert [event.event for event in runner.book.drop_expired()] == [2]
+    assert [event.number for event in runner.book.drop_expired()] == [2]
     assert told == [1, 2]

@@ -120,7 +120,7 @@ def test_a_full_outbox_loses_nothing_and_says_so(directory: Path, opened: Opened
     outbox.append(made(2))
     outbox.close()
     (adopted,) = opened().adopt()
-    assert [event.event for event in adopted.events] == [1, 2]
+    assert [event.number for event in adopted.events] == [1, 2]
     adopted.close()
 
 
@@ -138,7 +138,7 @@ def test_full_disk_keeps_events_in_memory(directory: Path, monkeypatch: pytest.M
     assert not outbox.full
     outbox.close()
     (adopted,) = opened().adopt()
-    assert [event.event for event in adopted.events] == [1, 2]
+    assert [event.number for event in adopted.events] == [1, 2]
     adopted.close()
 
 

@@ -270,7 +270,7 @@ def test_what_ends_after_the_close_is_kept_as_well(directory: Path, opened: Open
     assert adopted.events == [made(1)]
     adopted.close()
     outbox.close()
-    assert sorted(event.event for each in other.adopt() for event in _closed(each)) == [1, 2]
+    assert sorted(event.number for each in other.adopt() for event in _closed(each)) == [1, 2]
 
 
 def _closed(adopted: AbandonedOutbox) -> list[FinalizeEvent]:

@@ -199,7 +199,7 @@ def adopted_in(directory: Path) -> list[int]:
     outbox = Outbox(directory, ROOM)
     numbers = []
     for adopted in outbox.adopt():
-        numbers += [event.event for event in adopted.events]
+        numbers += [event.number for event in adopted.events]
         adopted.close()
     outbox.append(made(os.geteuid() - ONE + 1))
     outbox.close()

@@ -52,7 +52,7 @@ class Broker(Transport):
 
     def send(self, events: Sequence[FinalizeEvent]) -> None:
         self._take()
-        self.sent.append([event.event for event in events])
+        self.sent.append([event.number for event in events])
 
     def open_day(self, agent: str, day: str) -> None:
         self._take()
