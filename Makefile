@@ -56,7 +56,8 @@ check: JOBS = 3
 check: lint      ## style, types and the fast tests, without PostgreSQL
 	@$(PYTEST) tests/unit tests/contract -k "not postgresql and not pgbouncer and not lock_order" $(ARGS)
 
-soak: setup      ## run many simulation seeds: make soak ARGS="--seeds 100000"
+soak: setup      ## explore the model completely, run many simulation seeds: make soak ARGS="--seeds 100000"
+	@$(UV) run --no-sync python -m tests.model
 	@$(UV) run --no-sync python -m tests.simulation $(ARGS)
 
 mutants: setup   ## mutation testing: make mutants ARGS="--file daycap/wallet/lease_book.py"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
@@ -19,6 +21,10 @@ from tests.migrated import migrated_sqlite
 from tests.postgresql import LocalPostgreSQL
 from tests.side_by_side import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401  (hooks)
 from tests.spine import Spine
+
+# Many container images forbid it; then pytest rewrites every test, and each process compiles its modules, every time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_configure() -> None:

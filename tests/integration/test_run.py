@@ -96,7 +96,7 @@ def test_a_trace_is_followed(start: Start, tmp_path: Path) -> None:
     ]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
 
-    result = finished(start("run", "--seconds", "3", "--trace", str(trace), "--json"))
+    result = finished(start("run", "--seconds", "3", "--runners", "2", "--trace", str(trace), "--json"))
 
     assert result["source"] == "trace.csv (200 of 200 calls, evenly picked)"
     assert result["calls"]["calls"] == 200
@@ -118,7 +118,7 @@ def test_chaos_changes_no_verdict(start: Start, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_every_process(start: Start, tmp_path: Path, number: signal.Signals) -> None:
-    process = start("run", "--seconds", "60")
+    process = start("run", "--seconds", "60", "--runners", "2")
     journals = tmp_path / ".run" / "latest" / "runners"
     end = time.monotonic() + 60
     while not any(path.stat().st_size for path in journals.glob("*.journal")):

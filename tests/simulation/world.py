@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import sqlalchemy as sa
+
 from daycap import AgentPaused, BudgetUnavailable, CapExceeded, Hold, Settings
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.errors import CounterUnavailable
@@ -22,7 +24,6 @@ from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import open_days
 from daycap.ledger.slices import all_of
-from daycap.ledger.snapshots import read_snapshots
 from daycap.protocol.counter import Answer, DaySnapshot, SyncRequest
 from daycap.protocol.wire import FinalizeEvent
 from daycap.wallet.hold import Pending
@@ -33,6 +34,12 @@ from worker import housekeeping
 
 SETTINGS = Settings(lease_ttl_seconds=30, grace_seconds=5, redis_timeout_seconds=0.25)
 TERMS = SETTINGS.terms
+_ACCOUNTS = sa.select(tables.agent_accounts)
+_ROWS = sa.select(tables.daily_agent_spending).where(
+    tables.daily_agent_spending.c.spending_date.in_(sa.bindparam("on", expanding=True))
+)
+"""Built once: they are read after each step."""
+
 _MS = 1_000_000
 _RESEND_MS = 15_000
 _MOST_RUNNERS = 6
@@ -427,11 +434,16 @@ class World:
         return self._known_rows
 
     def _read_rows(self) -> dict[tuple[str, str], DaySnapshot]:
-        days = [day_of(self.now_ms + offset) for offset in (-DAY_MS, 0, DAY_MS)]
+        on = [day_of(self.now_ms + offset) for offset in (-DAY_MS, 0, DAY_MS)]
         with self.ledger.reading() as connection:
-            wanted = [(agent, day) for agent in self.agents for day in days]
-            snapshots = read_snapshots(connection, wanted)
-        return {(snapshot.agent, snapshot.day): snapshot for snapshot in snapshots}
+            status = {row.agent_account_id: row for row in connection.execute(_ACCOUNTS)}
+            rows = {(row.agent_account_id, row.spending_date): row for row in connection.execute(_ROWS, {"on": on})}
+        found = {}
+        for where in ((agent, day) for agent in self.agents for day in on):
+            row, account = rows.get(where), status[where[0]]
+            books = (row.cap_micros, row.spent_micros) if row else (account.daily_cap_micros, 0)
+            found[where] = DaySnapshot(*where, row.seq if row else 0, account.status, *books)
+        return found
 
     def _note_caps(self, agent: str) -> None:
         for where, snapshot in self._rows().items():
