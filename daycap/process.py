@@ -269,7 +269,7 @@ def _others() -> list[threading.Thread]:
 
 
 def _after_fork() -> None:
-    """Begin anew in a forked child, even if a signal's handler raises meanwhile: Python loses what a hook raises."""
+    """Start over in a forked child, even if a signal handler raises meanwhile: Python loses what a hook raises."""
     global _beginning  # noqa: PLW0603  (a thread of the parent may have held it)
     raised: BaseException | None = None
     while not here[0]:

@@ -43,10 +43,10 @@ class Chaos:
 
     def __str__(self) -> str:
         away = [name for name, process in self._processes.items() if not process.alive]
-        said = (
+        actions = (
             ", ".join(f"{name} killed {times}x" for name, times in sorted(self.kills.items())) or "nothing killed yet"
         )
-        return f"chaos: {said}" + "".join(f"; the {name} is away" for name in away)
+        return f"chaos: {actions}" + "".join(f"; the {name} is away" for name in away)
 
 
 def _schedule(seconds: float, seed: int) -> list[_Step]:

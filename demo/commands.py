@@ -129,7 +129,7 @@ def _suggestions(chaos: bool, seed: int) -> list[tuple[str, str]]:
     def command(words: str) -> str:
         return f"make run ARGS={shlex.quote(words)}" if "MAKELEVEL" in os.environ else f"daycap run {words}"
 
-    logs = ("less .run/latest/worker.log", "what the worker said")
+    logs = ("less .run/latest/worker.log", "the worker's log")
     kill = (command("--chaos"), "kill worker and Redis")
     keep = (command("--keep"), "keep Flower and servers up")
     return [keep, logs if chaos else kill, (command(_same_again(seed)), "same calls again")]

@@ -46,14 +46,14 @@ def read_recorded(ledger: sa.Engine, counter: Counter, agents: Sequence[str], en
     found = Recorded([], [], [], [], [])
     with ledger.connect() as connection:
         for start in range(0, len(agents), _AT_ONCE):
-            some = agents[start : start + _AT_ONCE]
+            batch = agents[start : start + _AT_ONCE]
             for table, rows in (
                 (daily_agent_spending, found.days),
                 (settlements, found.settlements),
                 (lease_totals, found.leases),
             ):
-                whose = table.c.agent_account_id.in_(some) & table.c.spending_date.in_(days)
-                rows.extend(connection.execute(sa.select(table).where(whose)))
+                is_theirs = table.c.agent_account_id.in_(batch) & table.c.spending_date.in_(days)
+                rows.extend(connection.execute(sa.select(table).where(is_theirs)))
         found.dead_letters.extend(_letters_of(connection, agents))
     agent_days = [(agent, day) for day in days for agent in agents]
     readings = counter.read(agent_days)
@@ -101,10 +101,12 @@ def _check_holds(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Dif
         if row is None:
             yield Difference("P7", entry.agent, f"hold {reservation} was not settled", entry.actual_micros, "none")
             continue
-        said = (entry.agent, entry.day, entry.held_micros, entry.actual_micros)
+        expected = (entry.agent, entry.day, entry.held_micros, entry.actual_micros)
         booked = (row.agent_account_id, row.spending_date, row.held_micros, row.actual_micros)
-        if said != booked:
-            yield Difference("P2", entry.agent, f"hold {reservation} was settled as another", str(said), str(booked))
+        if expected != booked:
+            yield Difference(
+                "P2", entry.agent, f"hold {reservation} was settled as another", str(expected), str(booked)
+            )
     for reservation, row in settled.items():
         yield Difference(
             "P2", row.agent_account_id, f"settlement {reservation} is of no finalized hold", "none", row.actual_micros
@@ -117,10 +119,10 @@ def _check_leases(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Di
         events[entry.lease] += 1
         drawn[entry.lease] += entry.drawn_micros
     for row in recorded.leases:
-        said, booked = (events[row.lease_id], drawn[row.lease_id]), (row.events, row.drawn_micros)
-        if said != booked:
+        expected, booked = (events[row.lease_id], drawn[row.lease_id]), (row.events, row.drawn_micros)
+        if expected != booked:
             what = f"events and drawn of lease {row.lease_id}"
-            yield Difference("P2", row.agent_account_id, what, str(said), str(booked))
+            yield Difference("P2", row.agent_account_id, what, str(expected), str(booked))
 
 
 def _check_sums(recorded: Recorded) -> Iterator[Difference]:

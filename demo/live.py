@@ -54,8 +54,8 @@ def _write_lines(console: Console, watch: Watch, look: Callable[[], bool]) -> No
     while look():
         if watch.elapsed_s >= next_s:
             next_s = watch.elapsed_s + _LINE_S
-            said = "; ".join(filter(None, (_sentence(watch), watch.remark)))
-            console.print(f"{watch.elapsed_s:5.0f} s  {said}", soft_wrap=True, highlight=False)
+            line = "; ".join(filter(None, (_sentence(watch), watch.remark)))
+            console.print(f"{watch.elapsed_s:5.0f} s  {line}", soft_wrap=True, highlight=False)
         time.sleep(_LOOK_S)
 
 
@@ -90,7 +90,7 @@ def _agents(watch: Watch, width: int, rows: int) -> Table:
     """Show the busiest agents by plan, so that rows never change places, and a total of all agents."""
     wide = width >= _WIDE
     bar_width = max(8, min(_LONGEST_BAR, width - _COLUMNS_BESIDE_BAR - (_MODEL_COLUMNS if wide else 0)))
-    made = table(
+    grid = table(
         "agent|",
         *(["model|"] if wide else []),
         "spent>",
@@ -108,16 +108,16 @@ def _agents(watch: Watch, width: int, rows: int) -> Table:
         if rank < rows:
             share = _trouble(watch, planned.agent) or Bar(spent, leased, cap, bar_width)
             name: list[str | Text] = [planned.agent, *([Text(planned.model, style="dim")] if wide else [])]
-            made.add_row(*name, *_row(spent, cap, share, watch.tally[planned.agent]))
+            grid.add_row(*name, *_row(spent, cap, share, watch.tally[planned.agent]))
     count = len(watch.plan.agents)
     all_name = f"all {count}, {rows} shown" if count > rows else f"all {count}"
     share_of_all = Bar(total_spent, total_leased, total_cap, bar_width)
-    made.add_row(
+    grid.add_row(
         *([all_name, ""] if wide else [all_name]),
         *_row(total_spent, total_cap, share_of_all, watch.total),
         style="bold",
     )
-    return made
+    return grid
 
 
 def _trouble(watch: Watch, agent: str) -> Text | None:

@@ -80,7 +80,7 @@ class RunnerProcess:
     @property
     def last_words(self) -> str:
         """The end of its log."""
-        return self._log.read_bytes()[-_ERROR_BYTES:].decode(errors="replace").strip() or "it said nothing"
+        return self._log.read_bytes()[-_ERROR_BYTES:].decode(errors="replace").strip() or "no output"
 
     def read_journal(self) -> list[Entry]:
         """Return the new entries of its journal."""

@@ -122,7 +122,7 @@ class Result:
             {**check._asdict(), "differences": [each._asdict() for each in check.differences]} for check in self.checks
         ]
         sides = self.comparison._asdict() if self.comparison else {}
-        comparison = {side: made._asdict() for side, made in sides.items()} or None
+        comparison = {side: calls._asdict() for side, calls in sides.items()} or None
         facts = {**asdict(self), "calls": asdict(self.calls), "checks": checks, "comparison": comparison}
         return {"ok": self.ok, "verdict": self.verdict, **facts}
 
@@ -176,15 +176,15 @@ def _figures(result: Result) -> Table:
 
 
 def _promises(result: Result) -> Table:
-    made = table("promise", "", "checked", "compared>", "differences>")
+    grid = table("promise", "", "checked", "compared>", "differences>")
     before = None
     for check in result.checks:
         count = Text(f"{len(check.differences):,}", style="red bold" if check.differences else "green")
         says = "" if check.promise == before else _PROMISES[check.promise]
         number = Text("" if check.promise == before else check.promise, style="dim")
-        made.add_row(says, number, Text(check.says, style="dim"), f"{check.compared:,}", count)
+        grid.add_row(says, number, Text(check.says, style="dim"), f"{check.compared:,}", count)
         before = check.promise
-    return made
+    return grid
 
 
 def _show_differences(console: Console, result: Result) -> None:
@@ -199,13 +199,13 @@ def _show_differences(console: Console, result: Result) -> None:
 def _show_comparison(console: Console, comparison: Comparison) -> None:
     """Print the naive counter's figures beside daycap's, and a last line that compares them in words."""
     naive, daycap = comparison
-    made = table("the same calls|", "true cost>", "over caps>", "agents over>", "forgotten>", "unanswered>")
+    grid = table("the same calls|", "true cost>", "over caps>", "agents over>", "forgotten>", "unanswered>")
     for name, side in (("naive counter", naive), ("daycap", daycap)):
         over = Text(cents(side.over_micros), style="red" if side.over_micros else "green")
         forgotten = Text(cents(side.forgotten_micros), style="red" if side.forgotten_micros else "green")
-        made.add_row(name, cents(side.spent_micros), over, f"{side.agents_over}", forgotten, f"{side.unanswered:,}")
+        grid.add_row(name, cents(side.spent_micros), over, f"{side.agents_over}", forgotten, f"{side.unanswered:,}")
     console.print()
-    console.print(made)
+    console.print(grid)
     for line in _NAIVE:
         console.print(line, style="dim", soft_wrap=True, highlight=False)
     console.print()

@@ -103,9 +103,9 @@ class Watch:
         settled, latest = 0, dict[str, int]()
         with self._ledger.connect() as connection:
             for start in range(0, len(self._agents), _AT_ONCE):
-                some = self._agents[start : start + _AT_ONCE]
+                batch = self._agents[start : start + _AT_ONCE]
                 columns = (spending.c.agent_account_id, spending.c.settled_count, spending.c.spent_micros)
-                statement = sa.select(*columns).where(spending.c.agent_account_id.in_(some))
+                statement = sa.select(*columns).where(spending.c.agent_account_id.in_(batch))
                 for agent, count, spent in connection.execute(statement.order_by(spending.c.spending_date)):
                     settled += count
                     latest[agent] = spent

@@ -1,6 +1,6 @@
 """Run a fleet of agents in one event loop, each with its own cap.
 
-uv run python examples/asyncio_fleet.py
+.venv/bin/python examples/asyncio_fleet.py
 """
 
 from __future__ import annotations

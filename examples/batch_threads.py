@@ -1,6 +1,6 @@
 """Run a batch job: many threads share one wallet and one agent's cap. What does not fit today waits until tomorrow.
 
-uv run python examples/batch_threads.py
+.venv/bin/python examples/batch_threads.py
 """
 
 from __future__ import annotations

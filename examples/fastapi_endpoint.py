@@ -1,7 +1,7 @@
 """Serve a web API that answers 402 when the caller's agent has spent its budget for the day.
 
-uv run python examples/fastapi_endpoint.py         # calls itself, without a port
-uv run uvicorn examples.fastapi_endpoint:app       # serves
+.venv/bin/python examples/fastapi_endpoint.py         # calls itself, without a port
+.venv/bin/uvicorn examples.fastapi_endpoint:app       # serves
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keep LiteLLM inside a cap: use the large model while the budget lasts, then the small one, then stop.
 
-uv run python examples/litellm_router.py
+.venv/bin/python examples/litellm_router.py
 """
 
 from __future__ import annotations

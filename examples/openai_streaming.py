@@ -1,6 +1,6 @@
 """Keep streams of OpenAI's client inside a cap: each is charged by the usage in its last event.
 
-uv run python examples/openai_streaming.py
+.venv/bin/python examples/openai_streaming.py
 
 A server in this process stands in for the model. For the real one, drop `base_url` and set your API key.
 """

@@ -1,9 +1,9 @@
 """Run an agent's loop: reserve before each call, finalize after it.
 
-    uv run python examples/plain_loop.py
+    .venv/bin/python examples/plain_loop.py
 
-Without settings it keeps caps in memory. With DAYCAP_REDIS_URL and DAYCAP_BROKER_URL, as `daycap run` prints them, its
-spending goes to the ledger.
+Without settings it keeps caps in memory. With the settings that `make run ARGS=--keep` prints, or with a ledger
+alone, its spending goes to the ledger. First add the agent: daycap agent add agent-7 --cap 0.50
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def call_model(prompt: str) -> int:
 
 
 def main() -> None:
-    caps = None if "DAYCAP_REDIS_URL" in os.environ else {AGENT: usd("0.50")}
+    caps = None if os.environ.keys() & {"DAYCAP_REDIS_URL", "DAYCAP_LEDGER_URL"} else {AGENT: usd("0.50")}
     with Wallet.from_env(caps=caps) as wallet:
         try:
             for step in range(1000):

@@ -135,8 +135,8 @@ def _accounts(find: Callable[..., list[dict[str, Any]]], name: str | None) -> li
     if name is not None:
         return find(agents=[name])
     found: list[dict[str, Any]] = []
-    while some := find(after=found[-1]["agent"] if found else ""):
-        found += some
+    while page := find(after=found[-1]["agent"] if found else ""):
+        found += page
     return found
 
 
@@ -161,9 +161,9 @@ def show_accounts(found: list[dict[str, Any]], as_json: bool) -> None:
     def render() -> Table:
         named = any(account["identity_anchor"] for account in found)
         columns = ("agent", "status|", "daily cap>", "day|", "cap>", "spent>", "uncovered>", "settled>")
-        made = table(*columns, *(["anchor"] if named else []))
+        grid = table(*columns, *(["anchor"] if named else []))
         for account in found:
-            made.add_row(
+            grid.add_row(
                 account["agent"],
                 account["status"],
                 money(account["daily_cap_micros"]),
@@ -174,15 +174,15 @@ def show_accounts(found: list[dict[str, Any]], as_json: bool) -> None:
                 f"{account['settled_count']:,}",
                 *([Text(account["identity_anchor"] or "-")] if named else []),
             )
-        return made
+        return grid
 
     show(found, as_json, render)
 
 
 def _status_table(rows: list[dict[str, Any]]) -> Table:
-    made = table("agent", "status|", "of the cap", "cap>", "spent>", "leased>", "remaining>", "counter|")
+    grid = table("agent", "status|", "of the cap", "cap>", "spent>", "leased>", "remaining>", "counter|")
     for row in rows:
-        made.add_row(
+        grid.add_row(
             row["agent"],
             row["status"],
             Bar(row["spent_micros"], row["leased_micros"] or 0, row["cap_micros"]),
@@ -192,4 +192,4 @@ def _status_table(rows: list[dict[str, Any]]) -> Table:
             money(row["remaining_micros"]),
             row["counter"],
         )
-    return made
+    return grid

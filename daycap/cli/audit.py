@@ -36,7 +36,7 @@ def _render(found: dict[str, Any]) -> Group:
         summary += f"\nnot compared, because the day is long past: its {' and its '.join(found['pruned'])}"
     if not found["differences"]:
         return Group(summary, Text(f"{_PROMISES[len(found['pruned'])]}: no difference", style="green"))
-    made = table("promise", "agent", "what", "expected>", "found>")
+    grid = table("promise", "agent", "what", "expected>", "found>")
     for each in found["differences"]:
-        made.add_row(each["promise"], each["agent"], each["what"], str(each["expected"]), str(each["found"]))
-    return Group(summary, made, Text(f"{len(found['differences'])} differences", style="bold red"))
+        grid.add_row(each["promise"], each["agent"], each["what"], str(each["expected"]), str(each["found"]))
+    return Group(summary, grid, Text(f"{len(found['differences'])} differences", style="bold red"))

@@ -11,7 +11,7 @@ from kombu.connection import Connection
 from rich.table import Table
 from rich.text import Text
 
-from daycap.cli.client import ask, operator_app
+from daycap.cli.client import NoWorker, ask, operator_app
 from daycap.cli.finding import FAIL, OK, WARN, Finding, dead_letters
 from daycap.cli.output import json_option, show, table
 from daycap.clock import day_of, wall_ms
@@ -176,10 +176,12 @@ def _check_ledger(settings: Settings) -> Iterator[Finding]:
 def _check_worker(settings: Settings) -> Iterator[Finding]:
     try:
         ask("daycap.check_ledger", timeout_s=_ANSWER_S)
+    except NoWorker as error:
+        advice = "celery -A worker worker" if "no worker" in error.message else "fix the broker first"
+        yield Finding("worker", FAIL, error.message, advice)
+        return
     except click.ClickException as error:
-        if "no worker answered" in error.message:
-            yield Finding("worker", FAIL, error.message, "celery -A worker worker")
-        elif "alembic" in error.message:
+        if "alembic" in error.message:
             yield Finding("ledger", FAIL, error.message, "alembic upgrade head")
         else:
             yield Finding("ledger", FAIL, error.message, "repair or unlock it; events wait in the queue meanwhile")

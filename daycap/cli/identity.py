@@ -95,8 +95,8 @@ def address(name: str, salt: bytes | None, as_json: bool, **account: Any) -> Non
 
 
 def _changes_table(changes: list[dict[str, Any]]) -> Table:
-    made = table("when (UTC)", "by", "anchor", "instead of")
+    grid = table("when (UTC)", "by", "anchor", "instead of")
     for change in changes:
         by, new, old = change["changed_by"], change["new_anchor"], change["old_anchor"]
-        made.add_row(time(change["changed_at_ms"]), Text(by), Text(new), Text("-" if old is None else old))
-    return made
+        grid.add_row(time(change["changed_at_ms"]), Text(by), Text(new), Text("-" if old is None else old))
+    return grid

@@ -61,10 +61,10 @@ def finalize(agent: str, reservation: str, actual_micros: int, day: str, held_mi
     FinalizeEvent.from_wire(event.to_wire())
     counts = answer_of(FINALIZE_TASK, events=[event.to_wire()])
     became = next((name for name in ("settled", "duplicates") if counts[name]), "dead letter")
-    said = {
+    message = {
         "settled": f"settled; daycap status {agent} shows it",
         "duplicates": "already settled with the same cost; nothing is charged twice",
         "dead letter": f"it became a dead letter; see why: daycap dead-letters list --agent {agent}",
     }[became]
-    show({**event.to_wire(), "became": became}, as_json, lambda: said)
+    show({**event.to_wire(), "became": became}, as_json, lambda: message)
     sys.exit(became == "dead letter")

@@ -48,17 +48,17 @@ def show(data: Any, as_json: bool, render: Callable[[], Any]) -> None:
 
 def table(*columns: str) -> Table:
     """A table. Columns of money and numbers (">" at the end) are on the right; these and those with "|" never wrap."""
-    made = Table(box=None, header_style="bold", pad_edge=False)
+    grid = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         whole = column.endswith((">", "|"))
-        made.add_column(
+        grid.add_column(
             column.rstrip(">|"),
             justify="right" if column.endswith(">") else "left",
             no_wrap=whole,
             # A number that is cut must look so. A name is not cut: its end may be all that tells it from another.
             overflow="ellipsis" if whole else "fold",
         )
-    return made
+    return grid
 
 
 def money(micros: int | None) -> str:

@@ -141,7 +141,7 @@ def result_settings(url: str) -> dict[str, Any]:
         "redis_socket_timeout": _TIMEOUT_S,  # Else 120 s on a half-open connection.
         "redis_socket_connect_timeout": _TIMEOUT_S,
         "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_start": 0}},  # Else 20 s.
-        "result_accept_content": ["json"],  # Never pickle: whoever can write to the results must not run code.
+        "result_accept_content": ["json"],  # Never pickle: anyone who can write to the results could run code.
     }
 
 

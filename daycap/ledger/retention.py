@@ -59,9 +59,9 @@ def prune(ledger: Ledger, settings: Settings, now_ms: int, _place: Place) -> Sli
 def _delete_some(ledger: Ledger, table: sa.Table, is_old: sa.ColumnElement[bool]) -> int:
     key = sa.tuple_(*table.primary_key) if len(table.primary_key) > 1 else next(iter(table.primary_key))
     # Skip rows that others have locked: never wait while holding locks. The next run deletes them.
-    some = sa.select(*table.primary_key).where(is_old).limit(_AT_ONCE).with_for_update(skip_locked=True)
+    expired = sa.select(*table.primary_key).where(is_old).limit(_AT_ONCE).with_for_update(skip_locked=True)
     with ledger.reading() as connection:  # Check without the write lock whether there is anything to delete.
         if connection.execute(sa.select(*table.primary_key).where(is_old).limit(1)).first() is None:
             return 0
     with ledger.writing() as connection:
-        return connection.execute(sa.delete(table).where(key.in_(some))).rowcount
+        return connection.execute(sa.delete(table).where(key.in_(expired))).rowcount
