@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tests.model.counter import Terms
-from tests.model.state import FAULTS, Config
+from tests.model.state import FAULTS, RARE, Config
 
 ONE, TWO = ((0, 0),), ((0, 0), (1, 0))
 RESTARTED = ((0, 0), (0, 0))
@@ -30,6 +30,17 @@ def _mutant(
     without = (guards,) if isinstance(guards, str) else guards
     name = " and ".join(without)
     return Mutant(name, breaks, Config(name, leases, terms=terms._replace(without=without), **of))
+
+
+def _folding(
+    guards: str | tuple[str, ...],
+    breaks: str,
+    leases: tuple[tuple[int, int], ...] = RESTARTED,
+    tries: tuple[int, ...] = (1,),
+    cap: int = 1,
+    **of: Any,
+) -> Mutant:
+    return _mutant(guards, breaks, leases, _DELTAS, tries=tries, cap=cap, farewells=True, **of)
 
 
 UNCHARGED = "what is drawn is used though it was not charged"
@@ -185,7 +196,48 @@ MUTANTS = (
         most_faults=2,
     ),
     _mutant("only a whole publish opens", "P3", TWO, _DELTAS, cap=1, tries=(1,), faults=("failover",)),
-    _mutant("an older publish changes no lease", "P3", ONE, _DELTAS, publishes=2, ticks=False),
+    _folding("a whole publish only opens", "P3", ONE, publishes=2, faults=("flush",), most_faults=2),
+    _folding("an older whole publish changes no lease", "P3", publishes=2, faults=("flush",)),
+    _folding("an older delta changes no lease", "P3", publishes=2),
+    # What keeps that right where the ledger is restored from a copy.
+    _folding("sums are compared at the same seq", "P3", tries=(2,), faults=("restore",)),
+    _folding(
+        "a named lease is compared at the same seq", "P7", tries=(2,), cap=2, ticks=False, faults=RARE, most_faults=2
+    ),
+    _folding(
+        "a duplicate names its lease",
+        "P7",
+        tries=(2,),
+        cap=2,
+        ticks=False,
+        faults=(*RARE, "worker killed"),
+        most_faults=3,
+    ),
+    _mutant("a lease keeps what it was told", "P6", ONE, _DELTAS, cap=3, tries=(3,), ticks=False, faults=("restore",)),
+    _mutant("a lease that is not named stays", "P4", TWO, _DELTAS, tries=(2, 1), ticks=False, faults=("restore",)),
+    _folding("a restored ledger is published whole", "P7", tries=(2,), faults=RARE, most_faults=2),
+    _folding("what was drawn does not shrink", "P4", tries=(2,), faults=("restore",)),
+    # Farewell and fold.
+    _folding("no farewell with a hold", "P4", TWO),
+    _folding("no farewell while a question is under way", "P4", TWO),
+    _folding("no farewell before events are settled, or the process ends", "P7", ONE, faults=("lost message",)),
+    _folding("a farewell creates no lease", "P6", tries=(2,), cap=2),
+    _folding("fold what is settled", "P4", TWO, faults=("lost message",)),
+    _folding("fold long after the last sync", "P6", tries=(2,), cap=2, faults=("late sync",)),
+    _folding("a fold raises seq", "P3"),
+    _folding("a folded lease leaves the counter", "P3"),
+    _folding("a copy's lease that is not named leaves", "P3", faults=("failover",)),
+    _folding("a duplicate unfolds its lease", "P7", faults=("sent again",)),
+    _folding("the sum of what was drawn is compared", "P3", faults=("sent again",)),
+    _folding(  # Without time, which the second guard needs, the world is ten times smaller.
+        ("a repair names what is folded", "fold long after the last sync"),
+        "P6",
+        tries=(2,),
+        cap=2,
+        ticks=False,
+        faults=RARE,
+        most_faults=2,
+    ),
 )
 
 TWO_DAYS = ((0, 0), (0, 1))
@@ -225,6 +277,18 @@ SMALL = (
         ticks=False,
         terms=_DELTAS,
     ),
+    Config("publishes of what changed, a restored ledger", RESTARTED, faults=("restore",), terms=_DELTAS),
+    Config(
+        "farewells, any fault",
+        RESTARTED,
+        (1,),
+        cap=1,
+        farewells=True,
+        faults=(*FAULTS, *RARE),
+        terms=_DELTAS,
+    ),
+    Config("farewells, two runners", TWO, (1,), cap=1, farewells=True, terms=_DELTAS),
+    Config("farewells, an outbox", RESTARTED, (2,), cap=1, farewells=True, faults=("sent again",), terms=_DELTAS),
 )
 """Explored completely by `python -m tests.model`, as in `make soak`; the tests take the first states of each."""
 
@@ -254,6 +318,42 @@ LARGE = (
         cap=1,
         publishes=2,
         faults=("flush", "lost publish"),
+        terms=_DELTAS,
+    ),
+    Config(
+        "farewells, restarted, any fault",
+        RESTARTED,
+        farewells=True,
+        caps=(1,),
+        faults=(*FAULTS, *RARE),
+        terms=_DELTAS,
+    ),
+    Config(
+        "farewells, a restored ledger",
+        RESTARTED,
+        farewells=True,
+        faults=RARE,
+        most_faults=2,
+        terms=_DELTAS,
+    ),
+    Config(
+        "farewells, publishes that overtake each other",
+        RESTARTED,
+        (1,),
+        cap=1,
+        farewells=True,
+        publishes=2,
+        faults=("flush", "failover", "sent again"),
+        most_faults=2,
+        terms=_DELTAS,
+    ),
+    Config(
+        "farewells, two runners, any fault",
+        TWO,
+        (1,),
+        cap=1,
+        farewells=True,
+        faults=(*FAULTS, *RARE),
         terms=_DELTAS,
     ),
     Config("2 runners, calls in parts", TWO, (1,), estimates=(2,), parts=True, spare=(0, 1)),

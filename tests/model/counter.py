@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ACTIVE, PAUSED = 0, 1
-WHOLE = -1
+WHOLE, REPAIR = -1, -2
+"""The base of a publish that carries all: for a counter that is not open, and for one whose sums differ."""
+NEVER = -1
 
 
 class Terms(NamedTuple):
@@ -31,6 +33,10 @@ class Lease(NamedTuple):
     events: int = 0
     last_event: int = 0
     deadline: int = 0
+    known: int = 0
+    """Whether the hash has it: only where publishes carry what changed."""
+    farewell: int = NEVER
+    """How many events its runner's farewell named."""
 
 
 Leases = tuple[Lease, ...]
@@ -48,6 +54,10 @@ class Counter(NamedTuple):
     recall_until: int
     fence_until: int
     leases: Leases
+    drawn: int = 0
+    """The sum of every lease of the day, folded ones too: only where publishes carry what changed."""
+    folded: int = 0
+    """The part of `drawn` that belongs to folded leases."""
 
 
 class Request(NamedTuple):
@@ -60,6 +70,8 @@ class Request(NamedTuple):
     need: int = 0
     want: int = 0
     drawn: int = 0
+    farewell: int = NEVER
+    """The lease's last sync says how many events it had."""
 
 
 class Reply(NamedTuple):
@@ -83,15 +95,18 @@ class Snapshot(NamedTuple):
     cap: int
     spent: int
     totals: tuple[tuple[int, int, int] | tuple[()], ...]
-    """Of a delta those that did not change are ()."""
+    """Of a delta those that did not change are (); where there are deltas, so are those that have no row or are
+    folded."""
     expire_before: int = 0
     first_until: int = 0
     chosen: tuple[int, ...] = ()
-    """Which leases to give up, where that is not decided by the counter: only without that guard."""
+    """Suspects that the worker found: the counter decides. Only without that guard does it give up all of them."""
     base: int = WHOLE
-    """A delta carries what changed in (base, seq]."""
+    """A delta carries what changed in (base, seq]; `WHOLE` and `REPAIR` are of publishes that carry all."""
     drawn: int = 0
-    """Of a delta: what all leases of the day had drawn at `seq`."""
+    """What all leases of the day had drawn at `seq`."""
+    folded: tuple[int, ...] = ()
+    """The leases that were folded in (base, seq]; of a repair those of the leases that the worker saw in the hash."""
 
 
 class Published(NamedTuple):
@@ -104,7 +119,7 @@ class Published(NamedTuple):
     expired: tuple[int, ...]
     lifted: bool
     behind: int | None = None
-    """Of a delta that was not taken: the seq that changes are wanted from, `WHOLE` for all; else None."""
+    """Of a publish that was not taken: the seq that changes are wanted from, `WHOLE` or `REPAIR` for all; else None."""
 
 
 NEW = Lease()
@@ -119,11 +134,11 @@ def leased(leases: Leases, terms: Terms) -> int:
     return sum([outstanding(lease, terms) for lease in leases])
 
 
-def used(spent: int, leases: Leases, terms: Terms) -> int:
+def used(counter: Counter, terms: Terms) -> int:
     """What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile."""
     if "what is drawn is used though it was not charged" in terms.without:
-        return spent
-    return max(spent, sum([lease.drawn for lease in leases]))
+        return counter.spent
+    return max(counter.spent, counter.drawn if terms.deltas else sum([lease.drawn for lease in counter.leases]))
 
 
 def sync(
@@ -137,12 +152,16 @@ def sync(
         return counter, Reply("NOT_OPEN")
 
     lease = counter.leases[said.lease]
+    if said.farewell != NEVER and not lease.known and "a farewell creates no lease" not in without:
+        return counter, Reply("OK")
     granted = lease.granted if "put back accepted" in without else max(lease.granted, said.granted)
     lease = lease._replace(
         granted=granted,
         returned=max(lease.returned, said.returned),
         drawn=max(lease.drawn, said.drawn),
         deadline=max(lease.deadline, now + terms.ttl),
+        known=int(terms.deltas),
+        farewell=max(lease.farewell, said.farewell),
     )
     counter = counter._replace(leases=_with(counter.leases, said.lease, lease))
     answer = "OK"
@@ -157,7 +176,7 @@ def sync(
     told = lease.granted
     if "granted is absolute" in without:  # Instead of the running total: what this one was granted.
         told = said.granted + lease.granted - granted
-    spent = used(counter.spent, counter.leases, terms)
+    spent = used(counter, terms)
     recall = now < counter.recall_until or spent + total > counter.cap
     return counter, Reply(
         answer, told, lease.drawn, lease.events, lease.last_event, counter.cap, spent, total, int(recall)
@@ -169,7 +188,7 @@ def _grant(counter: Counter, terms: Terms, now: int, said: Request) -> tuple[str
     # What was granted beyond the runner's total went out in a reply that it never saw: that counts first.
     unseen = 0 if "granted is absolute" in terms.without else lease.granted - said.granted
     missing = said.need - unseen
-    remaining = max(0, counter.cap - used(counter.spent, counter.leases, terms) - total)
+    remaining = max(0, counter.cap - used(counter, terms) - total)
     if missing > remaining:
         others = total > outstanding(lease, terms)
         return "REFUSED", counter._replace(recall_until=now + terms.ttl // 2) if others else counter
@@ -190,67 +209,125 @@ def publish(
     `ahead`: the day begins more than a ttl from now; `over`: it has ended.
     """
     opened = counter is None or (counter.run != said.run and "run id compared" not in terms.without)
-    if said.base != WHOLE and (behind := _behind(counter, terms, said, missing=opened)) is not None:
+    if terms.deltas and (behind := _behind(counter, terms, said, missing=opened)) is not None:
         return counter, Published(False, False, 0, 0, (), False, behind)
     counter = _open(counter, terms, now, said, ahead=ahead) if opened else counter
     assert counter is not None
     first = said.first_until > 0 if "first is a time limit" in terms.without else now < said.first_until
     fence_until = 0 if first and not opened else counter.fence_until
-    newer = said.seq > counter.seq or (said.base == WHOLE and said.seq == counter.seq)
+    if not terms.deltas:
+        counter = counter._replace(leases=_told_all(counter.leases, said))
+    elif said.base < 0:
+        counter = _told_whole(counter, terms, said, opened=opened)
+    else:
+        counter = _told_changes(counter, terms, said)
     if said.seq >= counter.seq or "older seq ignored" in terms.without:
         counter = counter._replace(seq=said.seq, status=said.status, cap=said.cap, spent=said.spent)
 
     leases, given_up, expired = list(counter.leases), 0, []
-    for number, said_totals in enumerate(said.totals):
-        lease = _told(leases[number], terms, said_totals, newer=newer)
-        dead = lease.deadline + terms.grace < said.expire_before
+    for number, lease in enumerate(leases):
+        dead = lease.deadline + terms.grace < said.expire_before and (number in said.chosen or not terms.deltas)
         if "expiry decided inside the script" in terms.without:
             dead = number in said.chosen
         if dead and (left := outstanding(lease, terms)) > 0:
             given_up += left
             expired.append(number)
-            lease = lease._replace(granted=0, returned=0)
-        leases[number] = lease
+            leases[number] = lease._replace(granted=0, returned=0)
     counter = counter._replace(leases=tuple(leases))
 
     total = leased(counter.leases, terms)
     lifted = fence_until > 0 and fence_until + terms.grace < said.expire_before
     if lifted:
-        free = counter.cap - used(counter.spent, counter.leases, terms) - total
+        free = counter.cap - used(counter, terms) - total
         given_up += 0 if over else max(0, free)
         fence_until = 0
     counter = counter._replace(run=said.run, given_up=counter.given_up + given_up, fence_until=fence_until)
     return counter, Published(opened, fence_until > 0, total, given_up, tuple(expired), lifted)
 
 
-def _behind(counter: Counter | None, terms: Terms, said: Snapshot, *, missing: bool) -> int | None:
-    """From which seq on a delta's counter lacks changes, `WHOLE` if it lacks all or has others; None if it does not."""
-    if counter is None:
-        return WHOLE
-    if missing:
-        return None if "only a whole publish opens" in terms.without else WHOLE
-    if counter.seq < said.base and "a delta needs its base" not in terms.without:
-        return counter.seq
-    if counter.seq < said.seq and "the sum of what was drawn is compared" not in terms.without:
-        changed = zip(counter.leases, said.totals, strict=True)
-        drawn = sum([totals[0] if totals else lease.drawn for lease, totals in changed])
-        if drawn != said.drawn:
-            return WHOLE
-    return None
+def _told_all(leases: Leases, said: Snapshot) -> Leases:
+    """Every lease with the ledger's totals of it: where publishes carry all."""
+    return tuple([_told(lease, totals) for lease, totals in zip(leases, said.totals, strict=True)])
 
 
-def _told(lease: Lease, terms: Terms, totals: tuple[int, int, int] | tuple[()], *, newer: bool) -> Lease:
-    """The lease with the ledger's totals of it."""
+def _told(
+    lease: Lease, totals: tuple[int, int, int] | tuple[()], known: int = 0, without: tuple[str, ...] = ()
+) -> Lease:
     if not totals:
         return lease
     drawn, events, last_event = totals
-    if terms.deltas:
-        if not newer and "an older publish changes no lease" not in terms.without:
-            return lease
-        return lease._replace(drawn=drawn, events=events, last_event=last_event)
+    if "a lease keeps what it was told" in without:
+        return lease._replace(drawn=drawn, events=events, last_event=last_event, known=known)
     return lease._replace(
-        drawn=max(lease.drawn, drawn), events=max(lease.events, events), last_event=max(lease.last_event, last_event)
+        drawn=max(lease.drawn, drawn),
+        events=max(lease.events, events),
+        last_event=max(lease.last_event, last_event),
+        known=known,
     )
+
+
+def _behind(counter: Counter | None, terms: Terms, said: Snapshot, *, missing: bool) -> int | None:
+    """Why a publish is not taken; None if it is.
+
+    The seq from which on the counter lacks changes, `WHOLE` if it is not open, `REPAIR` if its sums differ.
+    """
+    without = terms.without
+    if counter is None or missing:
+        return (
+            WHOLE if said.base != WHOLE and (counter is None or "only a whole publish opens" not in without) else None
+        )
+    if said.base == WHOLE and counter.seq < said.seq and "a whole publish only opens" not in without:
+        return counter.seq
+    if said.base < 0:
+        return None
+    if counter.seq < said.base and "a delta needs its base" not in without:
+        return counter.seq
+    if counter.seq == said.seq and "sums are compared at the same seq" not in without:
+        own = (counter.status, counter.cap, counter.spent, counter.drawn)
+        if own != (said.status, said.cap, said.spent, said.drawn):
+            return REPAIR
+        if "a named lease is compared at the same seq" in without:
+            return None
+        named = zip(counter.leases, said.totals, strict=True)
+        return None if all(_told(lease, totals, 1) == lease for lease, totals in named if totals) else REPAIR
+    if counter.seq < said.seq and "the sum of what was drawn is compared" not in without:
+        return None if _told_changes(counter, terms, said).drawn == said.drawn else REPAIR
+    return None
+
+
+def _told_changes(counter: Counter, terms: Terms, said: Snapshot) -> Counter:
+    """The counter with the leases that a delta names."""
+    if said.seq <= counter.seq and "an older delta changes no lease" not in terms.without:
+        return counter
+    leases, folded = list(counter.leases), counter.folded
+    for number, totals in enumerate(said.totals):
+        leases[number] = _told(leases[number], totals, 1, terms.without)
+    drawn = counter.drawn + sum([lease.drawn for lease in leases]) - sum([lease.drawn for lease in counter.leases])
+    for number in said.folded if "a folded lease leaves the counter" not in terms.without else ():
+        folded += leases[number].drawn
+        leases[number] = NEW
+    return counter._replace(leases=tuple(leases), drawn=drawn, folded=folded)
+
+
+def _told_whole(counter: Counter, terms: Terms, said: Snapshot, *, opened: bool) -> Counter:
+    """The counter with the leases of a whole publish, and without those that are folded."""
+    without = terms.without
+    if said.seq < counter.seq and "an older whole publish changes no lease" not in without:
+        return counter
+    leases = list(counter.leases)
+    for number, totals in enumerate(said.totals):
+        lease = leases[number]
+        left = opened and "a copy's lease that is not named leaves" not in without
+        if totals:
+            leases[number] = _told(lease, totals, 1, without)
+        elif left or number in said.folded or "a lease that is not named stays" in without:
+            leases[number] = NEW
+    named = sum([totals[0] for totals in said.totals if totals])
+    in_hash = sum([lease.drawn for lease in leases])
+    drawn = said.drawn - named + in_hash
+    if "what was drawn does not shrink" not in without:
+        drawn = max(drawn, counter.drawn)
+    return counter._replace(leases=tuple(leases), drawn=drawn, folded=drawn - in_hash)
 
 
 def _open(counter: Counter | None, terms: Terms, now: int, said: Snapshot, *, ahead: bool) -> Counter:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from tests.model.counter import Reply, Terms
 
-DEAD, LIVE, RETIRED = 0, 1, 2
+DEAD, LIVE, RETIRED, PARTED = 0, 1, 2, 3
+"""`PARTED` says farewell, as often as it likes, and nothing else any more."""
+GONE = (DEAD, PARTED)
 FAR = 99
 
 
@@ -151,6 +153,12 @@ def begin_renewal(book: Book, terms: Terms, now: int, *, idle: bool = False) -> 
     if idle or recalled or not _alive(book, terms, now):
         book = _hand_back(book, terms)
     return book, Asked(book.granted, book.returned)
+
+
+def part(book: Book) -> Book:
+    """The lease's runner has no more use for it: only what its events drew is not handed back."""
+    kept = Book(PARTED, book.granted, book.granted - book.drawn, holds=book.holds, drawn=book.drawn, events=book.events)
+    return kept._replace(unsettled=book.unsettled, counted=book.counted)
 
 
 def apply(book: Book, terms: Terms, now: int, asked: Asked, sent_at: int, reply: Reply, day_left: int = FAR) -> Book:

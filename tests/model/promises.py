@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tests.model import counter as counters
-from tests.model.counter import Counter, Snapshot
-from tests.model.lease_book import DEAD, Book
+from tests.model.counter import NEVER, WHOLE, Counter, Published
+from tests.model.lease_book import DEAD, GONE, Book
 from tests.model.protocol import Protocol
 from tests.model.state import NOW, Exchange, Ledger, Message, Publish, Settled, State, at, totals
 
@@ -25,18 +25,30 @@ def broken(protocol: Protocol, s: State) -> str:
             return "P2: an event is settled twice"
         if ledger.spent != sum([row[3] for row in ledger.settled]):
             return "P3: spent is not the sum of what was charged"
-        known = counter and (counter.seq, counter.cap, counter.status, counter.spent)
-        if known and known[0] == ledger.seq and known[1:] != (ledger.cap, ledger.status, ledger.spent):
-            return "P3: the counter's snapshot differs from the ledger's of the same seq"
-        if counter and protocol.terms.deltas and counter.run == s.run and counter.seq == ledger.seq:
-            settled = totals(ledger.settled, len(protocol.leases))
-            if tuple([(each.drawn, each.events, each.last_event) for each in counter.leases]) != settled:
-                return "P3: the counter's leases differ from the ledger's of the same seq"
+        if counter and not s.restored and counter.seq == ledger.seq:
+            if counter[1:5] != (ledger.seq, ledger.status, ledger.cap, ledger.spent):
+                return "P3: the counter's snapshot differs from the ledger's of the same seq"
+            if protocol.terms.deltas and counter.run == s.run and (why := _differ(protocol, counter, ledger)):
+                return why
+        in_hash = sum([lease.drawn for lease in counter.leases]) if counter else 0
+        if counter and protocol.terms.deltas and counter.drawn != counter.folded + in_hash:
+            return "P3: the counter's sums differ from its leases"
     return _lost_event(protocol, s) or (_at_rest(protocol, s) if quiet(s) else "")
 
 
+def _differ(protocol: Protocol, counter: Counter, ledger: Ledger) -> str:
+    """How a counter differs from a ledger that has the same seq."""
+    said = totals(ledger.settled, len(protocol.leases))
+    open_ = [(0, 0, 0) if folded else each for each, folded in zip(said, ledger.folded, strict=True)]
+    if [(lease.drawn, lease.events, lease.last_event) for lease in counter.leases] != open_:
+        return "P3: the counter's leases differ from the ledger's of the same seq"
+    if counter.drawn != sum([each[0] for each in said]):
+        return "P3: the counter's sum of what was drawn differs from the ledger's of the same seq"
+    return ""
+
+
 def _lost_event(protocol: Protocol, s: State) -> str:
-    for lease, book in enumerate(s.books):
+    for lease, book in enumerate(s.books if not s.restored else ()):
         if book.state != DEAD and book.events > len(book.unsettled):
             settled = s.ledgers[protocol.account[lease]].settled
             there = {row[1] for row in settled if row[0] == lease} | {event.number for event in book.unsettled}
@@ -49,27 +61,46 @@ def quiet(s: State) -> bool:
     """Nothing is under way, and no living runner holds, has free or waits for anything."""
     if s.exchanges or s.strays or s.queue or s.publishes or s.settling or s.torn:
         return False
-    return all(book.state == DEAD or not book.in_use for book in s.books)
+    return all(book.state in GONE or not book.in_use for book in s.books)
 
 
 def _at_rest(protocol: Protocol, s: State) -> str:
-    """After a last expire, long after, nothing is leased and the counter equals the ledger."""
+    """After a last reconcile and expire, long after, nothing is leased and the counter equals the ledger."""
     for account in protocol.accounts:
-        ledger, counter = s.ledgers[account], s.counters[account]
+        counter = s.counters[account]
         if counter is None or counter.run != s.run:
             continue
-        told = totals(ledger.settled, len(protocol.leases))
-        last = Snapshot(
-            s.run, *ledger[3:4], ledger.status, ledger.cap, ledger.spent, told, _LONG_AFTER, 0, tuple(protocol.leases)
-        )
-        after, done = counters.publish(counter, protocol.terms, _LONG_AFTER, last)
-        assert after is not None
+        ledger = protocol.sent_again(s, account)
+        after, done, ledger = _reconciled(protocol, counter, ledger)
         if done.leased or done.fenced:
             return "P5: all has ended and something is still leased"
+        settled = totals(ledger.settled, len(protocol.leases))
+        if any(after.leases[n].events < settled[n][1] for n in s.waiting if protocol.account[n] == account):
+            return "P7: who sent an event again never hears that it is settled"
+        if s.restored:
+            if after.drawn < sum([each[0] for each in settled]) or after.seq != ledger.seq:
+                return "P3: at rest the counter has not what the ledger has"
+            continue
         known = tuple([(lease.drawn, lease.events, lease.last_event) for lease in after.leases])
-        if (after.seq, after.cap, after.spent, known) != (ledger.seq, ledger.cap, ledger.spent, told):
+        same = not _differ(protocol, after, ledger) if protocol.terms.deltas else known == settled
+        if (after.seq, after.cap, after.spent) != (ledger.seq, ledger.cap, ledger.spent) or not same:
             return "P3: at rest the counter differs from the ledger"
     return ""
+
+
+def _reconciled(protocol: Protocol, counter: Counter, ledger: Ledger) -> tuple[Counter, Published, Ledger]:
+    base = ledger.seq if protocol.terms.deltas else WHOLE
+    if counter.seq > ledger.seq:
+        base, ledger = protocol.overtaking(counter, ledger)
+    while True:
+        said = protocol.snapshot(ledger, base, seen=counter)._replace(
+            run=counter.run, expire_before=_LONG_AFTER, chosen=tuple(protocol.leases)
+        )
+        after, done = counters.publish(counter, protocol.terms, _LONG_AFTER, said)
+        if done.behind is None:
+            assert after is not None
+            return after, done, ledger
+        base = done.behind
 
 
 # --- states that are the same -------------------------------------------------------------------------------------
@@ -101,6 +132,8 @@ class Tidy:
         if s.copies:
             may_fail_over = self._protocol.fault(s, "failover") is not None
             changes["copies"] = tuple([self._tidy_counter(copy) for copy in s.copies]) if may_fail_over else ()
+        if s.backups and self._protocol.fault(s, "restore") is None:
+            changes["backups"] = ()
         if s.exchanges and not self._keep_late:
             oldest = NOW - self._protocol.terms.guard
             changes["exchanges"] = tuple(
@@ -130,7 +163,9 @@ class Tidy:
         ):
             leases = tuple(
                 [
-                    lease._replace(deadline=0) if lease.granted <= lease.returned + lease.drawn else lease
+                    lease._replace(deadline=0)
+                    if lease.granted <= lease.returned + lease.drawn and lease.farewell == NEVER
+                    else lease
                     for lease in leases
                 ]
             )
@@ -193,7 +228,8 @@ def swapped(s: State, order: tuple[int, ...]) -> State:
 
     def ledger_of(row: Ledger) -> Ledger:
         changed = tuple([row.changed[n] for n in order]) if row.changed else ()
-        return row._replace(settled=settled_of(row.settled), changed=changed)
+        folded = tuple([row.folded[n] for n in order]) if row.folded else ()
+        return row._replace(settled=settled_of(row.settled), changed=changed, folded=folded)
 
     def message_of(message: Message) -> Message:
         return message._replace(lease=order[message.lease])
@@ -201,7 +237,8 @@ def swapped(s: State, order: tuple[int, ...]) -> State:
     def publish_of(publish: Publish) -> Publish:
         said = publish.snapshot
         chosen = tuple(sorted([order[n] for n in said.chosen]))
-        said = said._replace(totals=tuple([said.totals[n] for n in order]), chosen=chosen)
+        folded = tuple(sorted([order[n] for n in said.folded]))
+        said = said._replace(totals=tuple([said.totals[n] for n in order]), chosen=chosen, folded=folded)
         return publish._replace(settled=settled_of(publish.settled), snapshot=said)
 
     return s._replace(
@@ -216,5 +253,7 @@ def swapped(s: State, order: tuple[int, ...]) -> State:
         settling=tuple(sorted([(n, message_of(m), ledger_of(seen)) for n, m, seen in s.settling])),
         publishes=tuple(sorted(map(publish_of, s.publishes))),
         torn=tuple([(account, ledger_of(row)) for account, row in s.torn]),
+        backups=tuple(map(ledger_of, s.backups)),
+        waiting=tuple(sorted([order[n] for n in s.waiting])),
         focus=order[s.focus] if s.focus >= 0 else s.focus,
     )

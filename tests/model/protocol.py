@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from tests.model import counter as counters
 from tests.model import lease_book as books
-from tests.model.counter import ACTIVE, PAUSED, WHOLE, Counter, Request, Snapshot
-from tests.model.lease_book import DEAD, FAR, LIVE, RETIRED, Asked, Book
+from tests.model.counter import ACTIVE, NEVER, PAUSED, REPAIR, WHOLE, Counter, Request, Snapshot
+from tests.model.lease_book import DEAD, FAR, GONE, LIVE, PARTED, RETIRED, Asked, Book
 from tests.model.state import (
     NONE,
     NOW,
@@ -57,13 +57,10 @@ class Protocol:
         # Wider than it may be: to see that it must not outlast a fence.
         self.first = config.first + 2 * ("first ends before a fence can" in self.without)
 
-    @property
-    def _unchanged(self) -> tuple[int, ...]:
-        return (0,) * len(self.leases) if self.terms.deltas else ()
-
     def initial(self) -> State:
         """The state in which nothing has happened."""
         config, many = self.config, len(self.accounts)
+        zeros = (0,) * len(self.leases) if self.terms.deltas else ()
         empty = Counter(0, 1, ACTIVE, config.cap, 0, 0, 0, 0, (counters.NEW,) * len(self.leases))
         return State(
             run=0,
@@ -76,7 +73,7 @@ class Protocol:
             exchanges=(),
             strays=(),
             queue=(),
-            ledgers=(Ledger(int(config.row), config.cap, ACTIVE, int(config.row), 0, (), self._unchanged),) * many,
+            ledgers=(Ledger(int(config.row), config.cap, ACTIVE, int(config.row), 0, (), zeros, zeros),) * many,
             settling=(),
             publishes=(),
             torn=(),
@@ -135,8 +132,11 @@ class Protocol:
 
     def _runner(self, s: State, lease: int) -> Iterator[Step]:
         book, name = s.books[lease], self.names[lease]
-        if book.state == DEAD:
+        if book.state in GONE:
+            yield from self._farewell(s, lease) if book.state == PARTED else ()
             return
+        if self.config.farewells:
+            yield from self._part(s, lease)
         if s.todo[self.owner[lease]] and self._current(s, lease):
             for estimate in self.config.estimates:
                 yield from self._reserve(s, lease, estimate)
@@ -157,6 +157,33 @@ class Protocol:
                 yield f"event {event.number} of {name} is sent again", sent, ""
                 if any(lease in self.before[n] for n in self.leases) and book.state == LIVE:
                     yield f"{name} gets a successor", with_book(s, lease, book._replace(state=RETIRED, deadline=0)), ""
+
+    def _part(self, s: State, lease: int) -> Iterator[Step]:
+        """The runner has done with a lease, whose events are settled; or its process ends, which has sent them all."""
+        book, without = s.books[lease], self.without
+        if book._replace(deadline=0) == Book() or (book.holds and "no farewell with a hold" not in without):
+            return
+        under_way = any(e.lease == lease for e in s.exchanges)
+        if under_way and "no farewell while a question is under way" not in without:
+            return
+        parted = books.part(book)
+        if not book.unsettled or "no farewell before events are settled, or the process ends" in without:
+            yield f"{self.names[lease]} is done", with_book(s, lease, parted._replace(unsettled=())), ""
+        elif self._current(s, lease) or book.state == RETIRED:
+            yield f"the process of {self.names[lease]} ends", with_book(s, lease, parted), ""
+
+    def _farewell(self, s: State, lease: int) -> Iterator[Step]:
+        """It may be said late, twice, or again; an event of it may be sent again by who found it in an outbox."""
+        book, name = s.books[lease], self.names[lease]
+        said = Request(lease, s.run, book.granted, book.returned, farewell=book.events)
+        after = self._sync(s, said)[0]
+        if after != s:
+            yield f"farewell of {name} after {book.events} events", after, ""
+        if (again := self.fault(s, "sent again")) is not None:
+            for _, number, drawn, _ in [row for row in s.ledgers[self.account[lease]].settled if row[0] == lease]:
+                sent = again._replace(queue=plus(s.queue, Message(lease, books.Event(number, drawn, drawn), NOW)))
+                sent = sent._replace(waiting=plus(s.waiting, lease))
+                yield f"event {number} of {name}, found in an outbox, is sent again", sent, ""
 
     def _current(self, s: State, lease: int) -> bool:
         return s.books[lease].state == LIVE and all(s.books[n].state != LIVE for n in self.before[lease])
@@ -287,7 +314,10 @@ class Protocol:
         used = s.ghosts[account].excess + sum([s.books[n].drawn for n in self.leases_of[account]])
         for n in self.leases_of[account]:
             known, book = counter.leases[n], s.books[n]
-            aside = known.granted - known.returned - book.drawn if book.state == DEAD else 0
+            # What a sync puts back that arrives after the fold is set aside until it is given up.
+            again = self.terms.deltas and s.ledgers[account].folded[n] and known.farewell == NEVER
+            drawn = 0 if again and "fold long after the last sync" not in self.without else book.drawn
+            aside = known.granted - known.returned - drawn if book.state in GONE else 0
             used += max(aside, sum(book.holds))
         return used + estimate > counter.cap
 
@@ -337,6 +367,7 @@ class Protocol:
                 yield from self._open(s, account)
                 yield from self._change(s, account)
                 yield from self._expire(s, account)
+                yield from self._fold(s, account)
 
     def _settle_any(self, s: State, lease: int | None = None) -> Iterator[Step]:
         """Settle a message of the queue, perhaps only of one lease."""
@@ -385,9 +416,11 @@ class Protocol:
             base = ledger.seq
             ledger = ledger._replace(spent=ledger.spent + charged, seq=base + 1, settled=settled)
             if self.terms.deltas:
-                ledger = ledger._replace(changed=at(ledger.changed, lease, ledger.seq))
+                ledger = _changed(ledger, lease, folded=0)
             if charged and ledger.spent > ledger.cap:
                 broken = "P1: a settlement took spent above the cap"
+        elif self.terms.deltas and ledger.folded[lease] and "a duplicate unfolds its lease" not in self.without:
+            ledger = _changed(ledger._replace(seq=base + 1), lease, folded=0)
         done = s._replace(ledgers=at(s.ledgers, account, ledger))
         what = f"settle event {event.number} of {self.names[lease]}{', known' if known else ''}"
         acknowledged = done._replace(queue=less(s.queue, message) if message in s.queue else s.queue)
@@ -416,39 +449,47 @@ class Protocol:
         """
         row = row or s.ledgers[account]
         settled = s.ledgers[account].settled if settled is None else settled
-        only = touched if "publish carries every lease of the day" in self.without else None
-        snapshot = Snapshot(
-            0,
-            row.seq,
-            row.status,
-            row.cap,
-            row.spent,
-            totals(settled, len(self.leases), only),
-            expire_before,
-            first_until,
-            chosen,
-        )
-        if self.terms.deltas:
-            drawn = sum([each[0] for each in snapshot.totals])  # type: ignore[misc]
-            changed = [base == WHOLE or seq > base for seq in row.changed]
-            some = tuple([each if new else () for each, new in zip(snapshot.totals, changed, strict=True)])
-            snapshot = snapshot._replace(base=base, totals=some, drawn=drawn)
-        focus = NONE if first_until or chosen else WORKER
+        seen = s.counters[account] if "a repair names what is folded" not in self.without else None
+        snapshot = self.snapshot(row._replace(settled=settled), base, touched, seen)
+        snapshot = snapshot._replace(expire_before=expire_before, first_until=first_until, chosen=chosen)
+        decided = "expiry decided inside the script" in self.without
+        focus = NONE if first_until or (chosen and decided) else WORKER
         return s._replace(publishes=plus(s.publishes, Publish(account, snapshot, settled)), focus=focus)
+
+    def snapshot(
+        self, row: Ledger, base: int = WHOLE, touched: int | None = None, seen: Counter | None = None
+    ) -> Snapshot:
+        """What a publish says of this row.
+
+        `touched`: the lease that it names in any case; `seen`: the counter whose leases a repair looks for.
+        """
+        only = touched if "publish carries every lease of the day" in self.without else None
+        said = totals(row.settled, len(self.leases), only)
+        snapshot = Snapshot(0, row.seq, row.status, row.cap, row.spent, said)
+        if not self.terms.deltas:
+            return snapshot
+        touched = None if "a duplicate names its lease" in self.without else touched
+        changed = [n for n in self.leases if base < 0 or row.changed[n] > base or n == touched]
+        in_hash = [n for n in self.leases if seen and seen.leases[n].known] if base == REPAIR else []
+        named = [n for n in changed if said[n][1] and not row.folded[n]]
+        return snapshot._replace(
+            base=base,
+            totals=tuple([said[n] if n in named else () for n in self.leases]),
+            drawn=sum([each[0] for each in said]),
+            folded=tuple([n for n in changed if row.folded[n] and (base >= 0 or n in in_hash)]),
+        )
 
     def _open(self, s: State, account: int) -> Iterator[Step]:
         ledger, counter = s.ledgers[account], s.counters[account]
         if not ledger.made:
             yield "open", self._enqueue(self._lock(s, account), account, first_until=NOW + self.first), ""
-        elif counter is None or (counter.run, *counter[1:5]) != (
-            s.run,
-            ledger.seq,
-            ledger.status,
-            *ledger[1:2],
-            ledger.spent,
-        ):
-            known = counter is not None and counter.run == s.run and counter.seq < ledger.seq
-            yield "reconcile", self._enqueue(s, account, base=counter.seq if counter and known else WHOLE), ""
+        elif counter is None or self.differs(s, account, counter):
+            if counter and counter.run == s.run and counter.seq > ledger.seq:
+                base, ledger = self.overtaking(counter, ledger)
+                after = s._replace(ledgers=at(s.ledgers, account, ledger))
+                yield "reconcile: the ledger was restored, and overtakes", self._enqueue(after, account, base=base), ""
+            else:
+                yield "reconcile", self._enqueue(s, account, base=ledger.seq if self.terms.deltas else WHOLE), ""
         if "drawn never travels without spent of the same snapshot" in self.without:
             if (account, ledger) not in s.torn:
                 yield "open reads a part of the snapshot", s._replace(torn=((account, ledger),)), ""
@@ -456,6 +497,29 @@ class Protocol:
                 rest = s._replace(torn=())
                 yield "open reads the rest: what is drawn", self._enqueue(rest, account, row=seen), ""
                 yield "open reads the rest: what is spent", self._enqueue(rest, account, settled=seen.settled), ""
+
+    def overtaking(self, counter: Counter, ledger: Ledger) -> tuple[int, Ledger]:
+        """What the publish of a restored ledger's row is based on, and the row, which goes past the counter."""
+        ledger = ledger._replace(seq=counter.seq + 1)
+        if self.terms.deltas and "a restored ledger is published whole" not in self.without:
+            return REPAIR, ledger
+        return ledger.seq if self.terms.deltas else WHOLE, ledger
+
+    def sent_again(self, s: State, account: int) -> Ledger:
+        """The account's row after all who wait to hear that an event is settled have sent it once more."""
+        ledger = s.ledgers[account]
+        for lease in s.waiting if "a duplicate unfolds its lease" not in self.without else ():
+            if self.account[lease] == account and ledger.folded[lease]:
+                ledger = _changed(ledger._replace(seq=ledger.seq + 1), lease, folded=0)
+        return ledger
+
+    def differs(self, s: State, account: int, counter: Counter) -> bool:
+        """Whether the counter has not what the ledger says, as a script sees it."""
+        ledger = s.ledgers[account]
+        own = (counter.run, counter.seq, counter.status, counter.cap, counter.spent)
+        drawn = sum([row[2] for row in ledger.settled]) if self.terms.deltas else counter.drawn
+        said = (s.run, ledger.seq, ledger.status, ledger.cap, ledger.spent)
+        return own != said or counter.drawn != drawn
 
     def _change(self, s: State, account: int) -> Iterator[Step]:
         ledger, ghost = s.ledgers[account], s.ghosts[account]
@@ -484,12 +548,29 @@ class Protocol:
             if lease.deadline + grace < before and counters.outstanding(lease, self.terms) > 0
         ]
         if past or 0 < counter.fence_until < before - grace:
-            chosen = tuple(past) if "expiry decided inside the script" in self.without else ()
-            yield (
-                "expire",
-                self._enqueue(s, account, expire_before=before, chosen=chosen, base=s.ledgers[account].seq),
-                "",
-            )
+            suspects = self.terms.deltas or "expiry decided inside the script" in self.without
+            chosen, base = tuple(past) if suspects else (), s.ledgers[account].seq
+            yield "expire", self._enqueue(s, account, expire_before=before, chosen=chosen, base=base), ""
+
+    def _fold(self, s: State, account: int) -> Iterator[Step]:
+        """Of leases whose runners said farewell only the sum is kept, in the counter as in the ledger."""
+        counter, ledger, without = s.counters[account], s.ledgers[account], self.without
+        if counter is None or counter.run != s.run or not self.config.farewells:
+            return
+        before = min([NOW, *[message.sent_at for message in s.queue]])
+        for n in self.leases_of[account]:
+            lease, (_, events, last_event) = counter.leases[n], totals(ledger.settled, len(self.leases))[n]
+            if lease.farewell == NEVER or ledger.folded[n]:
+                continue
+            guards = {
+                "fold what is settled": lease.farewell == events == last_event,
+                "fold long after the last sync": lease.deadline + self.terms.grace < before,
+            }
+            if all(holds or guard in without for guard, holds in guards.items()):
+                seq = ledger.seq if "a fold raises seq" in without else ledger.seq + 1
+                folded = _changed(ledger._replace(seq=seq), n, folded=1)
+                after = s._replace(ledgers=at(s.ledgers, account, folded))
+                yield f"fold {self.names[n]}", self._enqueue(after, account, base=ledger.seq), ""
 
     # --- publishes on their way -------------------------------------------------------------------------------------
 
@@ -507,7 +588,7 @@ class Protocol:
         after = rest._replace(counters=at(s.counters, account, counter))
         if done.given_up:
             after = self._count_gone(after, publish, before or counter, done)
-        early = any(s.books[n].state != DEAD and s.books[n].deadline > NOW for n in done.expired)
+        early = any(s.books[n].state not in GONE and s.books[n].deadline > NOW for n in done.expired)
         broken = "P4: a lease was given up whose runner renews in time" if early else ""
         if before is not None and before.seq == s.ledgers[account].seq > counter.seq:
             broken = "P3: a counter that equalled the ledger went back"
@@ -593,6 +674,17 @@ class Protocol:
             yield "failover to the copy" if s.copies else "restart without data", after, ""
             if not s.copies:
                 yield "a replica has a copy", s._replace(copies=s.counters), ""
+        if (after := self.fault(s, "restore")) is not None:
+            if s.backups:
+                after = after._replace(ledgers=s.backups, backups=(), restored=1, settling=())
+                yield "the ledger is restored from its backup", after, ""
+            else:
+                yield "a backup of the ledger is made", s._replace(backups=s.ledgers), ""
+
+
+def _changed(ledger: Ledger, lease: int, *, folded: int) -> Ledger:
+    """The row after a change of one of its leases, which is noted with the row's seq."""
+    return ledger._replace(changed=at(ledger.changed, lease, ledger.seq), folded=at(ledger.folded, lease, folded))
 
 
 def with_book(s: State, lease: int, book: Book) -> State:

@@ -28,6 +28,8 @@ FAULTS = (
     "set cap",
     "pause",
 )
+RARE = ("restore", "sent again")
+"""The ledger is restored from a backup; an event is sent again by a process that found it in an outbox."""
 
 
 class Config(NamedTuple):
@@ -69,6 +71,8 @@ class Config(NamedTuple):
     """For how many ticks a first publish may open without a fence; no longer than a fence stands."""
     most_granted: int = 4
     """A lease that was granted so much, and gave back, asks for no more: only where an old sync stays on its way."""
+    farewells: bool = False
+    """Whether runners say farewell to leases, and the worker folds them: only where publishes carry what changed."""
     ticks: bool = True
     reduced: bool = True
     """Whether steps that commute come in one order only."""
@@ -96,6 +100,8 @@ class Ledger(NamedTuple):
     settled: Settled = ()
     changed: tuple[int, ...] = ()
     """The seq of each lease's last change: only where publishes carry what changed."""
+    folded: tuple[int, ...] = ()
+    """Of each lease whether it is folded: only there, too."""
 
 
 class Exchange(NamedTuple):
@@ -153,6 +159,11 @@ class State(NamedTuple):
     publishes: tuple[Publish, ...]
     torn: tuple[tuple[int, Ledger], ...]
     ghosts: tuple[Ghost, ...]
+    backups: tuple[Ledger, ...] = ()
+    restored: int = 0
+    """Whether the ledger was restored from a backup."""
+    waiting: tuple[int, ...] = ()
+    """The leases whose event was sent again by a process that adopted it: it waits to hear that it is settled."""
     focus: int = NONE
     """Whose sync (a lease) or whose publish (`WORKER`) goes on next, so that steps which commute come in one order."""
 
