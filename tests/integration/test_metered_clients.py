@@ -757,7 +757,7 @@ def test_threads_that_begin_at_once_share_one_transport(
             second_is_there.wait(10)
         return made[-1]
 
-    metered._making = Making()  # type: ignore[assignment]
+    metered._creating = Making()  # type: ignore[assignment]
     monkeypatch.setattr(httpx2, "HTTPTransport", begin_another)
 
     # When both are answered
