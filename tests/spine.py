@@ -34,7 +34,7 @@ def environment(server: str, ledger: object) -> dict[str, str]:
     }
 
 
-def wait_for(condition: Callable[[], T], timeout_s: float = 20) -> T:
+def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> Any:
     """Until another process has done something that it has no way to announce. Returns what `condition` said."""
     end = time.monotonic() + timeout_s
     while not (said := condition()):
@@ -143,7 +143,7 @@ class Spine:
         assert found["ids"] == found["n"]
         return found["settled_count"], found["spent_micros"]
 
-    def wait_for(self, condition: Callable[[], T], timeout_s: float = 20) -> T:
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 20) -> Any:
         """See `wait_for`."""
         return wait_for(condition, timeout_s)
 

@@ -38,11 +38,11 @@ def test_worker_killed_under_load(spine: AmqpSpine) -> None:
 
     with spending(wallet, "agent-1", 0.002) as load:
         for _ in range(2):
-            wait_for(lambda at=load.calls: load.calls > at + 50)
+            wait_for(lambda at=load.calls: load.calls > at + 50)  # type: ignore[misc]
             worker.kill("SIGKILL")
             worker.start()
             worker.ready()
-        wait_for(lambda at=load.calls: load.calls > at + 50)
+        wait_for(lambda at=load.calls: load.calls > at + 50)  # type: ignore[misc]
 
     assert wallet.flush(40) == ()
     assert spine.settled("agent-1") == load.calls
@@ -59,7 +59,7 @@ def test_broker_restarted_under_load(spine: AmqpSpine) -> None:
         wait_for(lambda: wallet.stats().send_failures)
         spine.rabbit.start()
         wait_for(lambda: "the broker recovered" in worker.logs())
-        wait_for(lambda at=load.calls: load.calls > at + 50)
+        wait_for(lambda at=load.calls: load.calls > at + 50)  # type: ignore[misc]
 
     assert wallet.flush(60) == ()
     assert spine.settled("agent-1") == load.calls

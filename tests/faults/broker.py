@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 
 HELD_BACK_S = 30
@@ -10,5 +12,6 @@ HELD_BACK_S = 30
 
 def let_time_pass(broker: redis.Redis, seconds: float) -> None:
     """For the broker's notes of what workers have: as if they had been made that much earlier."""
-    for tag in broker.zrange("unacked_index", 0, -1):
+    tags: Any = broker.zrange("unacked_index", 0, -1)
+    for tag in tags:
         broker.zincrby("unacked_index", -seconds, tag)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -23,7 +24,7 @@ Trouble = Callable[[redis.Redis], AbstractContextManager[None]]
 
 @contextmanager
 def configured(client: redis.Redis, **settings: str) -> Iterator[None]:
-    before = {name: client.config_get(name)[name] for name in settings}
+    before: dict[str, Any] = {name: client.config_get(name)[name] for name in settings}
     for name, value in settings.items():
         client.config_set(name, value)
     yield
@@ -49,7 +50,7 @@ def stale_replica(client: redis.Redis) -> Iterator[None]:
 @contextmanager
 def cannot_save(client: redis.Redis) -> Iterator[None]:
     """MISCONF."""
-    in_the_way = Path(client.config_get("dir")["dir"]) / client.config_get("dbfilename")["dbfilename"]
+    in_the_way = Path(str(client.config_get("dir")["dir"]), str(client.config_get("dbfilename")["dbfilename"]))
     in_the_way.mkdir()
     with configured(client, save="1 1"):
         client.set("something", "to save")

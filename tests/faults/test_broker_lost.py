@@ -184,7 +184,7 @@ def test_broker_restart_loses_no_event(spine: Spine, broker: redis.Redis, locked
                 spine.wait_for(lambda: broker.hlen("unacked") > 0)
                 said = kill_broker(spine)
             restart_broker(spine, said)
-            spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)
+            spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)  # type: ignore[misc]
 
     assert wallet.flush(timeout=30) == ()
     assert spine.settled_once(agent) == (load.calls, load.calls * ACTUAL)

@@ -137,7 +137,7 @@ def test_sigterm_under_load_leaves_nothing_half_done(spine: Spine, broker: redis
     with spending(wallet, agent) as load:
         for _ in range(3):
             before = load.calls
-            spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)
+            spine.wait_for(lambda before=before: spine.day_row(agent)["settled_count"] > before)  # type: ignore[misc]
             assert spine.end_worker() == 0
             assert broker.hlen("unacked") == 0
             spine.worker.restart()

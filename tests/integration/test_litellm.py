@@ -58,7 +58,7 @@ def sent(litellm: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models of all requests that LiteLLM was about to send."""
     models: list[str] = []
 
-    class Seen(litellm.integrations.custom_logger.CustomLogger):  # type: ignore[misc,name-defined]
+    class Seen(litellm.integrations.custom_logger.CustomLogger):
         def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
             models.append(model)
 
@@ -216,8 +216,9 @@ class TestACall:
 
     @pytest.mark.parametrize("asked", [{"speed": "fast"}, {"extra_body": {"speed": "fast"}}])
     def test_that_is_asked_to_be_fast_holds_the_prices_of_that(self, calls: Any, asked: Any) -> None:
-        held = []
-        for more in ({}, asked):
+        held: list[int] = []
+        each_asked: tuple[dict[str, Any], ...] = ({}, asked)
+        for more in each_asked:
             with pytest.raises(CapExceeded) as refused:
                 calls.call(model="anthropic/claude-opus-5", user="poor", mock_response="hi", **more)
             held.append(refused.value.estimate_micros)
@@ -251,8 +252,8 @@ class TestAStream:
     @pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning")  # LiteLLM does, of OpenAI's chunks.
     def test_is_charged_at_the_service_tier_that_its_chunks_tell(self, calls: Any, litellm: Any) -> None:
         def chunk(*choices: Any, **fields: Any) -> Any:
-            same = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
-            return ChatCompletionChunk(**same, choices=choices, service_tier="priority", **fields)
+            same: dict[str, Any] = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+            return ChatCompletionChunk(**same, choices=list(choices), service_tier="priority", **fields)
 
         chunks = [
             chunk({"index": 0, "delta": {"content": "hi"}, "finish_reason": None}),

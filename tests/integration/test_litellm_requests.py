@@ -325,7 +325,7 @@ class TestTheLook:
             (call,) = look(asked, details).calls
             return asked._replace(calls=({**call, "max_output_tokens": MAX_TOKENS * len(seen)},))
 
-        class Again(litellm.integrations.custom_logger.CustomLogger):  # type: ignore[misc,name-defined]
+        class Again(litellm.integrations.custom_logger.CustomLogger):
             def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
                 litellm_sent._watch.log_pre_api_call(model, messages, kwargs)
 
@@ -348,7 +348,8 @@ class TestOtherBodies:
                 200, {**said, "content": [{"type": "text", "text": "ja"}], "stop_reason": "end_turn", "usage": usage}
             )
         ]
-        calls, held = face(), []
+        calls = face()
+        held: list[Any] = []
         self._note(calls, held)
         calls.call(model="anthropic/claude-opus-4-1", api_base=provider.url, api_key="k")
         assert (len(held), calls.spent()) == (1, Prices.default().actual_micros("claude-opus-4-1", usage))
@@ -359,7 +360,8 @@ class TestOtherBodies:
         provider.answers = [
             answer(200, {"candidates": [part], "usageMetadata": usage, "modelVersion": "gemini-2.5-flash"})
         ]
-        calls, held = face(), []
+        calls = face()
+        held: list[Any] = []
         self._note(calls, held)
         calls.call(model="gemini/gemini-2.5-flash", api_base=provider.url, api_key="k")
         assert (len(held), calls.spent()) == (1, Prices.default().actual_micros("gemini-2.5-flash", usage))

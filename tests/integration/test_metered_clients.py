@@ -34,7 +34,7 @@ MESSAGE: Any = {"model": "claude-opus-5", "messages": MESSAGES, "max_tokens": 10
 
 CHAT_USAGE = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
 CHAT_MICROS = 12 * 2.5 + 7 * 10
-CHAT_ANSWER = {
+CHAT_ANSWER: dict[str, Any] = {
     "id": "c",
     "object": "chat.completion",
     "created": 1,

@@ -173,7 +173,7 @@ class TestTheModelThatAnswers:
         with Wallet.from_env(caps={"agent-7": held // 2}, environ={}) as wallet:
             http = openai.DefaultHttpxClient(transport=MeteredTransport(wallet, "agent-7"))
             with openai.AzureOpenAI(**azure, http_client=http) as client, pytest.raises(CapExceeded):
-                client.chat.completions.create(**CHAT)  # type: ignore[call-overload]
+                client.chat.completions.create(**CHAT)
         assert provider.asked == []
 
     def test_of_azure_is_charged(self, face: Any, provider: Provider) -> None:
@@ -204,7 +204,7 @@ class TestTheModelThatAnswers:
             with openai.OpenAI(base_url=url, api_key="k", http_client=http) as client:
                 for extra, refused in (({"model": PRO}, CapExceeded), ({"max_tokens": None}, InvalidInput)):
                     with pytest.raises(refused):
-                        client.chat.completions.create(**CHAT, extra_body=extra)  # type: ignore[call-overload]
+                        client.chat.completions.create(**CHAT, extra_body=extra)
         assert provider.asked == []
 
     def test_with_a_price_of_ones_own(self, face: Any, provider: Provider, tmp_path: Any) -> None:

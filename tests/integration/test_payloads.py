@@ -45,7 +45,7 @@ def envelope(body: Any = None, *, encoded: str | None = None, **changes: Any) ->
     return made
 
 
-ODD_MESSAGES = {
+ODD_MESSAGES: dict[str, Any] = {
     "not JSON": "not JSON",
     "not UTF-8": b"\xff\xfe\x00",
     "empty": "",

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -99,7 +100,7 @@ def worker(servers: Servers, empty_ledger: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def operator(servers: Servers) -> Callable[..., object]:
+def operator(servers: Servers) -> Callable[..., Any]:
     """A command as the operator runs it."""
     environment = servers.environment("operator")
     return lambda *words: json.loads(run(*words, "--json", environment=environment))
@@ -112,7 +113,7 @@ def wallet(servers: Servers, worker: LocalWorker) -> Iterator[Wallet]:
         yield wallet
 
 
-def test_money_is_spent_and_looked_at(wallet: Wallet, operator: Callable[..., list[dict[str, object]]]) -> None:
+def test_money_is_spent_and_looked_at(wallet: Wallet, operator: Callable[..., Any]) -> None:
     operator("agent", "add", "agent-1", "--cap", "5")
 
     wallet.reserve("agent-1", 50_000).finalize(31_200)
@@ -252,7 +253,7 @@ def test_scripts_of_a_runner_have_no_more_rights_than_it_has(servers: Servers) -
 
 
 def test_administration_sent_to_a_runners_queue_is_a_dead_letter(
-    servers: Servers, wallet: Wallet, operator: Callable[..., list[dict[str, object]]]
+    servers: Servers, wallet: Wallet, operator: Callable[..., Any]
 ) -> None:
     operator("agent", "add", "agent-6", "--cap", "5")
     raise_cap = envelope(

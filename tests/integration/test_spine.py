@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -157,7 +157,7 @@ def test_sync_and_authoritative_answers_agree_after_finalize(spine: Spine) -> No
 # --- besides ---------------------------------------------------------------------------------------------------
 
 
-def _reserve_five(environment: dict[str, str], start: object, answers: object) -> None:
+def _reserve_five(environment: dict[str, str], start: Any, answers: Any) -> None:
     wallet = Wallet.from_env(environ=environment)
     start.wait()
     try:

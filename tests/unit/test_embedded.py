@@ -273,7 +273,11 @@ def test_child_takes_over_when_its_parent_ends(opened: Open, file: Path) -> None
         wallet.reserve("agent-7", 10).finalize(10)
         assert wallet.flush() == ()
 
-    said = in_fork(spend, meanwhile=lambda: (wallet.close(), os.close(close)))
+    def end() -> None:
+        wallet.close()
+        os.close(close)
+
+    said = in_fork(spend, meanwhile=end)
     assert said == ""
     assert settled(file) == (2, 100)
 
@@ -354,7 +358,7 @@ def test_adding_an_agent_again_changes_nothing(opened: Open, file: Path) -> None
 
 @pytest.mark.parametrize("face", FACES.values())
 def test_other_set_ups_name_the_command(face: Any) -> None:
-    servers = {"redis_url": "redis://127.0.0.1:1/0", "broker_url": "redis://127.0.0.1:1/1"}
+    servers: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1/0", "broker_url": "redis://127.0.0.1:1/1"}
     for wallet in (face.from_env(caps={"a": 1}, environ={}), face.from_settings(Settings(**servers))):
         with wallet:
             with pytest.raises(InvalidSetting, match="daycap agent add agent-7 --cap USD"):

@@ -8,7 +8,7 @@ import importlib
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,13 @@ from tests.refused import adds_up, ask_for_a_price, reserve_too_much
 from tests.runner_without_io import CAP as SMALL_CAP
 from tests.runner_without_io import Runner, held
 
+
+def pickled(error: Any, protocol: int) -> Any:
+    return pickle.loads(pickle.dumps(error, protocol))
+
+
 COPIES: dict[str, Callable[[Any], Any]] = {
-    **{f"pickle {p}": lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)},
+    **{f"pickle {p}": partial(pickled, protocol=p) for p in range(pickle.HIGHEST_PROTOCOL + 1)},
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
 }

@@ -163,7 +163,8 @@ def test_what_may_be_more_than_its_bytes_needs_a_counter(path: str, fields: Any)
 
 
 def test_a_tool_of_no_known_type_is_refused() -> None:
-    for tool in ({"type": ["function"]}, {}, "tool", {"google_search": {}}):
+    tools: tuple[Any, ...] = ({"type": ["function"]}, {}, "tool", {"google_search": {}})
+    for tool in tools:
         with pytest.raises(InvalidInput, match="a tool of type"):
             call_of(CHAT, body(tools=[tool]), Bounds(lambda _: 7))
     with pytest.raises(InvalidInput, match="a tool of type 'live'"):

@@ -155,7 +155,7 @@ def test_a_nested_end_anywhere(hold_type: type[Any], end: str) -> None:
             end, [700, 5_000]
         ) or not any(runner.events[1:])
 
-    at_each_bytecode(lambda: Money(hold_type), call, handler, check)  # type: ignore[arg-type]
+    at_each_bytecode(lambda: Money(hold_type), call, handler, check)
 
 
 @HOLDS
@@ -188,7 +188,7 @@ def test_an_interrupted_question_keeps_nothing() -> None:
             runner.book.catch_up()
         runner.adds_up()
 
-    at_each_bytecode(lambda: Money(Hold), run, raises, check, real=True)  # type: ignore[arg-type]
+    at_each_bytecode(lambda: Money(Hold), run, raises, check, real=True)
 
 
 def test_an_interrupted_renewal_loses_no_money() -> None:

@@ -440,7 +440,7 @@ def test_leases_are_renewed_at_the_pace_of_the_one_that_lives_shortest(runner: R
     runner.counter.publish([DaySnapshot("short", DAY, 1, ACTIVE, CAP, 0)], short, first_until_ms=runner.ms + 10_000)
     held(runner, 1_000)
     pending = runner.book.begin_top_up("short", 10)
-    hold = runner.book.finish_top_up(pending, *runner.counter.sync([pending.request]), 10)
+    hold = runner.book.finish_top_up(pending, runner.counter.sync([pending.request])[0], 10)
     assert hold is not None
 
     runner.begin_renewal()

@@ -98,7 +98,7 @@ def test_a_hold_of_an_event_loop_is_extended_too(runner: Runner, hold: Hold) -> 
         return held(runner, more_micros)
 
     runner.book.reserve_more = reserve_more
-    runner.book._ended_type, runner.book._make_hold = kinds(AsyncHold, traced=False)  # type: ignore[assignment, arg-type]
+    runner.book._ended_type, runner.book._make_hold = kinds(AsyncHold, traced=False)
     hold.release()
     in_loop: Any = held(runner, HELD)
     asyncio.run(in_loop.extend(500))

@@ -27,7 +27,7 @@ def files(directory: Path) -> list[Path]:
 
 def fill(outbox: Outbox, directory: Path, count: int = 2) -> list[FinalizeEvent]:
     """Write until there are so many files. The last event of those returned stands in the last file."""
-    written = []
+    written: list[FinalizeEvent] = []
     while len(files(directory)) < count:
         assert len(written) < 3_000
         written.append(made(len(written) + 1))

@@ -143,7 +143,7 @@ class TestRenewing:
         open_days(runner, *agents)
         for agent in agents:
             pending = runner.book.begin_top_up(agent, 10)
-            hold = runner.book.finish_top_up(pending, *counter.sync([pending.request]), 10)
+            hold = runner.book.finish_top_up(pending, counter.sync([pending.request])[0], 10)
             assert hold is not None
             hold.release()
         deadlines = {lease: lease.deadline_ns for lease in runner.book.leases()}
@@ -370,7 +370,7 @@ class TestWhatIsNotSettled:
     def test_is_learnt_at_once_by_a_flush(self, runner: Runner, counter: Counter, renewer: Renewer) -> None:
         open_days(runner, "another")
         pending = runner.book.begin_top_up("another", 10)
-        other = runner.book.finish_top_up(pending, *counter.sync([pending.request]), 10)
+        other = runner.book.finish_top_up(pending, counter.sync([pending.request])[0], 10)
         runner.settle(*runner.events)
         counter.asked.clear()
 

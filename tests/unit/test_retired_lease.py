@@ -9,8 +9,7 @@ import pytest
 from daycap import CapExceeded
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import ACTIVE, DaySnapshot
-from daycap.wallet.hold import Hold
-from daycap.wallet.lease_book import Pending
+from daycap.wallet.hold import Hold, Pending
 from daycap.wallet.top_up import top_up
 from tests import in_memory
 from tests.in_memory import Deployment

@@ -131,7 +131,7 @@ def test_events_are_sent_as_they_come(broker: Broker, sender: Sender) -> None:
     for number in (1, 2, 3):
         sender.put(made(number))
         soon(lambda: sender.waiting == 0)
-        soon(lambda n=number: broker.events[-1:] == [n])
+        soon(lambda n=number: broker.events[-1:] == [n])  # type: ignore[misc]
     assert broker.sent == [[1], [2], [3]]
     assert [thread.daemon for thread in threads()] == [True], "it keeps no process from ending"
     assert broker.looks == 0, "nobody asked for the backlog"
@@ -215,7 +215,7 @@ def test_a_broker_that_is_away_for_long_does_not_fill_the_log(
 ) -> None:
     warned_at: list[int] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda _: warned_at.append(sender.failures)  # type: ignore[method-assign]
+    handler.emit = lambda record: warned_at.append(sender.failures)
     logging.getLogger("daycap").addHandler(handler)
     broker.refuses = 2_050
 
@@ -390,7 +390,7 @@ def test_sender_does_chores_before_each_message() -> None:
     sender = Sender(broker, lambda: done_by.append((threading.current_thread().name, len(broker.sent))))
     for number in (1, 2):
         sender.put(made(number))
-        soon(lambda number=number: len(broker.sent) == number)
+        soon(lambda number=number: len(broker.sent) == number)  # type: ignore[misc]
     sender.close(SOON_S)
 
     assert done_by == [(NAME, 0), (NAME, 1)]

@@ -20,7 +20,7 @@ SERVERS = Settings(
 def test_version_is_the_package_s() -> None:
     assert daycap.__version__ == importlib.metadata.version("daycap")
     with pytest.raises(AttributeError, match="no attribute 'verzion'"):
-        daycap.verzion  # type: ignore[attr-defined]  # noqa: B018
+        daycap.verzion  # noqa: B018
 
 
 def test_repr_of_a_wallet() -> None:

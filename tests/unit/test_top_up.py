@@ -10,8 +10,7 @@ import pytest
 from daycap import BudgetUnavailable
 from daycap.errors import CounterUnavailable
 from daycap.protocol.counter import SyncReply
-from daycap.wallet.hold import Hold
-from daycap.wallet.lease_book import Pending
+from daycap.wallet.hold import Hold, Pending
 from daycap.wallet.top_up import Step, top_up
 from tests.runner_without_io import DAY, Runner
 
@@ -30,7 +29,8 @@ def answer(runner: Runner, step: Step) -> SyncReply:
 
 
 def test_unopened_day_is_awaited_with_backoff() -> None:
-    runner, asked = Runner(), []
+    runner = Runner()
+    asked: list[tuple[str, str]] = []
     runner.counter.flush()
     steps = begun(runner, 60, asked)
 

@@ -303,7 +303,8 @@ def test_an_unknown_count_is_refused(usage: dict[str, Any], unknown: str) -> Non
     slotted = Slotted()
     for name, value in usage.items():
         setattr(slotted, name, value)
-    for form in usage, SimpleNamespace(**usage), slotted:
+    forms: tuple[Any, ...] = (usage, SimpleNamespace(**usage), slotted)
+    for form in forms:
         with pytest.raises(InvalidInput, match=rf"{unknown} is an unknown count"):
             read_usage(form)
 

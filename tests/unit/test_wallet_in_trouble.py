@@ -45,7 +45,7 @@ def waiting_for_another(wallet: Wallet, agent: str = "agent-7") -> int:
     """How many have come to where one agent's reservations wait for each other."""
     lock = locks_of(wallet)[agent]
     if isinstance(lock, asyncio.Lock):
-        return len(lock._waiters or ())  # type: ignore[attr-defined]
+        return len(lock._waiters or ())
     return sum(frame.f_code.co_name == "take" for frame in sys._current_frames().values())
 
 

@@ -129,7 +129,7 @@ def test_lost_counter_is_fenced_until_leases_return(spine: LeaseSpine, loss: Los
     with pytest.raises(Said, match=r"BudgetUnavailable.*lost its data"):
         c.reserve_once(agent, 1)
     # And when ttl, guard and grace are over, what is free is lent again, to a micro
-    fence_until_ms = int(spine.redis.hget(spine.key(agent), "fence_until_ms"))
+    fence_until_ms = int(spine.redis.hget(spine.key(agent), "fence_until_ms") or 0)
     spine.wait_for(lambda: spine.expire() > 0)
     assert spine.counter.now_ms() > fence_until_ms + GRACE_S * 1000
     assert spine.leased(agent) == 30

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ Drift = Callable[[LeaseSpine, str, str], object]
 """What someone does to a counter behind daycap's back, given the agent and its key."""
 
 
-def field(name: str, value: object) -> Drift:
+def field(name: str, value: Any) -> Drift:
     return lambda spine, agent, key: spine.redis.hset(key, name, value)
 
 
@@ -230,7 +231,7 @@ def test_under_load_there_is_no_drift_and_no_harm(spine: LeaseSpine) -> None:
     agents = [spine.add(f"agent-{number}", 10_000_000) for number in range(3)]
     deployment = Deployment.from_settings(spine.settings)
     wallet = spine.wallet(redis_timeout_seconds=0.12)
-    found = []
+    found: list[Any] = []
     with spending(wallet, agents[0]) as a, spending(wallet, agents[1]) as b:
         while min(a.calls, b.calls) < 200 or len(found) < 15:
             found.append(all_of(lambda place: housekeeping.reconcile(deployment.ledger, deployment.publisher, place)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -132,7 +133,7 @@ def uwsgi_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
-def test_uwsgi_without_threads_is_refused(uwsgi_module: types.ModuleType) -> None:
+def test_uwsgi_without_threads_is_refused(uwsgi_module: Any) -> None:
     with Wallet.from_env(caps={"agent-7": 5 * M}, environ={}) as wallet:
         uwsgi_module.has_threads = 0
         with pytest.raises(BudgetUnavailable, match="--enable-threads"):
@@ -142,7 +143,7 @@ def test_uwsgi_without_threads_is_refused(uwsgi_module: types.ModuleType) -> Non
 
 
 @pytest.mark.parametrize("master", [os.getpid(), 0], ids=["master", "worker"])
-def test_uwsgi_before_its_forks_is_refused(uwsgi_module: types.ModuleType, master: int) -> None:
+def test_uwsgi_before_its_forks_is_refused(uwsgi_module: Any, master: int) -> None:
     with Wallet.from_env(caps={"agent-7": 5 * M}, environ={}) as wallet:
         uwsgi_module.worker_id, uwsgi_module.masterpid = (lambda: 0), (lambda: master)
         with pytest.raises(BudgetUnavailable, match="--lazy-apps or --py-call-uwsgi-fork-hooks"):

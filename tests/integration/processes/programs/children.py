@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.context import BaseContext
 from typing import Any
 
 from daycap import AsyncWallet, Wallet
@@ -70,7 +69,7 @@ def inherited(agent: str) -> int:
     return spend(of_parent, agent)
 
 
-def in_processes(context: BaseContext, target: Callable[..., object], agent: str, *args: Any) -> list[int]:
+def in_processes(context: Any, target: Callable[..., object], agent: str, *args: Any) -> list[int]:
     children = [context.Process(target=target, args=(agent, *args)) for _ in range(CHILDREN)]
     for child in children:
         child.start()
@@ -79,7 +78,7 @@ def in_processes(context: BaseContext, target: Callable[..., object], agent: str
     return [child.exitcode for child in children]
 
 
-def in_pool(context: BaseContext, target: Callable[..., int], agent: str, *args: Any) -> list[int]:
+def in_pool(context: Any, target: Callable[..., int], agent: str, *args: Any) -> list[int]:
     pool = context.Pool(CHILDREN, maxtasksperchild=1)
     answers = [pool.apply_async(target, (agent, *args)) for _ in range(CHILDREN)]
     pool.close()
@@ -87,7 +86,7 @@ def in_pool(context: BaseContext, target: Callable[..., int], agent: str, *args:
     return [0 * answer.get() for answer in answers]
 
 
-def in_executor(context: BaseContext, target: Callable[..., int], agent: str, *args: Any) -> list[int]:
+def in_executor(context: Any, target: Callable[..., int], agent: str, *args: Any) -> list[int]:
     with ProcessPoolExecutor(CHILDREN, mp_context=context) as executor:
         answers = [executor.submit(target, agent, *args) for _ in range(CHILDREN)]
         return [0 * answer.result() for answer in answers]

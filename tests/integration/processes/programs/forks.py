@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from daycap import Wallet
 from tests.integration.processes.programs.children import FACES, spend
@@ -77,7 +78,7 @@ def main(runs: str, seed: str) -> None:
     while left or at_work:
         while left and at_work < AT_ONCE:
             number = left.pop()
-            forked(lambda number=number: parent(random.Random(f"{seed} {number}")))
+            forked(partial(parent, random.Random(f"{seed} {number}")))
             at_work += 1
         _, status = os.wait()
         at_work -= 1
