@@ -1,10 +1,10 @@
 """A runner of the campaign: reserves and finalizes without pause for the agents that it is given, and says so in files.
 
 `python -m tests.chaos.runner JOURNAL INTENTS FACE SEED`. Each line of its input is a list of agents to work for; an
-empty one lets it rest, and is answered with what was not settled. What it is about to finalize it writes to INTENTS
-before, and to JOURNAL after: a runner killed in between leaves a cost of which nobody can say whether it was taken.
-Now and then it forks a child that does the same for a few calls; some are ended by SIGTERM before. The runner itself
-handles SIGTERM, and ends cleanly.
+empty one lets it rest, and is answered with what was not settled, and which children hung. What it is about to
+finalize it writes to INTENTS before, and to JOURNAL after: a runner killed in between leaves a cost of which nobody can
+say whether it was taken. Now and then it forks a child that does the same for a few calls; some are ended by SIGTERM
+before. The runner itself handles SIGTERM, and ends cleanly.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from daycap import BudgetUnavailable, CapExceeded, Wallet
@@ -27,6 +28,8 @@ _THREADS = 2
 _MOST_MICROS = 3_000
 _FORK = multiprocessing.get_context("fork")
 _CALLS_OF_A_CHILD = 12
+_CHILD_S = 20
+"""How long a child may take: its calls, and what it waits for as it ends."""
 
 
 class _Work:
@@ -38,6 +41,8 @@ class _Work:
         self._wallet, self._agents = wallet, agents
         self._journal, self._intents = files
         self._stop = threading.Event()
+        self.hung: list[str] = []
+        """The children that began their calls and did not end."""
         self._threads = [
             threading.Thread(target=self._run, args=(random.Random(f"{seed} {number}"),)) for number in range(_THREADS)
         ]
@@ -59,15 +64,28 @@ class _Work:
                 self._fork(rng)
 
     def _fork(self, rng: random.Random) -> None:
-        """A child that ends when it has done its calls, or by SIGTERM in the middle of them."""
-        child = _FORK.Process(target=self._run_in_child, args=(random.Random(rng.random()),))
+        """A child that ends when it has done its calls, or by SIGTERM in the middle of them.
+
+        libfaketime has a lock that another thread may have held at the fork: such a child never gets as far as Python,
+        let alone its calls, and is killed.
+        """
+        begun, begins = multiprocessing.Pipe(duplex=False)
+        child = _FORK.Process(target=self._run_in_child, args=(random.Random(rng.random()), begins))
         child.start()
+        begins.close()
         if rng.random() < 0.3:
             child.join(rng.uniform(0, 0.1))
             child.terminate()
-        child.join()
+        child.join(_CHILD_S)
+        if child.is_alive():
+            if begun.poll():
+                self.hung.append(f"child {child.pid}")
+            child.kill()
+            child.join()
+        begun.close()
 
-    def _run_in_child(self, rng: random.Random) -> None:
+    def _run_in_child(self, rng: random.Random, begins: Connection) -> None:
+        begins.send(None)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for _ in range(_CALLS_OF_A_CHILD):
             self._call(rng)
@@ -102,10 +120,12 @@ def main(journal: str, intents: str, face: str, seed: str) -> None:
     # A child of multiprocessing closes sys.stdin, and would wait for the thread of its parent that reads from it.
     commands, sys.stdin = sys.stdin, None
     work: _Work | None = None
+    hung: list[str] = []
     try:
         for line in commands:
             if work is not None:
                 work.stop()
+                hung += work.hung
             agents = json.loads(line)
             if agents:
                 work = _Work(wallet, agents, files, seed)
@@ -113,7 +133,7 @@ def main(journal: str, intents: str, face: str, seed: str) -> None:
             else:
                 work = None
                 wallet._renewer.follow_adopted()  # What its children left in the outbox is flushed too.
-                print(json.dumps(wallet.flush(FLUSH_S)), flush=True)
+                print(json.dumps([*wallet.flush(FLUSH_S), *hung]), flush=True)
     finally:
         if work is not None:
             work.stop()
