@@ -67,7 +67,8 @@ def settle_messages(messages: Sequence[Arguments]) -> dict[str, int]:
     except Exception as error:
         raise NotSettled(_note_failure(error)) from error
     _Backoff.failures = 0
-    get_deployment().publisher.publish(outcome.snapshots)
+    deployment = get_deployment()
+    deployment.publisher.publish(deployment.ledger, outcome.snapshots)
     metrics.count(outcome)
     metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
     counts = {

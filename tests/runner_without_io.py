@@ -74,7 +74,9 @@ class Runner:
         drawn = sum(event.drawn_micros for event in self.events if event.lease == lease and event in events)
         totals = LeaseTotals(lease, drawn, len(events), last.number)
         spent = sum(event.actual_micros for event in events)
-        self.counter.publish([DaySnapshot("agent", last.day, 2 + last.number, ACTIVE, CAP, spent, (totals,))], TERMS)
+        self.counter.publish(
+            [DaySnapshot("agent", last.day, 2 + last.number, ACTIVE, CAP, spent, drawn, (totals,), repairs=True)], TERMS
+        )
 
     def leased(self, day: str) -> int:
         (reading,) = self.counter.read([("agent", day)])

@@ -19,7 +19,7 @@ from daycap.clock import day_of
 from daycap.counters.redis import RedisCounter
 from daycap.ledger.reader import LedgerReader
 from daycap.ledger.tables import metadata
-from daycap.protocol.counter import DaySnapshot
+from daycap.protocol.counter import NOT_OPEN, DaySnapshot
 from daycap.protocol.wire import CONTROL_QUEUE, FINALIZE_QUEUE, FINALIZE_TASK, OPEN_QUEUE
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class Spine:
     def snapshots(self, agent: str) -> list[DaySnapshot]:
         """The ledger's, of the agent's day today, as a worker would publish it."""
         with closing(LedgerReader(self.settings.ledger_url)) as reader:
-            return reader.snapshots([(agent, self.today)])
+            return reader.changes({(agent, self.today): NOT_OPEN})
 
     def close(self) -> None:
         for wallet in self._wallets:

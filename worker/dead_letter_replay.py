@@ -79,7 +79,7 @@ def _replay_one(deployment: Deployment, letter: Letter) -> Replayed:
         return Replayed(letter.id, "refused", str(error), 0)
     # An operator may charge a closed day as long as its settlements are kept, so that a duplicate is detected.
     outcome = settle(deployment.ledger, [payload], kept_days(deployment.settings, now_ms))
-    deployment.publisher.publish(outcome.snapshots)
+    deployment.publisher.publish(deployment.ledger, outcome.snapshots)
     metrics.count(outcome)
     if not outcome.dead_letters:
         dead_letters.remove(deployment.ledger, letter.id)

@@ -10,28 +10,35 @@ import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
 from daycap.ledger import days
-from daycap.ledger.agent_days import AgentDay
 from daycap.ledger.engine import Ledger
+from daycap.ledger.folding import fold
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
-from daycap.ledger.snapshots import read_snapshots
+from daycap.ledger.snapshots import read_repairs, read_rows
 from daycap.ledger.tables import daily_agent_spending as spending
-from daycap.protocol.counter import DayReading, DaySnapshot
+from daycap.ledger.tables import with_seq
+from daycap.protocol.counter import AgentDay, CounterLease, DayReading, DaySnapshot
 from worker import metrics
 
 logger = logging.getLogger("daycap.worker")
 
 _AT_ONCE = 500
 
+_CROWDED = 40
+"""From how many fields on a day's leases are folded. Fewer cost nothing, and each fold writes to the ledger."""
+
+_MOST_COMPARED = 1000
+"""Up to how many fields all leases of a day are compared: Redis does nothing else meanwhile, some milliseconds."""
+
 _PUBLISH_S = 0.1
 """Seconds that another worker's publish may take. A counter that is behind for less than that is not drift."""
 
 
 def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Callable[[int], int], place: Place) -> Slice:
-    """Expire the leases of dead runners whose events are all settled. One step.
+    """Expire the leases of dead runners whose events are all settled, and fold the leases of ended ones. One step.
 
-    Counts `days` checked, days still `fenced`, and `given_up_micros`. `settled_before_ms` maps the counter's time to
-    one before which every event is settled, 0 if unknown. Only the first step calls it.
+    Counts `days` checked, days still `fenced`, leases `folded`, and `given_up_micros`. `settled_before_ms` maps the
+    counter's time to one before which every event is settled, 0 if unknown. Only the first step calls it.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
@@ -42,22 +49,43 @@ def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Calla
     agent_days = _agent_days(ledger, on, place) if before_ms > 0 else []
     if not agent_days:
         return Slice({"days": 0}, None)
-    readings = publisher.read(agent_days)
-    leased = [where for where, reading in zip(agent_days, readings, strict=True) if _may_expire(reading)]
-    replies = publisher.publish(_snapshots(ledger, leased), expire_before_ms=before_ms)
+    open_days = {
+        where: reading for where, reading in zip(agent_days, publisher.read(agent_days), strict=True) if reading
+    }
+    crowded = {where for where, size in publisher.sizes(list(open_days)).items() if size > _CROWDED}
+    wanted = [where for where, each in open_days.items() if each.leased_micros > 0 or each.fenced or where in crowded]
+    overdue = publisher.overdue(wanted, before_ms)
+    folds = fold(ledger, {where: _finished(overdue[where]) for where in crowded if _finished(overdue[where])})
+    publisher.publish(ledger, folds)
+    replies = publisher.publish(
+        ledger,
+        _rows(ledger, wanted),
+        expire_before_ms=before_ms,
+        overdue={where: list(leases) for where, leases in overdue.items()},
+    )
     counts = {
         "days": len(agent_days),
         "fenced": sum(reply is not None and reply.fenced for reply in replies),
+        "folded": sum(len(each.folded) for each in folds),
         "given_up_micros": sum(reply.given_up_micros for reply in replies if reply is not None),
     }
     return Slice(counts, [before_ms, *days.place_after(agent_days)])
+
+
+def _finished(leases: dict[str, CounterLease]) -> list[tuple[str, int]]:
+    """Return those that said farewell and have nothing set aside, with the number of their events."""
+    return [
+        (lease, each.farewell)
+        for lease, each in leases.items()
+        if each.farewell is not None and each.outstanding_micros == 0
+    ]
 
 
 def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slice:
     """Compare the counter with the ledger and publish what differs. One step.
 
     Counts `days` checked and those with `drift`. Checks every day that the counter may still have. The publish script
-    compares by itself, atomically.
+    compares by itself, atomically. Of a day with very many leases it compares only the sums.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
@@ -66,20 +94,28 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
     agent_days = _agent_days(ledger, on, place)
     if not agent_days:
         return Slice({"days": 0, "drift": 0}, None)
-    seqs = _seqs(publisher, agent_days)
-    snapshots = _snapshots(ledger, agent_days)
-    behind = [s for s in snapshots if seqs[s.agent, s.day] < s.seq]
+    readings = dict(zip(agent_days, publisher.read(agent_days), strict=True))
+    small = {where for where, size in publisher.sizes(agent_days).items() if 0 < size <= _MOST_COMPARED}
+    rows = [
+        *_repairs(ledger, publisher, sorted(small)),
+        *_rows(ledger, [where for where in agent_days if where not in small]),
+    ]
+    behind = [row for row in rows if _seq(readings[row.agent, row.day]) < row.seq]
     drift = _publish_lost(ledger, publisher, behind)
-    level = [s for s in snapshots if seqs[s.agent, s.day] >= s.seq]
-    replies = publisher.publish(level)
+    level = [row for row in rows if _seq(readings[row.agent, row.day]) >= row.seq]
+    replies = publisher.publish(ledger, level)
     drift += sum(reply is not None and (reply.repaired or reply.opened) for reply in replies)
-    ahead = [(s.agent, s.day, r.seq) for s, r in zip(level, replies, strict=False) if r is not None and r.seq > s.seq]
+    ahead = [
+        (row.agent, row.day, reply.seq)
+        for row, reply in zip(level, replies, strict=False)
+        if reply is not None and reply.seq > row.seq
+    ]
     overtaken = _overtake(ledger, ahead)
-    publisher.publish(overtaken)
+    publisher.publish(ledger, _repairs(ledger, publisher, overtaken))
     drift += len(overtaken)
     if drift:
         metrics.DRIFT.inc(drift)
-        logger.warning("reconcile: %d of %d days differed from the ledger and were republished", drift, len(agent_days))
+        logger.warning("reconcile: %d of %d days differed from the ledger and were repaired", drift, len(agent_days))
     return Slice({"days": len(agent_days), "drift": drift}, days.place_after(agent_days))
 
 
@@ -88,16 +124,16 @@ def _publish_lost(ledger: Ledger, publisher: CounterPublisher, behind: list[DayS
     if not behind:
         return 0
     time.sleep(_PUBLISH_S)
-    seqs = _seqs(publisher, [(s.agent, s.day) for s in behind])
-    lost = [(s.agent, s.day) for s in behind if seqs[s.agent, s.day] < s.seq]
-    publisher.publish(_snapshots(ledger, lost))
+    wanted = [(row.agent, row.day) for row in behind]
+    readings = publisher.read(wanted)
+    lost = [where for where, row, reading in zip(wanted, behind, readings, strict=True) if _seq(reading) < row.seq]
+    publisher.publish(ledger, _rows(ledger, lost))
     return len(lost)
 
 
-def _seqs(publisher: CounterPublisher, agent_days: list[AgentDay]) -> dict[AgentDay, int]:
-    """Return the seq that the counter has of each day; -1 if the day is not open there."""
-    readings = publisher.read(agent_days)
-    return {where: -1 if reading is None else reading.seq for where, reading in zip(agent_days, readings, strict=True)}
+def _seq(reading: DayReading | None) -> int:
+    """Return the seq that the counter has of a day; -1 if the day is not open there."""
+    return -1 if reading is None else reading.seq
 
 
 def _agent_days(ledger: Ledger, on: list[str], place: Place) -> list[AgentDay]:
@@ -116,22 +152,27 @@ def _agent_days(ledger: Ledger, on: list[str], place: Place) -> list[AgentDay]:
     return days.walk(on, place, agents_after)
 
 
-def _snapshots(ledger: Ledger, agent_days: list[AgentDay]) -> list[DaySnapshot]:
+def _rows(ledger: Ledger, agent_days: list[AgentDay]) -> list[DaySnapshot]:
     with ledger.reading() as connection:
-        return read_snapshots(connection, agent_days)
+        return read_rows(connection, agent_days)
 
 
-def _may_expire(reading: DayReading | None) -> bool:
-    return reading is not None and (reading.leased_micros > 0 or reading.fenced)
+def _repairs(ledger: Ledger, publisher: CounterPublisher, agent_days: list[AgentDay]) -> list[DaySnapshot]:
+    seen = publisher.leases(agent_days)
+    with ledger.reading() as connection:
+        return read_repairs(connection, seen)
 
 
-def _overtake(ledger: Ledger, ahead: list[tuple[str, str, int]]) -> list[DaySnapshot]:
-    """Raise the ledger's seq above the counter's, which is ahead if the ledger was restored from an older backup."""
+def _overtake(ledger: Ledger, ahead: list[tuple[str, str, int]]) -> list[AgentDay]:
+    """Raise the ledger's seq above the counter's, which is ahead if the ledger was restored from an older backup.
+
+    Returns the days of which it was raised.
+    """
     overtaken = []
     for agent, day, seq in ahead:
         here = (spending.c.agent_account_id == agent, spending.c.spending_date == day)
         with ledger.writing() as connection:
-            statement = sa.update(spending).where(*here, spending.c.seq < seq).values(seq=seq + 1)
+            statement = sa.update(spending).where(*here, spending.c.seq < seq).values(**with_seq(seq + 1))
             if connection.execute(statement).rowcount:
-                overtaken += read_snapshots(connection, [(agent, day)])
+                overtaken.append((agent, day))
     return overtaken

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,16 @@ from daycap.clock import DAY_MS, day_start_ms, wall_ms
 from daycap.errors import CounterUnavailable
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import (
+    DIFFERS,
     KEPT_DAYS,
+    NOT_OPEN,
+    NOTHING_OVERDUE,
     PAUSED,
     UNKNOWN,
+    AgentDay,
     Answer,
     Counter,
+    CounterLease,
     DayReading,
     DaySnapshot,
     LeaseKey,
@@ -27,6 +33,7 @@ from daycap.protocol.counter import (
 )
 
 _UNKNOWN_MS = 10_000
+_DAY_FIELDS = 12
 
 
 @dataclass(slots=True)
@@ -37,6 +44,7 @@ class _Lease:
     events: int = 0
     last_event: int = 0
     deadline_ms: int = 0
+    farewell: int | None = None
 
     @property
     def outstanding(self) -> int:
@@ -50,19 +58,16 @@ class _Day:
     status: str = UNKNOWN
     cap: int = 0
     spent: int = 0
+    drawn: int = 0
+    """The sum over all leases of the day."""
+    folded: int = 0
+    """The part of `drawn` that belongs to leases which are not here any more."""
+    leased: int = 0
     given_up: int = 0
     ttl_ms: int = 0
     recall_until_ms: int = 0
     fence_until_ms: int = 0
     leases: dict[str, _Lease] = field(default_factory=dict)
-
-    @property
-    def leased(self) -> int:
-        return sum(lease.outstanding for lease in self.leases.values())
-
-    @property
-    def drawn(self) -> int:
-        return sum(lease.drawn for lease in self.leases.values())
 
     @property
     def used(self) -> int:
@@ -72,6 +77,13 @@ class _Day:
     @property
     def open(self) -> bool:
         return self.status != UNKNOWN
+
+    @contextmanager
+    def changing(self, lease: _Lease) -> Iterator[None]:
+        """Keep `leased` up to date while the lease changes."""
+        before = lease.outstanding
+        yield
+        self.leased += lease.outstanding - before
 
 
 class MemoryCounter(Counter):
@@ -96,11 +108,15 @@ class MemoryCounter(Counter):
         *,
         expire_before_ms: int = 0,
         first_until_ms: int = 0,
+        overdue: Mapping[AgentDay, Sequence[str]] = NOTHING_OVERDUE,
     ) -> list[PublishReply | None]:
         with self._once():
-            return [self._publish(snapshot, terms, expire_before_ms, first_until_ms) for snapshot in snapshots]
+            return [
+                self._publish(each, terms, expire_before_ms, first_until_ms, overdue.get((each.agent, each.day), ()))
+                for each in snapshots
+            ]
 
-    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+    def read(self, agent_days: Sequence[AgentDay]) -> list[DayReading | None]:
         with self._once():
             now_ms = self._now_ms()
             days = (self._day(agent, day, now_ms) for agent, day in agent_days)
@@ -118,6 +134,23 @@ class MemoryCounter(Counter):
                     day.given_up,
                     day.fence_until_ms > 0,
                 )
+                for day in days
+            ]
+
+    def sizes(self, agent_days: Sequence[AgentDay]) -> list[int]:
+        with self._once():
+            now_ms = self._now_ms()
+            days = (self._day(agent, day, now_ms) for agent, day in agent_days)
+            return [0 if day is None else _DAY_FIELDS + len(day.leases) for day in days]
+
+    def leases(self, agent_days: Sequence[AgentDay]) -> list[dict[str, CounterLease]]:
+        with self._once():
+            now_ms = self._now_ms()
+            days = [self._day(agent, day, now_ms) for agent, day in agent_days]
+            return [
+                {}
+                if day is None
+                else {id_: CounterLease(e.outstanding, e.deadline_ms, e.farewell) for id_, e in day.leases.items()}
                 for day in days
             ]
 
@@ -177,9 +210,17 @@ class MemoryCounter(Counter):
         if day is None or not day.open:
             return SyncReply(Answer.NOT_OPEN if day is None else Answer.UNKNOWN_AGENT, now_ms)
 
+        if request.farewell is not None and request.lease not in day.leases:
+            granted = request.granted_micros
+            return SyncReply(Answer.OK, now_ms, granted, 0, 0, 0, day.ttl_ms, day.cap, day.used, day.leased)
         lease = day.leases.setdefault(request.lease, _Lease())
-        lease.granted = max(lease.granted, request.granted_micros)
-        lease.returned = max(lease.returned, request.returned_micros)
+        with day.changing(lease):
+            lease.granted = max(lease.granted, request.granted_micros)
+            lease.returned = max(lease.returned, request.returned_micros)
+            if request.farewell is not None:
+                unseen = lease.granted - request.granted_micros
+                lease.returned = max(lease.returned, request.returned_micros + unseen)
+                lease.farewell = request.farewell
         lease.deadline_ms = max(lease.deadline_ms, now_ms + day.ttl_ms)
 
         answer = Answer.OK
@@ -189,20 +230,19 @@ class MemoryCounter(Counter):
             answer = Answer.FENCED
         elif request.need_micros > 0:
             missing = request.need_micros - (lease.granted - request.granted_micros)
-            leased = day.leased
-            remaining = max(0, day.cap - day.used - leased)
-            if missing > remaining:
+            remaining = max(0, day.cap - day.used - day.leased)
+            if missing > remaining or lease.farewell is not None:
                 answer = Answer.REFUSED
-                if leased > lease.outstanding:
+                if lease.farewell is None and day.leased > lease.outstanding:
                     day.recall_until_ms = now_ms + day.ttl_ms // 2
             elif missing > 0:
                 give = missing
                 if now_ms >= day.recall_until_ms:
                     want = missing + request.want_micros - request.need_micros
                     give = max(give, min(want, remaining // 8))
-                lease.granted += min(give, MAX_MICROS - lease.granted)
+                with day.changing(lease):
+                    lease.granted += min(give, MAX_MICROS - lease.granted)
 
-        leased = day.leased
         return SyncReply(
             answer,
             now_ms,
@@ -213,16 +253,24 @@ class MemoryCounter(Counter):
             day.ttl_ms,
             day.cap,
             day.used,
-            leased,
-            now_ms < day.recall_until_ms or day.used + leased > day.cap,
+            day.leased,
+            now_ms < day.recall_until_ms or day.used + day.leased > day.cap,
         )
 
     def _publish(
-        self, snapshot: DaySnapshot, terms: LeaseTerms, expire_before_ms: int, first_until_ms: int
+        self,
+        snapshot: DaySnapshot,
+        terms: LeaseTerms,
+        expire_before_ms: int,
+        first_until_ms: int,
+        overdue: Sequence[str],
     ) -> PublishReply | None:
         now_ms = self._now_ms()
         where = (snapshot.agent, snapshot.day)
         day = self._day(*where, now_ms)
+        whole = snapshot.base_seq is None
+        if not snapshot.repairs and (behind := _behind(day, snapshot)) is not None:
+            return PublishReply(now_ms, behind, behind=behind)
         if snapshot.status == UNKNOWN:
             if day is None or not day.open:
                 self._days[where] = _Day(expires_ms=now_ms + _UNKNOWN_MS)
@@ -238,31 +286,74 @@ class MemoryCounter(Counter):
             self._days[where] = day
         elif now_ms < first_until_ms:
             day.fence_until_ms = 0
-        same = not opened and snapshot.seq == day.seq
-        repaired = (not opened and day.ttl_ms != terms.ttl_ms) or (
-            same and (day.status, day.cap, day.spent) != (snapshot.status, snapshot.cap_micros, snapshot.spent_micros)
-        )
+        repaired = not opened and day.ttl_ms != terms.ttl_ms
         day.ttl_ms = terms.ttl_ms
-        if snapshot.seq >= day.seq:
-            day.seq, day.status = snapshot.seq, snapshot.status
-            day.cap, day.spent = snapshot.cap_micros, snapshot.spent_micros
-
-        for totals in snapshot.leases:
-            lease = day.leases.setdefault(totals.lease, _Lease())
-            before = (lease.drawn, lease.events, lease.last_event)
-            lease.drawn = max(lease.drawn, totals.drawn_micros)
-            lease.events = max(lease.events, totals.events)
-            lease.last_event = max(lease.last_event, totals.last_event)
-            repaired |= same and before != (lease.drawn, lease.events, lease.last_event)
+        if snapshot.seq > day.seq or (whole and snapshot.seq == day.seq):
+            same = not opened and snapshot.seq == day.seq
+            repaired |= _take(day, snapshot) and same
 
         given_up = 0
-        for lease in day.leases.values():
+        for lease in day.leases.values() if whole else [day.leases[id_] for id_ in overdue if id_ in day.leases]:
             if lease.outstanding > 0 and lease.deadline_ms + terms.grace_ms < expire_before_ms:
                 given_up += lease.outstanding
-                lease.granted = lease.returned = 0
+                with day.changing(lease):
+                    lease.granted = lease.returned = 0
         if day.fence_until_ms > 0 and day.fence_until_ms + terms.grace_ms < expire_before_ms:
             if now_ms < day_start_ms(snapshot.day) + DAY_MS:
                 given_up += max(0, day.cap - day.used - day.leased)
             day.fence_until_ms = 0
         day.given_up += given_up
         return PublishReply(now_ms, day.seq, opened, day.fence_until_ms > 0, repaired, day.leased, given_up)
+
+
+def _behind(day: _Day | None, snapshot: DaySnapshot) -> int | None:
+    """Return what the counter lacks, as `PublishReply.behind` says; None if it may take the snapshot."""
+    opening = snapshot.base_seq is None
+    if day is None or not day.open:
+        return None if opening else NOT_OPEN
+    if snapshot.status == UNKNOWN:
+        return None
+    if day.seq < (snapshot.seq if snapshot.base_seq is None else snapshot.base_seq):
+        return day.seq
+    if day.seq > snapshot.seq:
+        return None
+    drawn, missing = day.drawn, False
+    for totals in snapshot.leases:
+        known = day.leases.get(totals.lease, _Lease())
+        drawn += max(0, totals.drawn_micros - known.drawn)
+        missing |= totals.events > known.events or totals.last_event > known.last_event
+    if day.seq < snapshot.seq:
+        return None if min(drawn, MAX_MICROS) == snapshot.drawn_micros else DIFFERS
+    own = (day.status, day.cap, day.spent, day.drawn)
+    said = (snapshot.status, snapshot.cap_micros, snapshot.spent_micros, snapshot.drawn_micros)
+    return DIFFERS if missing or drawn > day.drawn or own != said else None
+
+
+def _take(day: _Day, snapshot: DaySnapshot) -> bool:
+    """Take over what the ledger says. Returns whether anything differed, apart from the seq."""
+    before = (day.status, day.cap, day.spent)
+    day.seq, day.status = snapshot.seq, snapshot.status
+    day.cap, day.spent = snapshot.cap_micros, snapshot.spent_micros
+    drawn = day.drawn
+    differs = before != (day.status, day.cap, day.spent) or snapshot.drawn_micros > drawn
+    for totals in snapshot.leases:
+        lease = day.leases.setdefault(totals.lease, _Lease())
+        known = (lease.drawn, lease.events, lease.last_event)
+        drawn += max(0, totals.drawn_micros - lease.drawn)
+        with day.changing(lease):
+            lease.drawn = max(lease.drawn, totals.drawn_micros)
+            lease.events = max(lease.events, totals.events)
+            lease.last_event = max(lease.last_event, totals.last_event)
+        differs |= known != (lease.drawn, lease.events, lease.last_event)
+    gone = [id_ for id_ in snapshot.folded if id_ in day.leases]
+    for id_ in gone:
+        lease = day.leases.pop(id_)
+        day.folded += lease.drawn
+        day.leased -= lease.outstanding
+    if snapshot.base_seq is None:
+        here = sum(lease.drawn for lease in day.leases.values())
+        named_sum = sum(totals.drawn_micros for totals in snapshot.leases)
+        drawn = max(day.drawn, snapshot.drawn_micros - named_sum + here, here)
+        day.folded = drawn - here
+    day.drawn = min(drawn, MAX_MICROS)
+    return differs

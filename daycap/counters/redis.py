@@ -8,7 +8,7 @@ because its answers hold only within one life of one server.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -22,8 +22,11 @@ from daycap.clock import day_start_ms
 from daycap.counters.timed_connection import exchange_within, timed
 from daycap.errors import CounterUnavailable
 from daycap.protocol.counter import (
+    NOTHING_OVERDUE,
+    AgentDay,
     Answer,
     Counter,
+    CounterLease,
     DayReading,
     DaySnapshot,
     LeaseKey,
@@ -35,6 +38,9 @@ from daycap.protocol.counter import (
 )
 
 MAX_PER_ROUND_TRIP = 500
+
+_SCANNED_AT_ONCE = 500
+"""Fields per step of a scan: a fraction of a millisecond, in which the server does nothing else."""
 
 
 class Script(NamedTuple):
@@ -71,6 +77,7 @@ def sync_call(request: SyncRequest) -> Call:
         request.returned_micros,
         request.need_micros,
         request.want_micros,
+        *(() if request.farewell is None else (request.farewell,)),
     )
 
 
@@ -121,37 +128,56 @@ class RedisCounter(Counter):
         *,
         expire_before_ms: int = 0,
         first_until_ms: int = 0,
+        overdue: Mapping[AgentDay, Sequence[str]] = NOTHING_OVERDUE,
     ) -> list[PublishReply | None]:
         calls = [
             (
-                counter_key(snapshot.agent, snapshot.day),
-                day_start_ms(snapshot.day),
-                snapshot.seq,
-                snapshot.status,
-                snapshot.cap_micros,
-                snapshot.spent_micros,
+                counter_key(each.agent, each.day),
+                day_start_ms(each.day),
+                each.seq,
+                each.status,
+                each.cap_micros,
+                each.spent_micros,
+                each.drawn_micros,
+                _base(each),
                 terms.ttl_ms,
                 terms.guard_ms,
                 terms.grace_ms,
                 expire_before_ms,
                 first_until_ms,
-                *(value for totals in snapshot.leases for value in totals),
+                len(each.leases),
+                len(each.folded),
+                *(value for totals in each.leases for value in totals),
+                *each.folded,
+                *overdue.get((each.agent, each.day), ()),
             )
-            for snapshot in snapshots
+            for each in snapshots
         ]
-        return [
-            None
-            if answer == Answer.UNKNOWN_AGENT
-            else PublishReply(now_ms, seq, opened == 1, fenced == 1, repaired == 1, leased, given_up)
-            for answer, now_ms, seq, opened, fenced, repaired, leased, given_up in self._call(PUBLISH, calls)
-        ]
+        return [_publish_reply(*reply) for reply in self._call(PUBLISH, calls)]
 
-    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+    def read(self, agent_days: Sequence[AgentDay]) -> list[DayReading | None]:
         calls = [(counter_key(agent, day),) for agent, day in agent_days]
         return [
             DayReading._make([*reply[:8], reply[8] == 1]) if len(reply) > 1 else None
             for reply in self._call(READ, calls)
         ]
+
+    def sizes(self, agent_days: Sequence[AgentDay]) -> list[int]:
+        return [int(size) for size in self._commands([("HLEN", counter_key(*where)) for where in agent_days])]
+
+    def leases(self, agent_days: Sequence[AgentDay]) -> list[dict[str, CounterLease]]:
+        fields: list[dict[str, str]] = [{} for _ in agent_days]
+        cursors = dict.fromkeys(range(len(agent_days)), "0")
+        while cursors:
+            commands = [
+                ("HSCAN", counter_key(*agent_days[place]), cursor, "COUNT", _SCANNED_AT_ONCE)
+                for place, cursor in cursors.items()
+            ]
+            replies = self._commands(commands)
+            for place, (_, flat) in zip(cursors, replies, strict=True):
+                fields[place].update(zip(flat[::2], flat[1::2], strict=True))
+            cursors = {place: cursor for place, (cursor, _) in zip(cursors, replies, strict=True) if cursor != "0"}
+        return [_leases(each) for each in fields]
 
     def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
         calls = [(counter_key(agent, day), lease) for agent, day, lease in leases]
@@ -183,10 +209,12 @@ class RedisCounter(Counter):
 
     def _call(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run `script` once per call."""
+        return self._commands([command_of(script, call) for call in calls])
+
+    def _commands(self, commands: Sequence[Call]) -> list[Any]:
         replies: list[Any] = []
-        for start in range(0, len(calls), MAX_PER_ROUND_TRIP):
-            batch = calls[start : start + MAX_PER_ROUND_TRIP]
-            replies += self._round_trip([command_of(script, call) for call in batch])
+        for start in range(0, len(commands), MAX_PER_ROUND_TRIP):
+            replies += self._round_trip(list(commands[start : start + MAX_PER_ROUND_TRIP]))
         return replies
 
     def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
@@ -221,6 +249,36 @@ class RedisCounter(Counter):
             return without_errors(replies)
         except redis.RedisError as error:
             raise unavailable(error) from error
+
+
+def _leases(fields: dict[str, str]) -> dict[str, CounterLease]:
+    """Parse the leases among a day's fields. What cannot be parsed is left to the next publish."""
+    leases: dict[str, CounterLease] = {}
+    for name, value in fields.items():
+        kind, _, lease = name.partition(":")
+        if kind == "lease":
+            with suppress(ValueError):
+                granted, returned, drawn, _, _, deadline_ms = map(int, value.split())
+                farewell = fields.get(f"farewell:{lease}")
+                outstanding = max(0, granted - returned - drawn)
+                leases[lease] = CounterLease(outstanding, deadline_ms, None if farewell is None else int(farewell))
+    return leases
+
+
+def _base(snapshot: DaySnapshot) -> int:
+    if snapshot.base_seq is not None:
+        return snapshot.base_seq
+    return -2 if snapshot.repairs else -1
+
+
+def _publish_reply(
+    answer: str, now_ms: int, seq: int, opened: int, fenced: int, repaired: int, leased: int, given_up: int
+) -> PublishReply | None:
+    if answer == Answer.UNKNOWN_AGENT:
+        return None
+    if answer == "BEHIND":
+        return PublishReply(now_ms, seq, behind=seq)
+    return PublishReply(now_ms, seq, opened == 1, fenced == 1, repaired == 1, leased, given_up)
 
 
 def exchange_s(timeout_s: float, commands: int) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -28,7 +29,7 @@ from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import OpenDays, open_days, prune
 from daycap.ledger.settle import Outcome, settle
 from daycap.ledger.slices import slice_of
-from daycap.ledger.snapshots import read_snapshots
+from daycap.ledger.snapshots import read_rows
 from daycap.money import format_usd
 from daycap.process import me, whole
 from daycap.protocol.counter import KEPT_DAYS, UNKNOWN, DaySnapshot, PublishReply
@@ -39,12 +40,18 @@ logger = logging.getLogger("daycap")
 
 
 class _OnlyLender(CounterPublisher):
-    """Publishes without a fence: this process made every lease."""
+    """Publishes without a fence: this process made every lease.
 
-    def publish(
-        self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
-    ) -> list[PublishReply | None]:
-        return super().publish(snapshots, expire_before_ms=expire_before_ms, opened_at_ms=self.now_ms())
+    A day is opened by whatever comes first. The leases of former processes need not be there: their sum is.
+    """
+
+    def publish(self, ledger: Ledger, snapshots: Sequence[DaySnapshot], **options: Any) -> list[PublishReply | None]:
+        readings = self.read([(snapshot.agent, snapshot.day) for snapshot in snapshots])
+        opening = [
+            snapshot if reading is not None else snapshot._replace(base_seq=None)
+            for snapshot, reading in zip(snapshots, readings, strict=True)
+        ]
+        return super().publish(ledger, opening, **{**options, "opened_at_ms": self.now_ms()})
 
 
 class EmbeddedLedger(Transport):
@@ -93,7 +100,7 @@ class EmbeddedLedger(Transport):
         with whole, _database_errors():
             outcome = _settle(self._ledger, events, self._open_days())
             self._own()  # What is published may be lent.
-            self._publisher.publish(outcome.snapshots)
+            self._publisher.publish(self._ledger, outcome.snapshots)
             self._prune()
 
     def open_day(self, agent: str, day: str) -> None:
@@ -127,8 +134,8 @@ class EmbeddedLedger(Transport):
             today = day_of(now_ms)
             wanted = [where for where, known in zip(wanted, is_open, strict=True) if known or where[1] == today]
             with self._ledger.reading() as connection:
-                snapshots = read_snapshots(connection, wanted)
-            self._publisher.publish([snapshot for snapshot in snapshots if snapshot.status != UNKNOWN])
+                snapshots = read_rows(connection, wanted)
+            self._publisher.publish(self._ledger, [each for each in snapshots if each.status != UNKNOWN])
             self._last_change = last
 
     def add_agent(self, agent: str, cap_micros: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from daycap.clock import DAY_MS, day_start_ms
 from daycap.delivery.transport import Transport
+from daycap.money import MAX_MICROS
 from daycap.protocol.counter import ACTIVE, KEPT_DAYS, Counter, DaySnapshot, LeaseTerms, LeaseTotals
 from daycap.protocol.wire import FinalizeEvent
 
@@ -24,6 +25,7 @@ class _Day:
     status: str
     cap: int
     spent: int
+    drawn: int
     leases: dict[str, LeaseTotals] = field(default_factory=dict)
 
 
@@ -48,7 +50,8 @@ class MemoryLedger(Transport):
             touched = {(event.agent, event.day): None for event in events}
             for event in events:
                 self._settle(event)
-            self._counter.publish([self._snapshot(*where) for where in touched], self._terms)
+            snapshots = [self._snapshot(*where)._replace(repairs=True) for where in touched]
+            self._counter.publish(snapshots, self._terms)
 
     def open_day(self, agent: str, day: str) -> None:
         with self._lock:
@@ -94,7 +97,12 @@ class MemoryLedger(Transport):
             for old in [where for where in self._days if day_start_ms(where[1]) < oldest_ms]:
                 del self._days[old]
             found = self._days[agent, day] = _Day(
-                start.seq, start.status, start.cap_micros, start.spent_micros, {t.lease: t for t in start.leases}
+                start.seq,
+                start.status,
+                start.cap_micros,
+                start.spent_micros,
+                start.drawn_micros,
+                {t.lease: t for t in start.leases},
             )
         return found
 
@@ -107,6 +115,7 @@ class MemoryLedger(Transport):
         if event.number <= totals.last_event:
             return  # Already settled: one process sends in order.
         day.spent += min(event.actual_micros, max(0, day.cap - day.spent))
+        day.drawn = min(MAX_MICROS, day.drawn + event.drawn_micros)
         day.seq += 1
         day.leases[event.lease] = LeaseTotals(
             event.lease, totals.drawn_micros + event.drawn_micros, totals.events + 1, event.number
@@ -116,7 +125,9 @@ class MemoryLedger(Transport):
         found = self._days.get((agent, day))
         if found is None:
             return DaySnapshot(agent, day, 0, "unknown", 0, 0)
-        return DaySnapshot(agent, day, found.seq, found.status, found.cap, found.spent, tuple(found.leases.values()))
+        return DaySnapshot(
+            agent, day, found.seq, found.status, found.cap, found.spent, found.drawn, tuple(found.leases.values())
+        )
 
 
 def caps_in_code(caps: dict[str, int]) -> DaySource:

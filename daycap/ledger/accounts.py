@@ -14,8 +14,8 @@ from daycap.ledger.anchors import record_anchor
 from daycap.ledger.engine import Ledger, insert
 from daycap.ledger.opening import open_days
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.snapshots import read_snapshots
-from daycap.ledger.tables import agent_accounts, cap_changes, daily_agent_spending
+from daycap.ledger.snapshots import read_rows
+from daycap.ledger.tables import agent_accounts, cap_changes, daily_agent_spending, with_seq
 from daycap.money import micros
 from daycap.protocol.counter import ACTIVE, KEPT_DAYS, PAUSED
 from daycap.protocol.wire import agent_id
@@ -117,7 +117,7 @@ def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict
         change = _change(agent, old.daily_cap_micros, old.status, cap, status, changed_by, now_ms)
         connection.execute(sa.insert(cap_changes), [change])
         # Every change raises the rows' seq, so that no older publish can undo it in the counter.
-        changed = {"seq": days.seq + 1, "updated_at": now_ms}
+        changed = {**with_seq(days.seq + 1), "updated_at": now_ms}
         first = day_of(now_ms - KEPT_DAYS * DAY_MS)  # A status applies to every day that the counter keeps.
         if "daily_cap_micros" in values:
             changed["cap_micros"], first = cap, day_of(now_ms)
@@ -126,8 +126,8 @@ def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict
         in_order = sa.select(days.spending_date).where(is_affected).order_by(days.spending_date).with_for_update()
         affected = list(connection.scalars(in_order))
         connection.execute(sa.update(daily_agent_spending).where(is_affected).values(**changed))
-        snapshots = read_snapshots(connection, [(agent, day) for day in affected])
-    publisher.publish(snapshots)
+        snapshots = read_rows(connection, [(agent, day) for day in affected])
+    publisher.publish(ledger, [each._replace(base_seq=each.seq - 1) for each in snapshots])
     return find(ledger, publisher, [agent])[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-AgentDay = tuple[str, str]
+from daycap.protocol.counter import AgentDay
 
 AT_ONCE = 500
 """Agents per statement, below every database's parameter limit."""

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from daycap.ledger.agent_days import AgentDay, by_day
+from daycap.ledger.agent_days import by_day
 from daycap.ledger.engine import Ledger, in_byte_order, insert
 from daycap.ledger.slices import Place
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
+from daycap.ledger.tables import drawn_micros
+from daycap.protocol.counter import AgentDay
 
 
 def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:
@@ -64,6 +66,8 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
             zero.label("settled_count"),
             sa.literal_column("1").label("seq"),
             sa.literal(now_ms, accounts.c.updated_at.type),
+            zero.label("drawn_micros"),
+            sa.literal_column("1").label("drawn_seq"),
         )
         .where(accounts.c.agent_account_id.in_(agents))
         .order_by(in_byte_order(connection.dialect.name, accounts.c.agent_account_id))
@@ -84,6 +88,7 @@ class Numbers(NamedTuple):
     cap_micros: int
     spent_micros: int
     uncovered_micros: int
+    drawn_micros: int
     settled_count: int
     seq: int
 
@@ -126,7 +131,15 @@ _PRESENT = sa.select(days.c.agent_account_id).where(_THESE)
 @functools.cache
 def _locked(dialect: str) -> sa.Select[Any]:
     return (
-        sa.select(days.c.agent_account_id, *(days.c[name] for name in Numbers._fields))
+        sa.select(
+            days.c.agent_account_id,
+            days.c.cap_micros,
+            days.c.spent_micros,
+            days.c.uncovered_micros,
+            drawn_micros,
+            days.c.settled_count,
+            days.c.seq,
+        )
         .where(_THESE)
         .order_by(in_byte_order(dialect, days.c.agent_account_id))
         .with_for_update()

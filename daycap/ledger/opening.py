@@ -9,14 +9,13 @@ import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
 from daycap.ledger import days
-from daycap.ledger.agent_days import AgentDay
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
-from daycap.ledger.snapshots import read_snapshots
+from daycap.ledger.snapshots import read_rows, read_snapshots
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending
-from daycap.protocol.counter import ACTIVE
+from daycap.protocol.counter import ACTIVE, AgentDay
 from daycap.protocol.wire import agent_id
 
 logger = logging.getLogger("daycap.worker")
@@ -37,9 +36,10 @@ def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[
         inserted = days.insert_missing(connection, wanted, now_ms)
     # In a reading transaction: the rows are not locked, and several statements must see one state of them.
     with ledger.reading() as connection:
-        snapshots = read_snapshots(connection, wanted)
-    publisher.publish([s for s in snapshots if (s.agent, s.day) in inserted], opened_at_ms=opened_at_ms)
-    publisher.publish([s for s in snapshots if (s.agent, s.day) not in inserted])
+        new = read_snapshots(connection, [where for where in wanted if where in inserted])
+        known = read_rows(connection, [where for where in wanted if where not in inserted])
+    publisher.publish(ledger, new, opened_at_ms=opened_at_ms)
+    publisher.publish(ledger, known)
     return len(inserted)
 
 

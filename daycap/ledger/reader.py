@@ -6,7 +6,7 @@ Needs SQLAlchemy (`pip install "daycap[ledger]"`), which is imported only if a l
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from daycap.errors import InvalidSetting, LedgerUnavailable, UnknownAgent
 from daycap.ledger.postgresql import SCHEMES, postgresql_engine, reason
 from daycap.process import whole
-from daycap.protocol.counter import DaySnapshot
+from daycap.protocol.counter import AgentDay, DaySnapshot
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -31,16 +31,26 @@ class LedgerReader:
         self._engine: Engine | None = read_only_engine(url)
         self._inherited: list[Engine] = []
         # Import here, not in a reading thread: a child forked during the import would inherit its lock forever.
-        from daycap.ledger.snapshots import read_snapshots  # noqa: PLC0415  (it needs SQLAlchemy, an extra)
+        from daycap.ledger.snapshots import read_changes, read_repairs, read_rows  # noqa: PLC0415  (it needs SQLAlchemy, an extra)
         from daycap.ledger.tables import agent_accounts  # noqa: PLC0415
 
-        self._read_snapshots = read_snapshots
+        self._read_rows, self._read_changes, self._read_repairs = read_rows, read_changes, read_repairs
         self._accounts = agent_accounts.c
 
-    def snapshots(self, agent_days: Sequence[tuple[str, str]]) -> list[DaySnapshot]:
-        """See `daycap.ledger.snapshots.read_snapshots`. One transaction."""
+    def rows(self, agent_days: Sequence[AgentDay]) -> list[DaySnapshot]:
+        """See `daycap.ledger.snapshots.read_rows`; one transaction."""
         with self._reading() as connection:
-            return self._read_snapshots(connection, agent_days)
+            return self._read_rows(connection, agent_days)
+
+    def changes(self, since: Mapping[AgentDay, int]) -> list[DaySnapshot]:
+        """See `daycap.ledger.snapshots.read_changes`; one transaction."""
+        with self._reading() as connection:
+            return self._read_changes(connection, since)
+
+    def repairs(self, seen: Mapping[AgentDay, Container[str]]) -> list[DaySnapshot]:
+        """See `daycap.ledger.snapshots.read_repairs`; one transaction."""
+        with self._reading() as connection:
+            return self._read_repairs(connection, seen)
 
     def anchor_of(self, agent: str) -> str | None:
         """Return the agent's identity anchor; None if it has none. Also raises `UnknownAgent`."""

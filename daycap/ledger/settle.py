@@ -12,20 +12,20 @@ import sqlalchemy as sa
 from daycap.clock import wall_ms
 from daycap.errors import DaycapError
 from daycap.ledger import days
-from daycap.ledger.agent_days import AgentDay, by_day
+from daycap.ledger.agent_days import by_day
 from daycap.ledger.dead_letters import DeadLetter, store
 from daycap.ledger.engine import Ledger, execute_many, insert, is_transient
 from daycap.ledger.retention import OpenDays
 from daycap.ledger.tables import agent_accounts, daily_agent_spending, lease_totals, settlements
 from daycap.money import MAX_MICROS
-from daycap.protocol.counter import UNKNOWN, DaySnapshot, LeaseTotals
+from daycap.protocol.counter import UNKNOWN, AgentDay, DaySnapshot, LeaseTotals
 from daycap.protocol.dead_letter import Kind
 from daycap.protocol.wire import FinalizeEvent
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The outcome of a batch: counts of events, micros, and snapshots of the changed days to publish."""
+    """The outcome of a batch: counts of events, micros, and what changed in each day, to publish."""
 
     settled: int = 0
     duplicates: int = 0
@@ -41,8 +41,7 @@ class Outcome:
         self.charged_micros += other.charged_micros
         self.uncovered_micros += other.uncovered_micros
         self.dead_letters += other.dead_letters
-        newer = {(snapshot.agent, snapshot.day) for snapshot in other.snapshots}
-        self.snapshots = [s for s in self.snapshots if (s.agent, s.day) not in newer] + other.snapshots
+        self.snapshots += other.snapshots
 
 
 def settle(ledger: Ledger, payloads: Sequence[object], open_days: OpenDays) -> Outcome:
@@ -90,7 +89,7 @@ def _settle_batch(ledger: Ledger, payloads: Sequence[object], open_days: OpenDay
         books = _books(connection, rows)
         events = _with_account(events, books, outcome)
         events = _with_own_lease(connection, events, books, outcome)
-        events = _not_settled_yet(connection, events, outcome)
+        events = _not_settled_yet(connection, events, books, outcome)
         _write(connection, _charge(events, books, outcome), books, now_ms)
         store(connection, outcome.dead_letters, now_ms)
     outcome.snapshots = [books[where].snapshot() for where in sorted(books)]
@@ -104,14 +103,22 @@ class _Lease:
     drawn_micros: int = 0
     events: int = 0
     last_event: int = 0
+    folded: int = 0
     changed: bool = False
+    asked: bool = False
+
+    def ask(self) -> None:
+        """Have the counter say again what is settled, also of a lease that was folded: somebody still asks for it."""
+        self.asked = True
+        if self.folded:
+            self.folded, self.changed = 0, True
 
     def add(self, event: FinalizeEvent) -> None:
         # No cap limits these costs. Clamp them to the largest amount, or the ledger rejects the row.
         self.drawn_micros = min(MAX_MICROS, self.drawn_micros + event.drawn_micros)
         self.events += 1
         self.last_event = max(self.last_event, event.number)
-        self.changed = True
+        self.folded, self.changed = 0, True
 
 
 @dataclass(slots=True)
@@ -123,21 +130,26 @@ class _Book:
     cap_micros: int
     spent_micros: int
     uncovered_micros: int
+    drawn_micros: int
     settled_count: int
     seq: int
     status: str = UNKNOWN
     leases: dict[str, _Lease] = field(default_factory=dict)
-    changed: bool = False
+    """Those that this batch has events of."""
 
     def charge(self, event: FinalizeEvent) -> int:
         """Add the event. Returns the charge, which is at most what is left of the cap."""
         charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))
         self.spent_micros += charge
         self.uncovered_micros = min(MAX_MICROS, self.uncovered_micros + event.actual_micros - charge)
+        self.drawn_micros = min(MAX_MICROS, self.drawn_micros + event.drawn_micros)
         self.settled_count += 1
         self.leases[event.lease].add(event)
-        self.changed = True
         return charge
+
+    def changed_leases(self) -> dict[str, _Lease]:
+        """The leases that this batch changed."""
+        return {lease: each for lease, each in self.leases.items() if each.changed}
 
     def row(self, now_ms: int) -> tuple[object, ...]:
         """Return the day's row, in the order of its columns."""
@@ -150,15 +162,27 @@ class _Book:
             self.settled_count,
             self.seq,
             now_ms,
+            self.drawn_micros,
+            self.seq,
         )
 
     def snapshot(self) -> DaySnapshot:
-        """Return the day as this transaction leaves it."""
+        """Return what this transaction changed in the day."""
         leases = [
-            LeaseTotals(lease, each.drawn_micros, each.events, each.last_event) for lease, each in self.leases.items()
+            LeaseTotals(lease, each.drawn_micros, each.events, each.last_event)
+            for lease, each in self.leases.items()
+            if each.changed or each.asked
         ]
         return DaySnapshot(
-            self.agent, self.day, self.seq, self.status, self.cap_micros, self.spent_micros, tuple(leases)
+            self.agent,
+            self.day,
+            self.seq,
+            self.status,
+            self.cap_micros,
+            self.spent_micros,
+            self.drawn_micros,
+            tuple(leases),
+            base_seq=self.seq - bool(self.changed_leases()),
         )
 
 
@@ -186,23 +210,11 @@ def _books(connection: sa.Connection, rows: dict[AgentDay, days.Numbers]) -> dic
         # Read after locking the rows, which waits for a status change under way.
         for agent, status in connection.execute(_STATUS, {"agents": agents}):
             books[agent, day].status = status
-        for agent, lease, *totals in connection.execute(_LEASES, {"day": day, "agents": agents}):
-            books[agent, day].leases[lease] = _Lease(*totals)
     return books
 
 
 _STATUS = sa.select(agent_accounts.c.agent_account_id, agent_accounts.c.status).where(
     agent_accounts.c.agent_account_id.in_(sa.bindparam("agents"))
-)
-_LEASES = sa.select(
-    lease_totals.c.agent_account_id,
-    lease_totals.c.lease_id,
-    lease_totals.c.drawn_micros,
-    lease_totals.c.events,
-    lease_totals.c.last_event,
-).where(
-    lease_totals.c.spending_date == sa.bindparam("day"),
-    lease_totals.c.agent_account_id.in_(sa.bindparam("agents")),
 )
 
 
@@ -224,35 +236,42 @@ def _with_own_lease(
     outcome: Outcome,
 ) -> list[FinalizeEvent]:
     """Reject events whose lease belongs to another agent or day: the first one that the ledger saw it with."""
-    unknown = [event for event in events if event.lease not in books[event.agent, event.day].leases]
-    owner = _owners(connection, unknown) if unknown else {}
-    for lease, where in owner.items():
-        if where in books:
-            books[where].leases.setdefault(lease, _Lease())
+    first = {event.lease: event for event in reversed(events)}
+    found = _leases(connection, list(first)) if first else {}
+    if unknown := sorted(first.keys() - found.keys()):
+        # Insert, then read: if two workers see a new lease at the same time, one waits for the other.
+        rows = [(lease, first[lease].agent, first[lease].day, 0, 0, 0, 0, 0) for lease in unknown]
+        execute_many(connection, _inserts(connection.dialect.name).leases, rows)
+        found |= _leases(connection, unknown)
     kept = []
     for event in events:
-        if event.lease in books[event.agent, event.day].leases:
+        owner, lease = found[event.lease]
+        if owner == (event.agent, event.day):
+            books[owner].leases[event.lease] = lease
             kept.append(event)
         else:
-            reason = "the lease belongs to agent {} on {}".format(*owner[event.lease])
+            reason = "the lease belongs to agent {} on {}".format(*owner)
             outcome.dead_letters.append(DeadLetter(Kind.WRONG_LEASE, reason, event.to_wire()))
     return kept
 
 
-def _owners(connection: sa.Connection, events: list[FinalizeEvent]) -> dict[str, AgentDay]:
-    """Return the agent and day of each event's lease. A new lease gets those of its first event, in the ledger too."""
-    first = {event.lease: event for event in reversed(events)}
-    # Insert, then read: if two workers see a new lease at the same time, one waits for the other.
-    execute_many(
-        connection,
-        _inserts(connection.dialect.name).leases,
-        [(lease, event.agent, event.day, 0, 0, 0) for lease, event in sorted(first.items())],
-    )
-    columns = lease_totals.c
-    statement = sa.select(columns.lease_id, columns.agent_account_id, columns.spending_date)
-    found = connection.execute(statement.where(columns.lease_id.in_(first)))
-    return {row.lease_id: (row.agent_account_id, row.spending_date) for row in found}
+def _leases(connection: sa.Connection, leases: list[str]) -> dict[str, tuple[AgentDay, _Lease]]:
+    """Return the agent and day of each lease, and its totals."""
+    return {
+        lease: ((agent, day), _Lease(*totals))
+        for lease, agent, day, *totals in connection.execute(_LEASES, {"leases": leases})
+    }
 
+
+_LEASES = sa.select(
+    lease_totals.c.lease_id,
+    lease_totals.c.agent_account_id,
+    lease_totals.c.spending_date,
+    lease_totals.c.drawn_micros,
+    lease_totals.c.events,
+    lease_totals.c.last_event,
+    lease_totals.c.folded,
+).where(lease_totals.c.lease_id.in_(sa.bindparam("leases")))
 
 _SETTLED = sa.select(
     settlements.c.reservation_id,
@@ -263,7 +282,12 @@ _SETTLED = sa.select(
 ).where(settlements.c.reservation_id.in_(sa.bindparam("reservations")))
 
 
-def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], outcome: Outcome) -> list[FinalizeEvent]:
+def _not_settled_yet(
+    connection: sa.Connection,
+    events: list[FinalizeEvent],
+    books: dict[AgentDay, _Book],
+    outcome: Outcome,
+) -> list[FinalizeEvent]:
     """Drop duplicates, also within this batch. Another payload for a settled hold is a conflict."""
     wanted = {"reservations": [event.reservation for event in events]}
     known: dict[str, tuple[object, ...]] = {}
@@ -277,6 +301,7 @@ def _not_settled_yet(connection: sa.Connection, events: list[FinalizeEvent], out
             kept.append(event)
         elif settled == payload:
             outcome.duplicates += 1
+            books[event.agent, event.day].leases[event.lease].ask()
         else:
             reason = "settled before with held {}, actual {}".format(*settled[2:])
             outcome.dead_letters.append(DeadLetter(Kind.CONFLICT, reason, event.to_wire()))
@@ -303,25 +328,25 @@ def _write(
     books: dict[AgentDay, _Book],
     now_ms: int,
 ) -> None:
-    if not charged:
+    changed = [book for _, book in sorted(books.items()) if book.changed_leases()]
+    if not changed:
         return
-    # A plain INSERT writes every row or raises, so that the totals below match its rows.
-    execute_many(
-        connection,
-        _INSERT_SETTLEMENTS,
-        [(e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, charge, now_ms) for e, charge in charged],
-    )
-    changed = [books[where] for where in sorted(books) if books[where].changed]
+    if charged:
+        # A plain INSERT writes every row or raises, so that the totals below match its rows.
+        execute_many(
+            connection,
+            _INSERT_SETTLEMENTS,
+            [(e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, charge, now_ms) for e, charge in charged],
+        )
+    for book in changed:
+        book.seq += 1
     leases = [
-        (lease, book.agent, book.day, each.drawn_micros, each.events, each.last_event)
+        (lease, book.agent, book.day, each.drawn_micros, each.events, each.last_event, book.seq, each.folded)
         for book in changed
-        for lease, each in book.leases.items()
-        if each.changed
+        for lease, each in book.changed_leases().items()
     ]
     statements = _inserts(connection.dialect.name)
     execute_many(connection, statements.changed_leases, leases)
-    for book in changed:
-        book.seq += 1
     execute_many(connection, statements.changed_days, [book.row(now_ms) for book in changed])
 
 
@@ -339,8 +364,8 @@ class _Inserts(NamedTuple):
 @functools.cache
 def _inserts(dialect: str) -> _Inserts:
     leases, of_day = insert(dialect, lease_totals), insert(dialect, daily_agent_spending)
-    totals = ("drawn_micros", "events", "last_event")
-    numbers = ("spent_micros", "uncovered_micros", "settled_count", "seq", "updated_at")
+    totals = ("drawn_micros", "events", "last_event", "changed_seq", "folded")
+    numbers = ("spent_micros", "uncovered_micros", "settled_count", "seq", "updated_at", "drawn_micros", "drawn_seq")
     return _Inserts(
         leases.on_conflict_do_nothing(),
         leases.on_conflict_do_update(

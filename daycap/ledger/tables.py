@@ -107,6 +107,8 @@ daily_agent_spending = sa.Table(
     _count("settled_count"),
     _count("seq"),
     _count("updated_at"),
+    *_micros("drawn_micros"),
+    _count("drawn_seq"),
     sa.CheckConstraint("length(spending_date) = 10", name="spending_date"),
     sa.Index(None, "spending_date", "agent_account_id"),
     **_CLUSTERED,
@@ -123,10 +125,32 @@ lease_totals = sa.Table(
     *_micros("drawn_micros"),
     _count("events"),
     _count("last_event"),
+    _count("changed_seq"),
+    _count("folded"),
     sa.ForeignKeyConstraint(["agent_account_id", "spending_date"], _DAY_KEY),
-    sa.Index(None, "spending_date", "agent_account_id"),
+    sa.Index(None, "spending_date", "agent_account_id", "changed_seq"),
     **_CLUSTERED,
 )
+"""`changed_seq`: the day's seq when the row last changed. `folded`: 1 if the counter has it only in its sum, else 0."""
+
+drawn_micros: sa.ColumnElement[int] = sa.case(
+    (daily_agent_spending.c.drawn_seq == daily_agent_spending.c.seq, daily_agent_spending.c.drawn_micros),
+    else_=sa.select(sa.cast(sa.func.coalesce(sa.func.sum(lease_totals.c.drawn_micros), 0), Number))
+    .where(
+        lease_totals.c.agent_account_id == daily_agent_spending.c.agent_account_id,
+        lease_totals.c.spending_date == daily_agent_spending.c.spending_date,
+    )
+    .correlate(daily_agent_spending)
+    .scalar_subquery(),
+).label("drawn_micros")
+"""What all leases of a day have drawn. A release that does not know the column leaves it behind the row's seq."""
+
+
+def with_seq(seq: Any) -> dict[str, Any]:
+    """Return the values of an UPDATE that raises a day's seq to `seq`."""
+    days = daily_agent_spending.c
+    return {"seq": seq, "drawn_seq": sa.case((days.drawn_seq == days.seq, seq), else_=days.drawn_seq)}
+
 
 _LEASE = "substr(rtrim(reservation_id, '0123456789'), 1, length(rtrim(reservation_id, '0123456789')) - 1)"
 """The lease's id, extracted from the reservation's, which is the lease's id, a hyphen and a number."""

@@ -7,9 +7,10 @@ wire is absolute, so a message may arrive twice, late or out of order without ha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 KEPT_DAYS = 2
@@ -40,7 +41,11 @@ _TAKEN = frozenset({Answer.OK, Answer.REFUSED, Answer.FENCED, Answer.PAUSED})
 
 
 class SyncRequest(NamedTuple):
-    """A runner's totals of one lease; with `need_micros` > 0, also how much more it needs and wants."""
+    """A runner's totals of one lease; with `need_micros` > 0, also how much more it needs and wants.
+
+    `farewell` makes it the last: how many events the lease had in all. What was granted and is not in
+    `granted_micros` counts as returned, and the lease is granted nothing more.
+    """
 
     agent: str
     day: str
@@ -49,6 +54,7 @@ class SyncRequest(NamedTuple):
     returned_micros: int
     need_micros: int = 0
     want_micros: int = 0
+    farewell: int | None = None
 
 
 class SyncReply(NamedTuple):
@@ -76,6 +82,12 @@ def settled_up_to(events: int, last_event: int) -> int:
     return last_event if events == last_event else 0
 
 
+AgentDay = tuple[str, str]
+"""An agent and a day."""
+
+NOTHING_OVERDUE: Mapping[AgentDay, Sequence[str]] = MappingProxyType({})
+
+
 class LeaseKey(NamedTuple):
     """Identifies one lease of an agent's day."""
 
@@ -94,7 +106,10 @@ class LeaseTotals(NamedTuple):
 
 
 class DaySnapshot(NamedTuple):
-    """One agent's day as of one ledger transaction, with every lease of the day."""
+    """One agent's day as of one ledger transaction: whole, or what changed since an earlier one (a *delta*).
+
+    `drawn_micros` is what all leases of the day have drawn, folded ones too.
+    """
 
     agent: str
     day: str
@@ -102,29 +117,50 @@ class DaySnapshot(NamedTuple):
     status: str
     cap_micros: int
     spent_micros: int
+    drawn_micros: int = 0
     leases: tuple[LeaseTotals, ...] = ()
+    """Every lease that is not folded; of a delta, those that changed after `base_seq`."""
+    base_seq: int | None = None
+    """Of a delta: the seq that the changes are relative to. None: the snapshot is whole."""
+    folded: tuple[str, ...] = ()
+    """Of a delta: the leases that were folded after `base_seq`. Of a repair: those of the counter that are folded."""
+    repairs: bool = False
+    """Of a whole snapshot: that `folded` is complete, so that an open counter may take it. Others only open a day."""
 
     @property
     def remaining_micros(self) -> int:
         """What is left of the cap by the ledger, which does not know what is leased."""
-        drawn = sum(lease.drawn_micros for lease in self.leases)
-        return max(0, self.cap_micros - max(self.spent_micros, drawn))
+        return max(0, self.cap_micros - max(self.spent_micros, self.drawn_micros))
+
+
+class CounterLease(NamedTuple):
+    """What an operator or a worker asks of a lease in the counter. `farewell`: its events, once it has said it."""
+
+    outstanding_micros: int
+    deadline_ms: int
+    farewell: int | None = None
+
+
+NOT_OPEN, DIFFERS = -1, -2
+"""The `behind` of a counter that is not open, and of one that must be repaired."""
 
 
 class PublishReply(NamedTuple):
     """The result of a publish: whether it opened the counter, what is leased now, what it gave up.
 
     `seq` is the counter's sequence number now. `repaired` means that something differed from what this snapshot or
-    the counter itself had written.
+    the counter itself had written. If `behind` is set, the counter took nothing: it needs the changes since that seq
+    first, or it is `NOT_OPEN`, or it `DIFFERS`.
     """
 
     now_ms: int
     seq: int
-    opened: bool
-    fenced: bool
-    repaired: bool
-    leased_micros: int
-    given_up_micros: int
+    opened: bool = False
+    fenced: bool = False
+    repaired: bool = False
+    leased_micros: int = 0
+    given_up_micros: int = 0
+    behind: int | None = None
 
 
 class DayReading(NamedTuple):
@@ -182,19 +218,30 @@ class Counter(ABC):
         *,
         expire_before_ms: int = 0,
         first_until_ms: int = 0,
+        overdue: Mapping[AgentDay, Sequence[str]] = NOTHING_OVERDUE,
     ) -> list[PublishReply | None]:
         """Update the counter from the ledger. One reply per snapshot, None for an unknown agent.
 
-        `expire_before_ms`: give up leases whose deadline plus grace is before this time, on the counter's clock.
-        Every event published before it must be settled in the snapshots. 0 expires nothing.
+        Only a whole snapshot opens a day. A delta is taken completely or not at all (`PublishReply.behind`).
+        `expire_before_ms`: remove a fence, and give up the leases named by `overdue`, if the deadline plus grace is
+        before this time, on the counter's clock. Every event published before it must be settled in the snapshots.
+        0 expires nothing.
         `first_until_ms`: until this time, on the counter's clock, open a missing day without a fence. Only the run
         that inserted these day rows sets it, and such a publish is never sent twice. 0 always fences, except a day
         that begins more than a ttl later: no runner can have leased from it.
         """
 
     @abstractmethod
-    def read(self, agent_days: Sequence[tuple[str, str]]) -> list[DayReading | None]:
+    def read(self, agent_days: Sequence[AgentDay]) -> list[DayReading | None]:
         """Return the days as they are now; None for a day that is not open."""
+
+    @abstractmethod
+    def sizes(self, agent_days: Sequence[AgentDay]) -> list[int]:
+        """Return how many fields the counter has for each day: a dozen, and one or two for each lease; 0 if none."""
+
+    @abstractmethod
+    def leases(self, agent_days: Sequence[AgentDay]) -> list[dict[str, CounterLease]]:
+        """Return every lease of each day, in many small steps: some may change, come or go meanwhile."""
 
     @abstractmethod
     def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:

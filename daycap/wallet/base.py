@@ -305,7 +305,8 @@ class BaseWallet(Generic[H]):
             pause_s = min(pause_s * 1.5, 0.05)
         return unsettled
 
-    def _close(self, timeout: float) -> tuple[str, ...]:
+    def _close(self, timeout: float, *, ending: bool = False) -> tuple[str, ...]:
+        """Close; `ending`: because the process ends, so that no event is sent again unless an outbox keeps it."""
         if not self._open_parts:
             return ()
         end = time.monotonic() + timeout
@@ -318,7 +319,9 @@ class BaseWallet(Generic[H]):
         self._flush(timeout)
         if live := self._book.live_holds():
             logger.warning("closing with %d live holds; their money is freed when the lease expires", live)
-        self._renewer.renew(hand_back=True)
+        if self._renewer.renew(hand_back=True):
+            handed_over = ending and self._outbox is None and not self._sender.waiting
+            self._renewer.say_farewell(handed_over=handed_over)
         unsettled = self._unsettled()
         if self._renewer.started and (live or (self._book.unsettled() and self._outbox is None)):
             # The renewer sends later events and follows them until they settle. (With an outbox the next process does.)
@@ -343,7 +346,7 @@ class BaseWallet(Generic[H]):
 
     def _end(self, timeout_s: float) -> None:
         """Close because the process ends. A wallet that was never used needs nothing."""
-        if self._renewer.started and (unsettled := self._close(timeout_s)):
+        if self._renewer.started and (unsettled := self._close(timeout_s, ending=True)):
             logger.error(
                 "%d events are not known to be settled as the process ends; %s",
                 len(unsettled),

@@ -427,6 +427,24 @@ class LeaseBook(Generic[H]):
             )
         return pending
 
+    def begin_farewell(self, *, handed_over: bool) -> list[Pending]:
+        """Build the last sync of each lease of which nothing is left, so that the counter can forget it.
+
+        `handed_over`: events that are not known to be settled do not count, because nobody will send them again. Call
+        it after `close`.
+        """
+        now_ns = self._now_ns()
+        with self._lock:
+            self._catch_up()
+            return [
+                self._report(lease, lease.free, now_ns, farewell=lease.finalized)
+                for lease in self._all()
+                if lease.granted
+                and not lease.live_holds
+                and not lease.questions
+                and (handed_over or not lease.unsettled)
+            ]
+
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
         """Apply the counter's reply. Returns True if it recalls money that this lease has free."""
         now_ns = self._now_ns()
@@ -704,10 +722,10 @@ class LeaseBook(Generic[H]):
                     del self._replaced[lease.agent]
         return let_go
 
-    def _report(self, lease: Lease, back: int, now_ns: int) -> Pending:
+    def _report(self, lease: Lease, back: int, now_ns: int, farewell: int | None = None) -> Pending:
         """Hand back `back` and build the sync that reports the lease's totals."""
         _hand_back(lease, back, now_ns)
-        request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned)
+        request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned, farewell=farewell)
         return Pending(self, lease, request, now_ns)
 
     def _handed_back(self, lease: Lease) -> int | None:

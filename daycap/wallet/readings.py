@@ -71,7 +71,7 @@ class Readings:
             self._fall_through(agent, error)
         if self._ledger is not None:
             try:
-                (snapshot,) = self._ledger.snapshots([(agent, day)])
+                (snapshot,) = self._ledger.rows([(agent, day)])
                 return Reading(of_ledger(_known(snapshot)), "ledger")
             except LedgerUnavailable as error:
                 self._fall_through(agent, error)

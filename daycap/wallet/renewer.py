@@ -140,6 +140,19 @@ class Renewer(Background):
             logger.warning("leases were not renewed: %s", str(error) or "another thread is renewing them")
             return False
 
+    def say_farewell(self, *, handed_over: bool) -> None:
+        """Tell the counter which leases are over; see `LeaseBook.begin_farewell`. Without an answer they expire."""
+
+        def say_farewell() -> None:
+            pending = self._book.begin_farewell(handed_over=handed_over)
+            for start in range(0, len(pending), _AT_ONCE):
+                batch = pending[start : start + _AT_ONCE]
+                for each, reply in zip(batch, self._counter.sync([each.request for each in batch]), strict=True):
+                    self._book.apply(each, reply)
+
+        with suppress(CounterUnavailable, Busy):
+            self._renewing.take(say_farewell, _LONGEST_RENEWAL_S)
+
     def _renew(self, leases: Sequence[Lease], *, hand_back: bool) -> bool:
         """Sync once, and once more the leases whose free money was recalled. Raises `CounterUnavailable`."""
         renewed = True
@@ -222,7 +235,10 @@ class Renewer(Background):
             self._resend_what_stalled()
             if self._outbox is not None:
                 self._outbox.retry()
-        return not self._book.live_holds() and not self._book.unsettled()
+        if self._book.live_holds() or self._book.unsettled():
+            return False
+        self.say_farewell(handed_over=False)
+        return True
 
     def _hand_back_recalled(self) -> None:
         """Hand recalled money back now, not at the next renewal: others may be refused because it is idle here."""

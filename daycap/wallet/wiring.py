@@ -94,7 +94,7 @@ def _days_under(caps: Mapping[str, int]) -> DaySource:
 
 def _days_of(reader: LedgerReader) -> DaySource:
     def source(agent: str, day: str) -> DaySnapshot | None:
-        (snapshot,) = reader.snapshots([(agent, day)])
+        (snapshot,) = reader.rows([(agent, day)])
         return None if snapshot.status == UNKNOWN else snapshot
 
     return source

@@ -15,6 +15,7 @@ from rich.live import Live
 from tests.benchmarks import (
     bench_embedded,
     bench_growth,
+    bench_leases,
     bench_memory,
     bench_peers,
     bench_settle,
@@ -27,6 +28,7 @@ BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
     "wallet": bench_wallet.figures,
     "settle": bench_settle.figures,
     "growth": bench_growth.figures,
+    "leases": bench_leases.figures,
     "memory": bench_memory.figures,
     "embedded": bench_embedded.figures,
     "shared": bench_shared.figures,

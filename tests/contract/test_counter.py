@@ -61,7 +61,8 @@ def today(counter: Counter) -> str:
 def snapshot(
     day: str, *leases: LeaseTotals, cap: int = 100, spent: int = 0, seq: int = 1, status: str = ACTIVE
 ) -> DaySnapshot:
-    return DaySnapshot("agent", day, seq, status, cap, spent, leases)
+    drawn = sum(totals.drawn_micros for totals in leases)
+    return DaySnapshot("agent", day, seq, status, cap, spent, drawn, leases, repairs=True)
 
 
 def open_day(counter: Counter, day: str, cap: int = 100) -> None:

@@ -46,7 +46,9 @@ class Day:
         snapshot = DaySnapshot(
             "agent", day, **{"seq": 1, "status": ACTIVE, "cap_micros": 100, "spent_micros": 0, **said}
         )
-        (reply,) = self.counter.publish([snapshot._replace(leases=leases)], terms, **times)
+        drawn = sum(each.drawn_micros for each in leases)
+        snapshot = snapshot._replace(leases=leases, drawn_micros=drawn, repairs=True)
+        (reply,) = self.counter.publish([snapshot], terms, **times)
         assert reply is not None
         return reply
 

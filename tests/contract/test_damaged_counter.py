@@ -56,7 +56,7 @@ def key(counter: RedisCounter) -> str:
 
 def publish(counter: RedisCounter) -> PublishReply:
     day = day_of(counter.now_ms())
-    snapshot = DaySnapshot("agent", day, 2, ACTIVE, 100, 10, (LeaseTotals(LEASE, 10, 1, 1),))
+    snapshot = DaySnapshot("agent", day, 2, ACTIVE, 100, 10, 10, (LeaseTotals(LEASE, 10, 1, 1),), repairs=True)
     (reply,) = counter.publish([snapshot], TERMS)
     assert reply is not None
     return reply

@@ -35,7 +35,7 @@ class Counter(MemoryCounter):
         self.meanwhile: Callable[[], object] = lambda: None
         self.published: list[list[str]] = []
 
-    def publish(self, snapshots: Sequence[DaySnapshot], terms: LeaseTerms, **until: int) -> list[PublishReply | None]:
+    def publish(self, snapshots: Sequence[DaySnapshot], terms: LeaseTerms, **until: Any) -> list[PublishReply | None]:
         meanwhile, self.meanwhile = self.meanwhile, lambda: None
         meanwhile()
         self.published.append([snapshot.agent for snapshot in snapshots])
@@ -110,10 +110,10 @@ def test_gone_runners_money_is_given_up(
     take(counter, "agent-1", 20)
     clock.ms += GONE_MS
 
-    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "given_up_micros": 50}
+    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "folded": 0, "given_up_micros": 50}
 
     assert [reading(counter, agent).remaining_micros for agent in agents] == [100, 100, 100]
-    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "given_up_micros": 0}
+    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "folded": 0, "given_up_micros": 0}
 
 
 def test_only_days_with_money_out_are_published(
@@ -133,11 +133,11 @@ def test_a_fence_over_a_day_without_leases_falls_in_its_time(
 ) -> None:
     counter.flush()
     assert reconcile(ledger, publisher)["drift"] == 3
-    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 3, "given_up_micros": 0}
+    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 3, "folded": 0, "given_up_micros": 0}
 
     clock.ms += GONE_MS + TERMS.guard_ms
 
-    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "given_up_micros": 300}
+    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "folded": 0, "given_up_micros": 300}
     assert [reading(counter, agent).remaining_micros for agent in agents] == [100, 100, 100]
 
 
@@ -145,7 +145,7 @@ def test_a_day_that_the_counter_lost_is_left_to_reconcile(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, agents: list[str]
 ) -> None:
     counter.flush()
-    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "given_up_micros": 0}
+    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "folded": 0, "given_up_micros": 0}
     assert counter.read([("agent-0", DAY)]) == [None]
 
 
@@ -170,7 +170,7 @@ def test_yesterday_and_today_are_looked_at(
 
     done = all_of(lambda place: expire(ledger, publisher, place=place))
 
-    assert done == {"days": 6, "fenced": 0, "given_up_micros": 30}
+    assert done == {"days": 6, "fenced": 0, "folded": 0, "given_up_micros": 30}
     assert reading(counter, "agent-0").leased_micros == 0
 
 
@@ -193,11 +193,11 @@ def test_the_queue_is_asked_once_and_the_steps_go_by_its_answer(
         return now_ms
 
     first = housekeeping.expire(ledger, publisher, settled_before_ms, [])
-    assert first == Slice({"days": 2, "fenced": 0, "given_up_micros": 0}, [began_ms, DAY, "agent-1"])
+    assert first == Slice({"days": 2, "fenced": 0, "folded": 0, "given_up_micros": 0}, [began_ms, DAY, "agent-1"])
     clock.ms += GONE_MS
     assert first.place is not None
     second = housekeeping.expire(ledger, publisher, settled_before_ms, first.place)
-    assert second == Slice({"days": 1, "fenced": 0, "given_up_micros": 0}, [began_ms, DAY, "agent-2"])
+    assert second == Slice({"days": 1, "fenced": 0, "folded": 0, "given_up_micros": 0}, [began_ms, DAY, "agent-2"])
     assert second.place is not None
     assert housekeeping.expire(ledger, publisher, settled_before_ms, second.place) == Slice({"days": 0}, None)
     assert asked == [began_ms]
@@ -223,11 +223,11 @@ def test_vanished_counter_is_left_for_later(
         raise CounterUnavailable("gone")
 
     counter.meanwhile = go_away
-    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "given_up_micros": 0}
+    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "folded": 0, "given_up_micros": 0}
     counter.meanwhile = go_away
     assert reconcile(ledger, publisher) == {"days": 3, "drift": 0}
 
-    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "given_up_micros": 30}
+    assert expire(ledger, publisher).counts == {"days": 3, "fenced": 0, "folded": 0, "given_up_micros": 30}
 
 
 # --- reconcile --------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_counter_that_says_what_the_ledger_says_is_no_drift(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, agents: list[str]
 ) -> None:
     before = drift()
-    publisher.publish(spend(ledger, "agent-0"))
+    publisher.publish(ledger, spend(ledger, "agent-0"))
 
     assert housekeeping.reconcile(ledger, publisher, []) == Slice({"days": 3, "drift": 0}, [DAY, "agent-2"])
 
@@ -310,7 +310,7 @@ def test_publish_under_way_is_no_drift(
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
-        publisher.publish(under_way)
+        publisher.publish(ledger, under_way)
 
     monkeypatch.setattr("time.sleep", sleep)
 
@@ -325,7 +325,7 @@ def test_publish_under_way_is_no_drift(
 def test_drift_under_the_same_seq_is_repaired(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, agents: list[str]
 ) -> None:
-    publisher.publish([DaySnapshot("agent-1", DAY, 1, "active", 100, 70)])
+    publisher.publish(ledger, [DaySnapshot("agent-1", DAY, 1, "active", 100, 70, repairs=True)])
 
     assert reconcile(ledger, publisher) == {"days": 3, "drift": 1}
 
@@ -345,14 +345,16 @@ def test_a_counter_that_is_lost_in_the_middle_is_opened_and_counted(
 def test_a_ledger_restored_from_an_older_copy_goes_past_the_counter(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, agents: list[str]
 ) -> None:
-    publisher.publish([DaySnapshot("agent-1", DAY, 7, "active", 100, 60, (LeaseTotals(A, 60, 6, 6),))])
+    publisher.publish(
+        ledger, [DaySnapshot("agent-1", DAY, 7, "active", 100, 60, 60, (LeaseTotals(A, 60, 6, 6),), repairs=True)]
+    )
 
     assert reconcile(ledger, publisher) == {"days": 3, "drift": 1}
 
     found = reading(counter, "agent-1")
     assert (found.seq, found.spent_micros) == (8, 0)
     assert reconcile(ledger, publisher) == {"days": 3, "drift": 0}
-    publisher.publish(spend(ledger, "agent-1"))
+    publisher.publish(ledger, spend(ledger, "agent-1"))
     assert reading(counter, "agent-1").spent_micros == 10, "what comes after is believed"
 
 
@@ -360,7 +362,7 @@ def test_what_is_settled_and_published_in_the_middle_is_no_drift(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, agents: list[str]
 ) -> None:
     """The counter is ahead of what was read of the ledger before, not of the ledger."""
-    counter.meanwhile = lambda: publisher.publish(spend(ledger, "agent-1"))
+    counter.meanwhile = lambda: publisher.publish(ledger, spend(ledger, "agent-1"))
 
     assert reconcile(ledger, publisher) == {"days": 3, "drift": 0}
 
@@ -371,7 +373,7 @@ def test_only_the_row_that_was_overtaken_goes_past_the_counter(
     ledger: Ledger, publisher: CounterPublisher, counter: Counter, agents: list[str]
 ) -> None:
     book(ledger, ("agent-1", NEXT))
-    publisher.publish([DaySnapshot("agent-1", DAY, 7, "active", 100, 60)])
+    publisher.publish(ledger, [DaySnapshot("agent-1", DAY, 7, "active", 100, 60, repairs=True)])
 
     reconcile(ledger, publisher)
 

@@ -91,7 +91,7 @@ def test_others_that_overtake_the_opener_of_a_day_leave_no_fence(
 
     # Then the opener, who does, takes the fence away
     clock.ms += 500
-    publisher.publish(made, opened_at_ms=opened_at_ms)
+    publisher.publish(ledger, made, opened_at_ms=opened_at_ms)
     assert not reading(counter).fenced
 
 
@@ -105,9 +105,9 @@ def test_an_opener_that_comes_too_late_takes_no_fence_away(
     opened_at_ms = clock.ms = day_start_ms(NEXT) + 1
     made = make_the_row(ledger)
     clock.ms += late_ms
-    publisher.publish(made)
+    publisher.publish(ledger, made)
 
-    publisher.publish(made, opened_at_ms=opened_at_ms)
+    publisher.publish(ledger, made, opened_at_ms=opened_at_ms)
 
     assert reading(counter).fenced
 

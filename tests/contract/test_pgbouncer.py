@@ -76,7 +76,7 @@ def test_workers_and_readers_share_sessions(pooler: PgBouncer) -> None:
     def read() -> int:
         with closing(LedgerReader(pooler.url)) as reader:
             while not over.is_set():
-                spent = sum(day.spent_micros for day in reader.snapshots([(agent, TODAY) for agent in AGENTS]))
+                spent = sum(day.spent_micros for day in reader.rows([(agent, TODAY) for agent in AGENTS]))
             return spent
 
     with ThreadPoolExecutor(4) as pool:
@@ -103,7 +103,7 @@ def test_nothing_of_ours_stays_in_a_session(server_url: str, tmp_path: Path) -> 
         work(ledger, 0, 10)
         audit(ledger, NOWHERE, Settings(), TODAY)
         for _ in range(10):
-            reader.snapshots([(agent, TODAY) for agent in AGENTS])
+            reader.rows([(agent, TODAY) for agent in AGENTS])
             reader.anchor_of(AGENTS[0])
 
         # While they still have their connections, another client gets the same session.
@@ -157,7 +157,7 @@ def test_a_schema_may_be_named_where_there_is_no_pooler(server_url: str) -> None
     migrate(ledger)
     accounts.add(ledger, NOWHERE, {"agent": 5}, "test")
 
-    assert [day.cap_micros for day in reader.snapshots([("agent", TODAY)])] == [5]
+    assert [day.cap_micros for day in reader.rows([("agent", TODAY)])] == [5]
     with pytest.raises(LedgerUnavailable, match="the ledger is empty"):
         plain.check_tables()
     for each in (plain, ledger, reader):

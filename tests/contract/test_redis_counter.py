@@ -189,8 +189,8 @@ def test_more_days_than_one_exchange_may_carry_are_answered_in_order(server: Ser
 def test_the_fence_and_what_was_repaired_are_told(counter: RedisCounter) -> None:
     today = day_of(counter.now_ms())
     (opened,) = counter.publish([DaySnapshot("agent", today, 1, ACTIVE, 100, 0)], TERMS)
-    (repaired,) = counter.publish([DaySnapshot("agent", today, 1, ACTIVE, 100, 7)], TERMS)
-    (level,) = counter.publish([DaySnapshot("agent", today, 1, ACTIVE, 100, 7)], TERMS)
+    (repaired,) = counter.publish([DaySnapshot("agent", today, 1, ACTIVE, 100, 7, repairs=True)], TERMS)
+    (level,) = counter.publish([DaySnapshot("agent", today, 1, ACTIVE, 100, 7, repairs=True)], TERMS)
 
     assert [(each.opened, each.fenced, each.repaired) for each in (opened, repaired, level) if each is not None] == [
         (True, True, False),

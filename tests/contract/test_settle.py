@@ -113,15 +113,18 @@ def test_a_conflict_is_kept_and_changes_nothing(ledger: Ledger, agent: str) -> N
 def test_drawn_is_no_more_than_was_held(ledger: Ledger, agent: str) -> None:
     outcome = settled(ledger, event(1, actual=30, held=10), event(2, actual=5, held=10))
 
-    assert outcome.snapshots == [DaySnapshot("agent", TODAY, 2, "active", 100, 35, (LeaseTotals(A, 15, 2, 2),))]
+    assert outcome.snapshots == [
+        DaySnapshot("agent", TODAY, 2, "active", 100, 35, 15, (LeaseTotals(A, 15, 2, 2),), base_seq=1)
+    ]
 
 
-def test_the_snapshot_carries_every_lease_of_the_day(ledger: Ledger, agent: str) -> None:
+def test_the_snapshot_carries_what_changed(ledger: Ledger, agent: str) -> None:
     settled(ledger, event(1, lease=A))
 
     outcome = settled(ledger, event(1, lease=B))
 
-    assert {totals.lease for totals in outcome.snapshots[0].leases} == {A, B}
+    (snapshot,) = outcome.snapshots
+    assert ([totals.lease for totals in snapshot.leases], snapshot.base_seq) == ([B], snapshot.seq - 1)
 
 
 def test_every_settle_raises_seq(ledger: Ledger, agent: str) -> None:
@@ -230,9 +233,11 @@ def test_a_batch_that_was_settled_one_by_one_is_reported_as_one(
 
     assert (outcome.settled, outcome.duplicates) == (3, 1)
     assert (outcome.charged_micros, outcome.uncovered_micros) == (110, 20)
-    assert sorted(outcome.snapshots) == [
-        DaySnapshot("agent", TODAY, 3, "active", 100, 100, (LeaseTotals(A, 120, 2, 3),)),
-        DaySnapshot("other", TODAY, 2, "active", 100, 10, (LeaseTotals(B, 10, 1, 1),)),
+    assert sorted(outcome.snapshots, key=lambda each: (each.agent, each.seq, each.base_seq)) == [
+        DaySnapshot("agent", TODAY, 2, "active", 100, 70, 70, (LeaseTotals(A, 70, 1, 1),), base_seq=1),
+        DaySnapshot("agent", TODAY, 2, "active", 100, 70, 70, (LeaseTotals(A, 70, 1, 1),), base_seq=2),
+        DaySnapshot("agent", TODAY, 3, "active", 100, 100, 120, (LeaseTotals(A, 120, 2, 3),), base_seq=2),
+        DaySnapshot("other", TODAY, 2, "active", 100, 10, 10, (LeaseTotals(B, 10, 1, 1),), base_seq=1),
     ]
     assert [(letter.kind, letter.times) for letter in rows(ledger, dead_letters)] == [("failed", 1)]
 

@@ -19,7 +19,7 @@ from daycap.ledger.opening import open_days
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.reader import LedgerReader
 from daycap.ledger.retention import OpenDays
-from daycap.protocol.counter import LeaseTerms, LeaseTotals, SyncRequest
+from daycap.protocol.counter import NOT_OPEN, LeaseTerms, LeaseTotals, SyncRequest
 from daycap.protocol.wire import FinalizeEvent
 
 TODAY = day_of(wall_ms())
@@ -56,8 +56,8 @@ def test_a_reader_sees_one_state_of_the_ledger(ledger: Ledger, ledger_url: str, 
     assert reader._engine is not None
     has_settled = settle_before_leases_are_read(reader._engine, ledger)
 
-    (during,) = reader.snapshots([(agent, TODAY)])
-    (after,) = reader.snapshots([(agent, TODAY)])
+    (during,) = reader.changes({(agent, TODAY): NOT_OPEN})
+    (after,) = reader.changes({(agent, TODAY): NOT_OPEN})
     reader.close()
 
     assert has_settled()

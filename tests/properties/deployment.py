@@ -160,7 +160,7 @@ class Deployment:
             spent = before[day].spent_micros if day in before else 0
             assert row.spent_micros <= max(spent, row.cap_micros), ("P1", day, row)
         if publish:
-            self.publisher.publish(outcome.snapshots)
+            self.publisher.publish(self.ledger, outcome.snapshots)
         return outcome
 
     def open(self) -> None:

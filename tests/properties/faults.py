@@ -9,6 +9,7 @@ from daycap.counters.async_redis import AsyncRedisCounter
 from daycap.counters.redis import RedisCounter
 from daycap.delivery.transport import Transport
 from daycap.errors import CounterUnavailable
+from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.protocol.counter import DaySnapshot, SyncReply, SyncRequest
 from daycap.protocol.wire import FinalizeEvent
@@ -95,17 +96,13 @@ class FaultyPublisher(CounterPublisher):
         self._deployment = deployment
         self.fault = ""
 
-    def publish(
-        self, snapshots: Sequence[DaySnapshot], *, expire_before_ms: int = 0, opened_at_ms: int | None = None
-    ) -> list[Any]:
+    def publish(self, ledger: Ledger, snapshots: Sequence[DaySnapshot], **options: Any) -> list[Any]:
         def send() -> list[Any]:
-            replies = super(FaultyPublisher, self).publish(
-                snapshots, expire_before_ms=expire_before_ms, opened_at_ms=opened_at_ms
-            )
+            replies = super(FaultyPublisher, self).publish(ledger, snapshots, **options)
             for snapshot, reply in zip(snapshots, replies, strict=False):
                 self._deployment.truth.given_up[snapshot.day] += reply.given_up_micros
             return replies
 
-        if self.fault == "late" or (self.fault == "doubled" and opened_at_ms is None):
+        if self.fault == "late" or (self.fault == "doubled" and options.get("opened_at_ms") is None):
             self._deployment.late.append(send)
         return [] if self.fault in ("late", "lost") else send()

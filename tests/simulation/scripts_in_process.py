@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lupa import lua51
 
 from daycap.counters.redis import RedisCounter, Script
-from daycap.protocol.counter import DaySnapshot, LeaseTerms, PublishReply
+from daycap.protocol.counter import NOTHING_OVERDUE, AgentDay, DaySnapshot, LeaseTerms, PublishReply
 
 Store = dict[str, dict[str, str]]
 
@@ -33,8 +33,11 @@ class ScriptsInProcess(RedisCounter):
         *,
         expire_before_ms: int = 0,
         first_until_ms: int = 0,
+        overdue: Mapping[AgentDay, Sequence[str]] = NOTHING_OVERDUE,
     ) -> list[PublishReply | None]:
-        replies = super().publish(snapshots, terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms)
+        replies = super().publish(
+            snapshots, terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms, overdue=overdue
+        )
         for snapshot, reply in zip(snapshots, replies, strict=True):
             if reply is not None:
                 where = (snapshot.agent, snapshot.day)
@@ -68,6 +71,15 @@ class ScriptsInProcess(RedisCounter):
             words = [f"life-{self.life}", *(str(word) for word in rest)]
             reply = function(self._lua.table_from([key]), self._lua.table_from(words), redis)
             replies.append([_as_reply(reply[index + 1]) for index in range(len(reply))])
+        return replies
+
+    def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Scans, each in one step, and lengths."""
+        replies: list[Any] = []
+        for command, key, *_ in commands:
+            fields = self._store.get(key, {})
+            words = [word for pair in fields.items() for word in pair]
+            replies.append(len(fields) if command == "HLEN" else ["0", words])
         return replies
 
     def _redis_call(self, command: str, *words: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter as Count
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import open_days
 from daycap.ledger.slices import all_of
-from daycap.protocol.counter import Answer, DaySnapshot, SyncRequest
+from daycap.protocol.counter import Answer, DaySnapshot, PublishReply, SyncRequest
 from daycap.protocol.wire import FinalizeEvent
 from daycap.wallet.hold import Pending
 from daycap.wallet.lease_book import LeaseBook
@@ -65,6 +65,9 @@ class Runner:
     ending: bool = False
 
 
+housekeeping._CROWDED = 0  # A small world has few leases, and folds all that it can.
+
+
 @dataclass(slots=True)
 class Late:
     """Something that arrives though nobody waits for it any more."""
@@ -77,20 +80,18 @@ class LaggingPublisher(CounterPublisher):
 
     world: World
 
-    def publish(self, snapshots, *, expire_before_ms=0, opened_at_ms=None):  # type: ignore[no-untyped-def]
-        def send() -> object:
-            return super(LaggingPublisher, self).publish(
-                snapshots, expire_before_ms=expire_before_ms, opened_at_ms=opened_at_ms
-            )
+    def publish(self, ledger: Ledger, snapshots: Sequence[DaySnapshot], **options: Any) -> list[PublishReply | None]:
+        def send() -> list[PublishReply | None]:
+            return super(LaggingPublisher, self).publish(ledger, snapshots, **options)
 
         chance = self.world.chance()
         if not snapshots or chance > self.world.faults * 0.3:
             return send()
         if chance < self.world.faults * 0.1:
             return []  # Lost.
-        if opened_at_ms is None or chance < self.world.faults * 0.2:
+        if options.get("opened_at_ms") is None or chance < self.world.faults * 0.2:
             self.world.late.append(Late(send))
-        if opened_at_ms is None and chance < self.world.faults * 0.15:
+        if options.get("opened_at_ms") is None and chance < self.world.faults * 0.15:
             return send()  # Now, and once more later.
         return []
 
@@ -330,7 +331,15 @@ class World:
             pending = runner.book.begin_renewal(runner.book.leases(), hand_back=True)
             for each, reply in zip(pending, self._exchange(runner, [one.request for one in pending]), strict=True):
                 runner.book.apply(each, reply)
-        if not runner.book.unsettled() and runner in self.runners:
+        # As the process ends, or after a close that waited for everything to settle.
+        handed_over = self.rng.random() < 0.5
+        with suppress(CounterUnavailable):
+            pending = runner.book.begin_farewell(handed_over=handed_over)
+            for each, reply in zip(pending, self._exchange(runner, [one.request for one in pending]), strict=True):
+                runner.book.apply(each, reply)
+        unsettled = runner.book.unsettled()
+        if (handed_over or not unsettled) and runner in self.runners:
+            self.unheard |= {event.reservation for event in unsettled}
             self.runners.remove(runner)
 
     def _kill(self) -> None:
@@ -361,7 +370,7 @@ class World:
         outcome = settle.settle(self.ledger, payloads, open_days(SETTINGS, self.now_ms))
         assert not outcome.dead_letters, outcome.dead_letters
         if self.chance() > self.faults * 0.1:  # Killed between its commit and its publish; then it comes again.
-            self.publisher.publish(outcome.snapshots)
+            self.publisher.publish(self.ledger, outcome.snapshots)
         else:
             self.queue += some
 

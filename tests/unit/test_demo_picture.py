@@ -45,7 +45,7 @@ class Stage:
         with self.ledger.reading() as connection:
             rows = connection.execute(sa.select(spending.c.agent_account_id, spending.c.spending_date))
             snapshots = read_snapshots(connection, [tuple(row) for row in rows])
-        self.publisher.publish(snapshots)
+        self.publisher.publish(self.ledger, snapshots)
 
     def picture(self, width: int) -> str:
         self.watch.look([])

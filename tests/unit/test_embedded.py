@@ -141,7 +141,7 @@ def test_old_rows_are_pruned(opened: Open, file: Path) -> None:
         first.add_agent("agent-7", 5 * M)
     old = day_of(wall_ms() - 30 * DAY_MS)
     with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute("INSERT INTO lease_totals VALUES ('b', 'agent-7', ?, 1, 1, 1)", (old,))
+        connection.execute("INSERT INTO lease_totals VALUES ('b', 'agent-7', ?, 1, 1, 1, 1, 0)", (old,))
 
     with opened() as wallet:
         wallet.reserve("agent-7", 10).finalize(9)

@@ -205,7 +205,7 @@ def test_answer_revives_no_dead_money(runner: Runner) -> None:
     runner.ms += TERMS.ttl_ms + TERMS.grace_ms + 1
     pending = runner.book.begin_top_up("agent", CAP)
     hold.finalize(0)
-    snapshot = DaySnapshot("agent", DAY, 1, ACTIVE, CAP, 0)
+    snapshot = DaySnapshot("agent", DAY, 1, ACTIVE, CAP, 0, repairs=True)
     (expired,) = runner.counter.publish([snapshot], TERMS, expire_before_ms=runner.ms)
     assert expired is not None
     assert expired.given_up_micros == CAP

@@ -24,7 +24,7 @@ def runner() -> Runner:
 
 
 def publish(runner: Runner, status: str = ACTIVE, cap: int = CAP, spent: int = 0, seq: int = 9) -> None:
-    runner.counter.publish([DaySnapshot("agent", DAY, seq, status, cap, spent)], TERMS)
+    runner.counter.publish([DaySnapshot("agent", DAY, seq, status, cap, spent, repairs=True)], TERMS)
 
 
 def test_memory_serves_what_is_free_and_not_a_micro_more(runner: Runner) -> None:
@@ -247,7 +247,7 @@ def test_the_pace_of_renewals_follows_the_shortest_ttl_in_use(runner: Runner) ->
     assert runner.book.ttl_ms == TERMS.ttl_ms
     for ttl_ms in (9_000, 20_000):
         terms = LeaseTerms(ttl_ms, TERMS.guard_ms, TERMS.grace_ms)
-        runner.counter.publish([DaySnapshot("agent", DAY, 2, ACTIVE, CAP, 0)], terms)
+        runner.counter.publish([DaySnapshot("agent", DAY, 2, ACTIVE, CAP, 0, repairs=True)], terms)
         runner.renew()
         assert runner.book.ttl_ms == 9_000, "the longer one is known when all were asked once more"
     runner.renew()

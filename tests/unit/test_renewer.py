@@ -399,7 +399,9 @@ class TestWhatADeadProcessLeft:
 
     def settle(self, runner: Runner, events: list[FinalizeEvent]) -> None:
         totals = LeaseTotals(events[0].lease, 31_200 * len(events), len(events), len(events))
-        runner.counter.publish([DaySnapshot("agent-7", DAY, 2, ACTIVE, 100_000, 0, (totals,))], TERMS)
+        runner.counter.publish(
+            [DaySnapshot("agent-7", DAY, 2, ACTIVE, 100_000, 0, totals.drawn_micros, (totals,), repairs=True)], TERMS
+        )
 
     def test_is_sent_at_once_and_followed_until_it_is_settled(
         self, runner: Runner, sender: Sender, adopter: Any, events: list[FinalizeEvent], directory: Path

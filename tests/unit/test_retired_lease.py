@@ -37,7 +37,7 @@ def reserve(runner: Runner, estimate: int) -> Hold:
 
 
 def raise_cap(runner: Runner) -> None:
-    runner.counter.publish([DaySnapshot("agent", DAY, 9, ACTIVE, MAX_MICROS, 0)], TERMS)
+    runner.counter.publish([DaySnapshot("agent", DAY, 9, ACTIVE, MAX_MICROS, 0, repairs=True)], TERMS)
 
 
 def stall(runner: Runner) -> None:

@@ -1,4 +1,5 @@
--- sync(counter; run_id, day_start_ms, lease, granted, returned, need, want) -> the lease's and the day's totals
+-- sync(counter; run_id, day_start_ms, lease, granted, returned, need, want [, farewell])
+--   -> the lease's and the day's totals
 --
 -- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
 -- ARGV[1]  run_id: identifies the server's life that the runner connected to
@@ -7,12 +8,15 @@
 -- ARGV[4]  granted, ARGV[5] returned: the runner's running totals, micros
 -- ARGV[6]  need: micros that the runner needs beyond `granted`; 0 only renews and hands back
 -- ARGV[7]  want: micros that it would like beyond `granted`, at least `need`
+-- ARGV[8]  farewell: this is the last sync of the lease, which had so many events in all
 --
 -- reply    answer, now_ms [, granted, drawn, events, last_event, ttl_ms, cap, used, leased, recall]
 --
--- Fields of the counter: run_id seq status cap spent drawn leased given_up ttl_ms recall_until_ms fence_until_ms, and
--- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day. A counter that
--- cannot be parsed, because someone else wrote to it, counts as lost: it is not open.
+-- Fields of the counter: run_id seq status cap spent drawn folded leased given_up ttl_ms recall_until_ms fence_until_ms;
+-- lease:<id> = "granted returned drawn events last_event deadline_ms" for each lease of the day that is not folded; and
+-- farewell:<id> = its events for each that has said farewell. `drawn` is the sum over all leases of the day, `folded` the
+-- part of it that the folded ones have. A counter that cannot be parsed, because someone else wrote to it, counts as
+-- lost: it is not open.
 
 local DAY_MS = 86400000
 
@@ -22,7 +26,8 @@ end
 
 local key, run_id, day_start_ms, lease_field = KEYS[1], ARGV[1], tonumber(ARGV[2]), 'lease:' .. ARGV[3]
 local runner_granted, runner_returned = tonumber(ARGV[4]), tonumber(ARGV[5])
-local need, want = tonumber(ARGV[6]), tonumber(ARGV[7])
+local need, want, farewell = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local farewell_field = 'farewell:' .. ARGV[3]
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -33,7 +38,7 @@ if need > 0 and (now_ms < day_start_ms or now_ms >= day_start_ms + DAY_MS) then
 end
 
 local known = redis.pcall('HMGET', key, 'run_id', 'status', 'cap', 'spent', 'leased', 'ttl_ms',
-  'recall_until_ms', 'fence_until_ms', 'drawn', lease_field)
+  'recall_until_ms', 'fence_until_ms', 'drawn', lease_field, farewell_field)
 if known[1] ~= run_id then
   return { known[2] == 'unknown' and 'UNKNOWN_AGENT' or 'NOT_OPEN', now_ms }
 end
@@ -51,8 +56,17 @@ local used = math.max(spent, drawn_in_all)
 deadline_ms = math.max(deadline_ms, now_ms + ttl_ms)
 local outstanding_before = math.max(0, granted - returned - drawn)
 
+if farewell and not known[10] then
+  -- Nothing is known of it, and nothing needs to be: it may have been folded.
+  return { 'OK', now_ms, runner_granted, 0, 0, 0, ttl_ms, cap, used, leased, 0 }
+end
 granted = math.max(granted, runner_granted)
 returned = math.max(returned, runner_returned)
+if farewell then
+  -- What was granted in a reply that the runner never received will not be used.
+  returned = math.max(returned, granted - runner_granted + runner_returned)
+  redis.call('HSET', key, farewell_field, ARGV[8])
+end
 leased = leased - outstanding_before + math.max(0, granted - returned - drawn)
 
 local answer = 'OK'
@@ -64,9 +78,9 @@ elseif need > 0 then
   -- What was granted beyond the runner's total was in a reply that it never received: that counts first.
   local missing = need - (granted - runner_granted)
   local remaining = math.max(0, cap - used - leased)
-  if missing > remaining then
+  if missing > remaining or known[11] then
     answer = 'REFUSED'
-    if leased > math.max(0, granted - returned - drawn) then
+    if not known[11] and leased > math.max(0, granted - returned - drawn) then
       -- Half a ttl: longer than the renew interval of a third, so that every other runner learns of it.
       recall_until_ms = now_ms + math.floor(ttl_ms / 2)
     end

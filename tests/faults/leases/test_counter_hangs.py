@@ -9,6 +9,7 @@ import pytest
 
 from daycap.clock import boot_ns
 from daycap.counters.redis import RedisCounter
+from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from tests.faults.leases.conftest import TIMEOUT_S, TTL_S, LeaseSpine
 from tests.faults.proxy import Proxy
@@ -139,15 +140,16 @@ def test_a_publish_that_is_done_twice_changes_nothing_twice(
     snapshots = spine.snapshots(agent)
     publisher = CounterPublisher(RedisCounter(spine.settings.redis_url, TIMEOUT_S), spine.settings.terms)
     publisher.now_ms()
+    ledger = Ledger(spine.settings.ledger_url)
 
     # Given one that gave up the dead runner's lease and was not heard
     proxy.swallow_replies()
-    assert publisher.publish(snapshots, expire_before_ms=before_ms) == []
+    assert publisher.publish(ledger, snapshots, expire_before_ms=before_ms) == []
     heal(proxy, counter_server)
     assert spine.leased(agent) == 0
     once = spine.reading(agent)
 
-    (reply,) = publisher.publish(snapshots, expire_before_ms=before_ms)
+    (reply,) = publisher.publish(ledger, snapshots, expire_before_ms=before_ms)
 
     assert reply is not None
     assert (reply.given_up_micros, reply.opened, reply.repaired) == (0, False, False)
