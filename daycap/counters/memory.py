@@ -218,8 +218,6 @@ class MemoryCounter(Counter):
             lease.granted = max(lease.granted, request.granted_micros)
             lease.returned = max(lease.returned, request.returned_micros)
             if request.farewell is not None:
-                unseen = lease.granted - request.granted_micros
-                lease.returned = max(lease.returned, request.returned_micros + unseen)
                 lease.farewell = request.farewell
         lease.deadline_ms = max(lease.deadline_ms, now_ms + day.ttl_ms)
 
@@ -231,9 +229,9 @@ class MemoryCounter(Counter):
         elif request.need_micros > 0:
             missing = request.need_micros - (lease.granted - request.granted_micros)
             remaining = max(0, day.cap - day.used - day.leased)
-            if missing > remaining or lease.farewell is not None:
+            if missing > remaining:
                 answer = Answer.REFUSED
-                if lease.farewell is None and day.leased > lease.outstanding:
+                if day.leased > lease.outstanding:
                     day.recall_until_ms = now_ms + day.ttl_ms // 2
             elif missing > 0:
                 give = missing
@@ -315,7 +313,7 @@ def _behind(day: _Day | None, snapshot: DaySnapshot) -> int | None:
         return None
     if day.seq < (snapshot.seq if snapshot.base_seq is None else snapshot.base_seq):
         return day.seq
-    if day.seq > snapshot.seq:
+    if opening or day.seq > snapshot.seq:
         return None
     drawn, missing = day.drawn, False
     for totals in snapshot.leases:

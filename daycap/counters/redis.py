@@ -163,7 +163,7 @@ class RedisCounter(Counter):
         ]
 
     def sizes(self, agent_days: Sequence[AgentDay]) -> list[int]:
-        return [int(size) for size in self._commands([("HLEN", counter_key(*where)) for where in agent_days])]
+        return [size or 0 for size in self._commands([("HLEN", counter_key(*where)) for where in agent_days])]
 
     def leases(self, agent_days: Sequence[AgentDay]) -> list[dict[str, CounterLease]]:
         fields: list[dict[str, str]] = [{} for _ in agent_days]
@@ -174,9 +174,13 @@ class RedisCounter(Counter):
                 for place, cursor in cursors.items()
             ]
             replies = self._commands(commands)
-            for place, (_, flat) in zip(cursors, replies, strict=True):
+            scanned = dict(zip(cursors, replies, strict=True))
+            cursors = {}
+            for place, reply in scanned.items():
+                cursor, flat = reply or ("0", [])
                 fields[place].update(zip(flat[::2], flat[1::2], strict=True))
-            cursors = {place: cursor for place, (cursor, _) in zip(cursors, replies, strict=True) if cursor != "0"}
+                if cursor != "0":
+                    cursors[place] = cursor
         return [_leases(each) for each in fields]
 
     def read_leases(self, leases: Sequence[LeaseKey]) -> list[LeaseTotals | None]:
@@ -352,6 +356,8 @@ def _read(connection: Any) -> Any:
     try:
         return connection.read_response()
     except redis.ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            return None  # Someone else wrote there: nothing of ours is. (The scripts see to it themselves.)
         return error
 
 

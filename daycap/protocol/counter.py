@@ -43,8 +43,8 @@ _TAKEN = frozenset({Answer.OK, Answer.REFUSED, Answer.FENCED, Answer.PAUSED})
 class SyncRequest(NamedTuple):
     """A runner's totals of one lease; with `need_micros` > 0, also how much more it needs and wants.
 
-    `farewell` makes it the last: how many events the lease had in all. What was granted and is not in
-    `granted_micros` counts as returned, and the lease is granted nothing more.
+    `farewell` makes it the last: how many events the lease had in all. A counter that does not know the lease keeps
+    nothing of it.
     """
 
     agent: str

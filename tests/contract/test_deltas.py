@@ -193,16 +193,6 @@ def test_a_delta_gives_up_only_what_it_names(day: Day) -> None:
     assert day.publish(1, base=1, expire=(A, B, C)).given_up_micros == 30
 
 
-def test_a_farewell_returns_what_was_never_heard_of(day: Day) -> None:
-    day.sync(A, need=20)
-    # Its reply was lost: the runner knows of nothing, and has held nothing.
-    assert day.sync(A, farewell=0).answer is Answer.OK
-    assert day.state == (1, 0, 0, 0)
-    assert day.sync(A, need=1).answer is Answer.REFUSED
-    (leases,) = day.counter.leases([("agent", DAY)])
-    assert leases[A].farewell == 0
-
-
 def test_a_farewell_keeps_what_is_not_settled(day: Day) -> None:
     day.sync(A, need=20)
     for _ in range(2):

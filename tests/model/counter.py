@@ -273,9 +273,7 @@ def _behind(counter: Counter | None, terms: Terms, said: Snapshot, *, missing: b
     """
     without = terms.without
     if counter is None or missing:
-        return (
-            WHOLE if said.base != WHOLE and (counter is None or "only a whole publish opens" not in without) else None
-        )
+        return WHOLE if said.base >= 0 and (counter is None or "only a whole publish opens" not in without) else None
     if said.base == WHOLE and counter.seq < said.seq and "a whole publish only opens" not in without:
         return counter.seq
     if said.base < 0:

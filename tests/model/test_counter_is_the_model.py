@@ -14,7 +14,7 @@ import redis
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.counters.memory import MemoryCounter
 from daycap.counters.redis import RedisCounter, counter_key
-from daycap.protocol.counter import ACTIVE, PAUSED, Counter, DaySnapshot, LeaseTerms, LeaseTotals, SyncRequest
+from daycap.protocol.counter import ACTIVE, PAUSED, Answer, Counter, DaySnapshot, LeaseTerms, LeaseTotals, SyncRequest
 from tests.model import counter as model
 from tests.simulation.scripts_in_process import ScriptsInProcess
 
@@ -32,7 +32,7 @@ class Both:
     def __init__(self, real: Counter, terms: LeaseTerms, day: str, agent: str = "agent", margin_ms: int = 1) -> None:
         self.real, self.real_terms, self.day, self.agent, self.margin_ms = real, terms, day, agent, margin_ms
         self.begin_ms = day_start_ms(day)
-        self.terms = model.Terms(terms.ttl_ms, terms.guard_ms, terms.grace_ms, share=8)
+        self.terms = model.Terms(terms.ttl_ms, terms.guard_ms, terms.grace_ms, share=8, deltas=True)
         self.counter: model.Counter | None = None
         self.run = 1
 
@@ -44,34 +44,73 @@ class Both:
         returned = random.choice((known.returned, known.returned, random.randint(0, granted)))
         need = random.choice((0, random.randint(1, 20)))
         want = need + random.choice((0, random.randint(0, 20))) if need else 0
-        request = model.Request(lease, self.run, granted, returned, need, want)
+        farewell = model.NEVER if need or random.random() < 0.8 else lease
+        request = model.Request(lease, self.run, granted, returned, need, want, farewell=farewell)
 
         today = self.begin_ms <= now_ms < self.begin_ms + DAY_MS
         self.counter, expected = model.sync(self.counter, self.terms, now_ms, request, today=today)
-        (reply,) = self.real.sync([SyncRequest(self.agent, self.day, LEASES[lease], granted, returned, need, want)])
+        said = None if farewell == model.NEVER else farewell
+        (reply,) = self.real.sync(
+            [SyncRequest(self.agent, self.day, LEASES[lease], granted, returned, need, want, said)]
+        )
+        if said is not None and expected == model.Reply("OK"):
+            assert reply.answer is Answer.OK
+            return
         assert (str(reply.answer), *reply[2:6], *reply[7:10], int(reply.recall)) == expected
 
     def publish(self, random: Random, now_ms: int) -> None:
         seq, status = random.randint(0, 5), random.choice((model.ACTIVE, model.ACTIVE, model.ACTIVE, model.PAUSED))
         totals = tuple(
-            (random.randint(0, 12), random.randint(0, 3), random.randint(0, 3)) if random.random() < 0.3 else (0, 0, 0)
+            (random.randint(0, 12), random.randint(1, 3), random.randint(1, 3)) if random.random() < 0.4 else ()
             for _ in LEASES
+        )
+        base = random.choice((model.WHOLE, model.REPAIR, model.REPAIR, *range(seq + 1)))
+        folded = tuple(
+            number for number, each in enumerate(totals) if base != model.WHOLE and not each and random.random() < 0.1
         )
         cap, spent = random.randint(0, 60), random.randint(0, 20)
         expire_before_ms = random.choice((0, now_ms + random.randint(-60, 30) * self.margin_ms))
         first_until_ms = random.choice((0, 0, now_ms + random.randint(-5, 5) * self.margin_ms))
-        said = model.Snapshot(self.run, seq, status, cap, spent, totals, expire_before_ms, first_until_ms)
+        # Only of a delta the worker says which leases may have to be given up.
+        chosen = tuple(number for number in range(3) if base < 0 or random.random() < 0.7)
+        said = model.Snapshot(
+            self.run, seq, status, cap, spent, totals, expire_before_ms, first_until_ms, chosen, base, 0, folded
+        )
+        said = said._replace(drawn=self.likely_drawn(random, said))
 
         ahead, over = now_ms + self.terms.ttl < self.begin_ms, now_ms >= self.begin_ms + DAY_MS
         self.counter, expected = model.publish(self.counter, self.terms, now_ms, said, ahead=ahead, over=over)
-        leases = [LeaseTotals(name, *each) for name, each in zip(LEASES, totals, strict=True) if any(each)]
-        real_status = PAUSED if status == model.PAUSED else ACTIVE
-        snapshot = DaySnapshot(self.agent, self.day, seq, real_status, cap, spent, tuple(leases))
+        snapshot = DaySnapshot(
+            self.agent,
+            self.day,
+            seq,
+            PAUSED if status == model.PAUSED else ACTIVE,
+            cap,
+            spent,
+            said.drawn,
+            tuple(LeaseTotals(name, *each) for name, each in zip(LEASES, totals, strict=True) if each),
+            None if base < 0 else base,
+            tuple(LEASES[number] for number in folded),
+            base == model.REPAIR,
+        )
         (reply,) = self.real.publish(
-            [snapshot], self.real_terms, expire_before_ms=expire_before_ms, first_until_ms=first_until_ms
+            [snapshot],
+            self.real_terms,
+            expire_before_ms=expire_before_ms,
+            first_until_ms=first_until_ms,
+            overdue={(self.agent, self.day): [LEASES[number] for number in chosen]},
         )
         assert reply is not None
-        assert (reply.opened, reply.fenced, reply.leased_micros, reply.given_up_micros) == expected[:4]
+        assert reply.behind == expected.behind
+        if expected.behind is None:
+            assert (reply.opened, reply.fenced, reply.leased_micros, reply.given_up_micros) == expected[:4]
+
+    def likely_drawn(self, random: Random, said: model.Snapshot) -> int:
+        """Mostly the sum that the counter would have, so that it takes what is said."""
+        named = sum(each[0] for each in said.totals if each)
+        if self.counter is None or random.random() < 0.3:
+            return named + random.choice((0, 0, random.randint(0, 20)))
+        return max(named, model._told_changes(self.counter, self.terms, said).drawn)
 
     def look(self) -> None:
         """What both keep is the same, too."""
@@ -86,11 +125,22 @@ class Both:
             PAUSED if counter.status == model.PAUSED else ACTIVE,
             counter.cap,
             counter.spent,
-            sum(lease.drawn for lease in counter.leases),
+            counter.drawn,
             model.leased(counter.leases, self.terms),
             counter.given_up,
             counter.fence_until > 0,
         )
+        (leases,) = self.real.leases([(self.agent, self.day)])
+        expected = {
+            LEASES[number]: (model.outstanding(lease, self.terms), lease.farewell)
+            for number, lease in enumerate(counter.leases)
+            if lease.known
+        }
+        never = model.NEVER
+        assert expected == {
+            name: (each.outstanding_micros, never if each.farewell is None else each.farewell)
+            for name, each in leases.items()
+        }
 
 
 class Clock:

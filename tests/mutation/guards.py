@@ -49,8 +49,8 @@ GUARDS: dict[str, list[Edit]] = {
         Edit(_SETTLE, "            outcome.duplicates += 1\n", "            kept.append(event)\n"),
         Edit(_SETTLE, "sa.insert(settlements)\n", 'sa.insert(settlements).prefix_with("OR REPLACE")\n'),
     ],
-    "older seq ignored": [Edit(_PUBLISH, "if seq >= (known.seq or 0) then", "if true then")],
-    "a cap change raises seq": [Edit("daycap/ledger/accounts.py", '{"seq": days.seq + 1, ', '{"seq": days.seq, ')],
+    "older seq ignored": [Edit(_PUBLISH, "if seq > own_seq or (base < 0 and seq == own_seq) then", "if true then")],
+    "a cap change raises seq": [Edit("daycap/ledger/accounts.py", "**with_seq(days.seq + 1), ", '"seq": days.seq, ')],
     "fence": [Edit(_PUBLISH, "    fence_until_ms = now_ms + ttl_ms + guard_ms\n", "")],
     "free money deducted before it is sent": [
         Edit(_BOOK, "if lease.granted - lease.returned - out < estimate:", "if lease.granted - out < estimate:"),
@@ -80,6 +80,15 @@ GUARDS: dict[str, list[Edit]] = {
     "settled up to the first gap": [
         Edit("daycap/protocol/counter.py", "return last_event if events == last_event else 0", "return last_event"),
     ],
+    "a delta needs its base": [Edit(_PUBLISH, "  elseif known.seq < base then\n", "  elseif false then\n")],
+    "the sum of what was drawn is compared": [
+        Edit(_PUBLISH, "behind = math.min(sum, MAX_MICROS) ~= drawn and DIFFERS or nil", "behind = nil"),
+    ],
+    "a farewell creates no lease": [Edit(_SYNC, "if farewell and not known[10] then", "if false then")],
+    "only a lease with all its events is folded": [
+        Edit("daycap/ledger/folding.py", "settled.get(lease, (0, 0)) == (events, events)", "True"),
+    ],
+    "an event of a folded lease unfolds it": [Edit(_SETTLE, "        if self.folded:\n", "        if False:\n")],
     "what is not settled is sent again": [Edit(_BOOK, "                    events += lease.unsettled\n", "")],
 }
 

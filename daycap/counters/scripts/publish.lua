@@ -38,7 +38,7 @@ local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
 local NOT_OPEN, DIFFERS = -1, -2
-local OPENING, REPAIRING = -1, -2
+local OPENING = -1
 local NUMBERS = { 'seq', 'cap', 'spent', 'drawn', 'folded', 'leased', 'given_up', 'ttl_ms', 'recall_until_ms',
   'fence_until_ms' }
 local OPTIONAL = { folded = '0', recall_until_ms = '0', fence_until_ms = '0' }
@@ -167,7 +167,7 @@ if not behind and known.run_id == run_id and status ~= 'unknown' then
     behind = known.seq
   elseif base >= 0 and known.seq < seq then
     behind = math.min(sum, MAX_MICROS) ~= drawn and DIFFERS or nil
-  elseif base ~= REPAIRING and known.seq == seq then
+  elseif base >= 0 and known.seq == seq then
     local same = status == known.status and cap == known.cap and spent == known.spent and drawn == known.drawn
     behind = (missing or sum > known.drawn or not same) and DIFFERS or nil
   end

@@ -26,8 +26,7 @@ end
 
 local key, run_id, day_start_ms, lease_field = KEYS[1], ARGV[1], tonumber(ARGV[2]), 'lease:' .. ARGV[3]
 local runner_granted, runner_returned = tonumber(ARGV[4]), tonumber(ARGV[5])
-local need, want, farewell = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local farewell_field = 'farewell:' .. ARGV[3]
+local need, want, farewell = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -38,7 +37,7 @@ if need > 0 and (now_ms < day_start_ms or now_ms >= day_start_ms + DAY_MS) then
 end
 
 local known = redis.pcall('HMGET', key, 'run_id', 'status', 'cap', 'spent', 'leased', 'ttl_ms',
-  'recall_until_ms', 'fence_until_ms', 'drawn', lease_field, farewell_field)
+  'recall_until_ms', 'fence_until_ms', 'drawn', lease_field)
 if known[1] ~= run_id then
   return { known[2] == 'unknown' and 'UNKNOWN_AGENT' or 'NOT_OPEN', now_ms }
 end
@@ -63,9 +62,7 @@ end
 granted = math.max(granted, runner_granted)
 returned = math.max(returned, runner_returned)
 if farewell then
-  -- What was granted in a reply that the runner never received will not be used.
-  returned = math.max(returned, granted - runner_granted + runner_returned)
-  redis.call('HSET', key, farewell_field, ARGV[8])
+  redis.call('HSET', key, 'farewell:' .. ARGV[3], farewell)
 end
 leased = leased - outstanding_before + math.max(0, granted - returned - drawn)
 
@@ -78,9 +75,9 @@ elseif need > 0 then
   -- What was granted beyond the runner's total was in a reply that it never received: that counts first.
   local missing = need - (granted - runner_granted)
   local remaining = math.max(0, cap - used - leased)
-  if missing > remaining or known[11] then
+  if missing > remaining then
     answer = 'REFUSED'
-    if not known[11] and leased > math.max(0, granted - returned - drawn) then
+    if leased > math.max(0, granted - returned - drawn) then
       -- Half a ttl: longer than the renew interval of a third, so that every other runner learns of it.
       recall_until_ms = now_ms + math.floor(ttl_ms / 2)
     end
