@@ -305,7 +305,8 @@ def test_a_lease_with_an_event_on_its_way_is_not_folded(runner: Runner) -> None:
     runner.settle(A, 1)
     runner.say_farewell(A, events=2)
     runner.clock.ms += GONE_MS
-    assert (runner.expire(), runner.folded()) == (0, set())
+    assert (runner.expire(), runner.folded()) == (0, set()), "what it drew is given up"
+    assert (runner.expire(), runner.folded()) == (0, set()), "and would be forgotten"
     runner.settle(A, 2)
     assert (runner.expire(), runner.folded()) == (1, {A})
     runner.agree(20)

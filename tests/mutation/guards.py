@@ -116,7 +116,7 @@ def without(guard: str, tree: Path, tests: tuple[str, ...]) -> str | None:
     try:
         for edit in edits:
             (tree / edit.file).write_text(edit.of((tree / edit.file).read_text()))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", *tests]
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
         ran = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     finally:
