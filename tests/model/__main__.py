@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tests.model.configurations import LARGE, MUTANTS, SMALL
-from tests.model.explore import Progress, Result, explore
-from tests.model.state import Config
+from tests.model import configurations as one_budget
+from tests.model.budgets import configurations as several
+from tests.model.budgets.state import Config as SeveralBudgets
+from tests.model.explore import ONE_BUDGET, Progress, Result, explore
 
 Board = MutableMapping[str, Progress]
 
 
-def run(config: Config, promise: str, states: int, minutes: float, board: Board) -> Result:
+def run(config: Any, promise: str, states: int, minutes: float, board: Board) -> Result:
     """Explore one configuration, and write on the board how far it is."""
     last = 0.0
 
@@ -35,7 +36,8 @@ def run(config: Config, promise: str, states: int, minutes: float, board: Board)
         if progress.seconds - last >= 0.5:
             board[config.name], last = progress, progress.seconds
 
-    return explore(config, promise, most_states=states, most_seconds=minutes * 60, progress=tell)
+    rules = several.RULES if isinstance(config, SeveralBudgets) else ONE_BUDGET
+    return explore(config, promise, rules, most_states=states, most_seconds=minutes * 60, progress=tell)
 
 
 def running(board: Board, done: Iterable[str]) -> Table:
@@ -79,7 +81,10 @@ def found(results: list[Result], expected: dict[str, str]) -> Table:
 @click.option("--processes", default=os.cpu_count() or 1, show_default=True)
 def main(large: bool, mutants: bool, only: str, states: int, minutes: float, processes: int) -> None:
     """Explore; ends with status 1 if a promise is broken that should not be, or one is not that should."""
-    jobs = [(m.config, m.breaks) for m in MUTANTS] if mutants else [(c, "") for c in (LARGE if large else SMALL)]
+    jobs: list[tuple[Any, str]] = []
+    for of in (one_budget, several):
+        jobs += [(m.config, m.breaks) for m in of.MUTANTS] if mutants else []
+        jobs += [(config, "") for config in (of.LARGE if large else of.SMALL)] if not mutants else []
     jobs = [(config, promise) for config, promise in jobs if only in config.name]
     console = Console()
     results: list[Any] = []

@@ -21,7 +21,7 @@ class Mutant(NamedTuple):
 
     guards: str
     breaks: str
-    config: Config
+    config: Any
 
 
 def _mutant(

@@ -9,9 +9,20 @@ from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tests.model.promises import Tidy, broken, quiet
-from tests.model.protocol import Protocol
-from tests.model.state import NONE, Config, State
+from tests.model import promises, protocol
+from tests.model.state import NONE
+
+
+class Rules(NamedTuple):
+    """What is explored: the steps, the states that are the same, and the promises."""
+
+    protocol: Callable[..., Any]
+    tidy: Callable[..., Any]
+    broken: Callable[..., str]
+    quiet: Callable[..., bool]
+
+
+ONE_BUDGET = Rules(protocol.Protocol, promises.Tidy, promises.broken, promises.quiet)
 
 
 class Result(NamedTuple):
@@ -39,13 +50,14 @@ class Progress(NamedTuple):
 class _Pool:
     """States as short keys: each part of a state is kept once and named by a number."""
 
-    def __init__(self) -> None:
-        parts = len(State._fields)
+    def __init__(self, first: Any) -> None:
+        parts = len(first)
+        self._kind = type(first)
         self._numbers: list[dict[Any, int]] = [{} for _ in range(parts)]
         self._kept: list[list[Any]] = [[] for _ in range(parts)]
         self._struct = struct.Struct(f"{parts}I")
 
-    def key(self, s: State, before: State | None = None, numbers_before: tuple[int, ...] = ()) -> bytes:
+    def key(self, s: Any, before: Any | None = None, numbers_before: tuple[int, ...] = ()) -> bytes:
         """The key of `s`; parts that it shares with `before`, whose numbers are given, are not looked up."""
         numbers = list(numbers_before) or [-1] * len(s)
         for place, part in enumerate(s):
@@ -57,21 +69,22 @@ class _Pool:
             numbers[place] = number
         return self._struct.pack(*numbers)
 
-    def state(self, key: bytes) -> tuple[State, tuple[int, ...]]:
+    def state(self, key: bytes) -> tuple[Any, tuple[int, ...]]:
         """The state of a key, and the numbers of its parts."""
         numbers = self._struct.unpack(key)
-        return State._make([kept[number] for kept, number in zip(self._kept, numbers, strict=True)]), numbers
+        return self._kind._make([kept[number] for kept, number in zip(self._kept, numbers, strict=True)]), numbers
 
 
 class Exploration:
     """All states of `config` that can be reached. `promise` is the one that is looked for, if not any."""
 
-    def __init__(self, config: Config, promise: str = "") -> None:
-        self._protocol = Protocol(config)
-        self._tidy = Tidy(self._protocol)
-        self._pool = _Pool()
-        self._promise = promise
-        first = self._pool.key(self._tidy(self._protocol.initial()))
+    def __init__(self, config: Any, promise: str = "", rules: Rules = ONE_BUDGET) -> None:
+        self._protocol = rules.protocol(config)
+        self._tidy = rules.tidy(self._protocol)
+        self._rules, self._promise = rules, promise
+        initial = self._tidy(self._protocol.initial())
+        self._pool = _Pool(initial)
+        first = self._pool.key(initial)
         self._seen, self._order, self._parents = {first}, [first], array("q", [-1])
         self._steps = self._depth = 0
 
@@ -104,10 +117,10 @@ class Exploration:
             if collecting:
                 gc.enable()
 
-    def states_at_rest(self) -> set[State]:
+    def states_at_rest(self) -> set[Any]:
         """Those that were found in which nothing is under way."""
         states = [self._pool.state(key)[0] for key in self._order]
-        return {s._replace(focus=NONE) for s in states if quiet(s)}
+        return {s._replace(focus=NONE) for s in states if self._rules.quiet(s)}
 
     def _look(self, at: int) -> tuple[str, bytes] | None:
         """Take every step from one state; the first that breaks the promise, with its state's key."""
@@ -117,7 +130,7 @@ class Exploration:
             tidy = self._tidy(after)
             key = self._pool.key(tidy, state, numbers)
             new = key not in self._seen
-            why = breaks or (broken(self._protocol, tidy) if new else "")
+            why = breaks or (self._rules.broken(self._protocol, tidy) if new else "")
             if why and why.startswith(self._promise):
                 return why, key
             if new:
@@ -148,6 +161,6 @@ class Exploration:
         return tuple(lines)
 
 
-def explore(config: Config, promise: str = "", **limits: Any) -> Result:
+def explore(config: Any, promise: str = "", rules: Rules = ONE_BUDGET, **limits: Any) -> Result:
     """See `Exploration`."""
-    return Exploration(config, promise).run(**limits)
+    return Exploration(config, promise, rules).run(**limits)

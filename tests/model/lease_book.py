@@ -118,7 +118,7 @@ def release(book: Book, held: int) -> Book:
 def begin_top_up(book: Book, terms: Terms, now: int, estimate: int, wish: int = 0) -> tuple[Book, Asked]:
     """Ask for what `estimate` needs beyond the lease's own free money, and would like `wish` more."""
     if not _alive(book, terms, now):
-        book = _hand_back(book, terms)
+        book = hand_back(book, terms)
     need = max(0, estimate - book.free)
     asked = Asked(book.granted, book.returned, need, need + wish, earmarked=book.free)
     return book._replace(free=0, earmarked=book.earmarked + book.free, owed=1, unsure=1), asked
@@ -151,7 +151,7 @@ def begin_renewal(book: Book, terms: Terms, now: int, *, idle: bool = False) -> 
     """Hand back everything if the lease is dead or recalled, or if all of it lies `idle`."""
     recalled = book.recalled and "recalled money is handed back" not in terms.without
     if idle or recalled or not _alive(book, terms, now):
-        book = _hand_back(book, terms)
+        book = hand_back(book, terms)
     return book, Asked(book.granted, book.returned)
 
 
@@ -169,7 +169,7 @@ def apply(book: Book, terms: Terms, now: int, asked: Asked, sent_at: int, reply:
     if reply.answer not in _TAKEN:
         return book
     if not _alive(book, terms, now) and "what came free of a dead lease is handed back" not in without:
-        book = _hand_back(book, terms)
+        book = hand_back(book, terms)
     more = max(0, reply.granted - book.granted)
     left = FAR if "local deadline ends with the day" in without else day_left
     deadline = sent_at + min(terms.ttl - terms.guard, left)
@@ -206,7 +206,8 @@ def _put_back(book: Book, asked: Asked) -> Book:
     return book._replace(free=book.free + asked.earmarked, earmarked=book.earmarked - asked.earmarked)
 
 
-def _hand_back(book: Book, terms: Terms) -> Book:
+def hand_back(book: Book, terms: Terms) -> Book:
+    """Let all free money go; the next sync says so."""
     if not book.free:
         return book
     left = book.free if "free money deducted before it is sent" in terms.without else 0

@@ -1,0 +1,1 @@
+"""The model of several budgets on a call; docs/model.md describes it."""

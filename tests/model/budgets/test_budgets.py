@@ -1,0 +1,29 @@
+"""Several budgets keep every promise in every state, and break one as soon as a guard is left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.budgets.configurations import MUTANTS, RULES, SMALL
+from tests.model.budgets.state import Config
+from tests.model.configurations import Mutant
+from tests.model.explore import explore
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.name)
+def test_no_promise_is_broken(config: Config) -> None:
+    result = explore(config, rules=RULES)
+
+    print(f"{result.states:,} states, depth {result.depth}, {result.seconds:.1f} s")
+    assert not result.broken, "\n".join((result.broken, *result.trace))
+    assert result.complete
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.guards)
+def test_a_promise_is_broken_without(mutant: Mutant) -> None:
+    result = explore(mutant.config, mutant.breaks, RULES)
+
+    print("\n".join((f"{result.broken} ({result.states:,} states)", *result.trace)))
+    assert result.broken.startswith(mutant.breaks)
