@@ -14,6 +14,7 @@ from tests.integration.processes.programs.ends import (
     CLEAN,
     SUDDEN,
     finalizes_at_the_very_end,
+    forked_child_flushes,
     interrupted,
     pool_is_terminated_with_a_handler,
 )
@@ -51,6 +52,10 @@ def test_clean_end_books_all(spine: Spine, way: Callable[..., None], status: int
     if way is not pool_is_terminated_with_a_handler:  # A handler's exception may be raised where Python only shows it.
         assert ("Traceback" in said) == (status == 1), said
         assert "not known to be settled" not in said
+    if way in (finalizes_at_the_very_end, forked_child_flushes):  # Nothing is told, or nothing runs, after that.
+        return
+    (leases,) = spine.counter.leases([(agent, spine.today)])
+    assert {lease for lease, each in leases.items() if each.farewell is None or each.outstanding_micros} == set()
 
 
 @pytest.mark.parametrize(("way", "status"), SUDDEN.items(), ids=name)
