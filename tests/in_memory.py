@@ -119,7 +119,7 @@ class Deployment:
         self.counter.answers.set()
         self.counter.away = self.ledger.refuses = self.ledger.loses = False
         for wallet in self._wallets:
-            wallet._sender.resend(wallet._book.unsettled())  # Some were lost.
+            wallet._sender.resend(wallet._book.unsettled.events())  # Some were lost.
             wallet.close(5)
         gc.collect()  # Holds that a test left live, in the traceback of what it expected.
         wait_for(lambda: not any(wallet._open_parts for wallet in self._wallets))

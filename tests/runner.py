@@ -195,7 +195,7 @@ class _Verbs:
     def stop_when(self, function: str, moment: str, time: int) -> None:
         """SIGSTOP to itself when that function of the lease book takes, or leaves, its lock for the n-th time."""
         book: Any = self._wallet._book
-        book._lock = _StoppingLock(book._lock, (function, moment), time)
+        book.lock = _StoppingLock(book.lock, (function, moment), time)
 
 
 class _StoppingLock:

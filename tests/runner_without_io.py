@@ -30,7 +30,7 @@ class Runner:
         self.book: LeaseBook[Any] = LeaseBook(
             self.events.append, guard_ms=TERMS.guard_ms, slice_seconds=2, now_ns=lambda: self.ms * 1_000_000
         )
-        self.book.hear(self.ms)  # Else it would begin with the day that it really is.
+        self.book.clock.hear(self.ms)  # Else it would begin with the day that it really is.
         for day in () if other else (DAY, NEXT):
             self.counter.publish([DaySnapshot("agent", day, 1, ACTIVE, CAP, 0)], TERMS, first_until_ms=self.ms + 10_000)
 
@@ -45,9 +45,9 @@ class Runner:
 
     def ask(self, estimate: int) -> Hold | None:
         """One round of topping up."""
-        pending = self.book.begin_top_up("agent", estimate)
+        pending = self.book.exchanges.begin_top_up("agent", estimate)
         (reply,) = self.counter.sync([pending.request])
-        return self.book.finish_top_up(pending, reply, estimate)
+        return self.book.exchanges.finish_top_up(pending, reply, estimate)
 
     def ask_or_refused(self, estimate: int) -> bool:
         """One round of topping up that must end by a refusal."""
@@ -58,14 +58,14 @@ class Runner:
         return False
 
     def begin_renewal(self, *, hand_back: bool = False) -> list[Pending]:
-        return self.book.begin_renewal(self.book.leases(), hand_back=hand_back)
+        return self.book.exchanges.begin_renewal(self.book.exchanges.leases(), hand_back=hand_back)
 
     def renew(self, *, answered: bool = True) -> list[Pending]:
         pending = self.begin_renewal()
         replies = self.counter.sync([each.request for each in pending])
         if answered:
             for each, reply in zip(pending, replies, strict=True):
-                self.book.apply(each, reply)
+                self.book.exchanges.apply(each, reply)
         return pending
 
     def settle(self, *events: FinalizeEvent) -> None:

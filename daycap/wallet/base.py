@@ -85,7 +85,7 @@ class BaseWallet(Generic[H]):
             slice_seconds=self._settings.slice_seconds,
             trace_holds=self._settings.trace_holds,
         )
-        transport.use_clock(self._book.counter_ms)
+        transport.use_clock(self._book.clock.ms)
         self._renewer = Renewer(
             self._book, self._counter, self._sender, self._outbox, self._settings, transport.hear_changes
         )
@@ -323,7 +323,7 @@ class BaseWallet(Generic[H]):
             handed_over = ending and self._outbox is None and not self._sender.waiting
             self._renewer.say_farewell(handed_over=handed_over)
         unsettled = self._unsettled()
-        if self._renewer.started and (live or (self._book.unsettled() and self._outbox is None)):
+        if self._renewer.started and (live or (self._book.unsettled.events() and self._outbox is None)):
             # The renewer sends later events and follows them until they settle. (With an outbox the next process does.)
             self._renewer.finish(self._end_parts)
         else:

@@ -59,11 +59,11 @@ class Readings:
         of_memory: Callable[[int, int, int], int],
     ) -> Reading:
         agent = agent_id(agent)
-        day = self._book.today()
+        day = self._book.clock.today()
         try:
-            if self._book.counter_ms() is None:  # No answer yet, and this host's clock may show another day.
-                self._book.hear(self._counter.now_ms())
-                day = self._book.today()
+            if self._book.clock.ms() is None:  # No answer yet, and this host's clock may show another day.
+                self._book.clock.hear(self._counter.now_ms())
+                day = self._book.clock.today()
             (reading,) = self._counter.read([(agent, day)])
             if reading is not None:
                 return Reading(of_counter(reading), self._counter.tier)
@@ -75,7 +75,7 @@ class Readings:
                 return Reading(of_ledger(_known(snapshot)), "ledger")
             except LedgerUnavailable as error:
                 self._fall_through(agent, error)
-        lease = self._book.last_known(agent)
+        lease = self._book.leases.last_known(agent)
         if lease is not None and lease.day == day:
             return Reading(of_memory(lease.cap, lease.spent, lease.leased), "memory")
         if (settled := self._transport.snapshot(agent, day)) is not None:

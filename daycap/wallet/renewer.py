@@ -18,6 +18,7 @@ from daycap.settings import Settings
 from daycap.signal_safe import Background, Busy, Signal, Turn, join
 from daycap.wallet.lease import Lease
 from daycap.wallet.lease_book import LeaseBook
+from daycap.wallet.leases import expired
 
 logger = logging.getLogger("daycap")
 
@@ -105,11 +106,11 @@ class Renewer(Background):
 
     def unsettled(self) -> list[FinalizeEvent]:
         """Return every event that the ledger is not known to have, including those adopted from dead processes."""
-        return [*self._book.unsettled(), *(event for adopted in self._adopted for event in adopted.events)]
+        return [*self._book.unsettled.events(), *(event for adopted in self._adopted for event in adopted.events)]
 
     def learn_settled(self) -> None:
         """Ask now which events are settled."""
-        self.renew(self._book.unsettled_leases())
+        self.renew(self._book.unsettled.leases())
         self.follow_adopted()
 
     def ask_to_open(self, agent: str, day: str) -> None:
@@ -127,7 +128,7 @@ class Renewer(Background):
         """Sync every lease in use, or only the given ones. Returns whether all of them were renewed."""
 
         def renew() -> bool:
-            leases = self._book.leases() if only is None else only
+            leases = self._book.exchanges.leases() if only is None else only
             batches = [leases[start : start + _AT_ONCE] for start in range(0, len(leases), _AT_ONCE)]
             renewed = [self._renew(batch, hand_back=hand_back) for batch in batches]  # Even after one that failed.
             return all(renewed)
@@ -144,11 +145,11 @@ class Renewer(Background):
         """Tell the counter which leases are over; see `LeaseBook.begin_farewell`. Without an answer they expire."""
 
         def say_farewell() -> None:
-            pending = self._book.begin_farewell(handed_over=handed_over)
+            pending = self._book.exchanges.begin_farewell(handed_over=handed_over)
             for start in range(0, len(pending), _AT_ONCE):
                 batch = pending[start : start + _AT_ONCE]
                 for each, reply in zip(batch, self._counter.sync([each.request for each in batch]), strict=True):
-                    self._book.apply(each, reply)
+                    self._book.exchanges.apply(each, reply)
 
         with suppress(CounterUnavailable, Busy):
             self._renewing.take(say_farewell, _LONGEST_RENEWAL_S)
@@ -157,13 +158,13 @@ class Renewer(Background):
         """Sync once, and once more the leases whose free money was recalled. Raises `CounterUnavailable`."""
         renewed = True
         for _ in range(2):
-            pending = self._book.begin_renewal(leases, hand_back=hand_back)
+            pending = self._book.exchanges.begin_renewal(leases, hand_back=hand_back)
             if not pending:
                 break
             replies = self._counter.sync([each.request for each in pending])
             leases = []
             for each, reply in zip(pending, replies, strict=True):
-                if self._book.apply(each, reply):
+                if self._book.exchanges.apply(each, reply):
                     leases.append(each.lease)
                 if reply.answer is Answer.NOT_OPEN:
                     self.ask_to_open(each.request.agent, each.request.day)
@@ -189,7 +190,7 @@ class Renewer(Background):
     def _run(self) -> None:
         begun_s, part = time.monotonic(), 3
         while not self._stop.is_set():
-            ttl_s = self._book.ttl_ms / 1000
+            ttl_s = self._book.exchanges.ttl_ms / 1000
             left_s = begun_s + ttl_s / part - time.monotonic() if ttl_s else _LOOK_S
             wait_s = max(0.0, min(left_s, _LOOK_S)) if self._finish is None else self._finish_s
             if self._stop.wait(wait_s):
@@ -229,13 +230,15 @@ class Renewer(Background):
     def _finished(self) -> bool:
         """Whether nothing is left after a close; otherwise renew and resend what is."""
         self._book.close()
-        if unsettled := self._book.unsettled_leases():
+        if unsettled := self._book.unsettled.leases():
             renewed = self.renew(unsettled, hand_back=True)
-            self._finish_s = _FINISH_S if renewed else self._book.ttl_ms / 1000 / 12  # As often as before the close.
+            self._finish_s = (
+                _FINISH_S if renewed else self._book.exchanges.ttl_ms / 1000 / 12
+            )  # As often as before the close.
             self._resend_what_stalled()
             if self._outbox is not None:
                 self._outbox.retry()
-        if self._book.live_holds() or self._book.unsettled():
+        if self._book.live_holds() or self._book.unsettled.events():
             return False
         self.say_farewell(handed_over=False)
         return True
@@ -245,7 +248,7 @@ class Renewer(Background):
         if not self._refused:
             return
         agents, self._refused = self._refused, set()
-        leases = [lease for agent in agents if (lease := self._book.last_known(agent)) is not None]
+        leases = [lease for agent in agents if (lease := self._book.leases.last_known(agent)) is not None]
         if recalled := [lease for lease in leases if lease.recalled and lease.free > 0]:
             self.renew(recalled)
 
@@ -264,11 +267,11 @@ class Renewer(Background):
         return renewed
 
     def _resend_what_stalled(self) -> None:
-        if self._sender.trouble is not None or not self._book.unsettled():
+        if self._sender.trouble is not None or not self._book.unsettled.events():
             return
-        if not self._sender.waiting and (dropped := self._book.drop_expired()):
+        if not self._sender.waiting and (dropped := self._book.unsettled.drop_expired()):
             _warn_of_expired(dropped)
-        if events := self._book.stalled(self._resend_ns()):
+        if events := self._book.unsettled.stalled(self._resend_ns()):
             self._resend(events, "resending %d unconfirmed events")
 
     def _follow(self, adopted: AbandonedOutbox) -> None:
@@ -281,7 +284,7 @@ class Renewer(Background):
             for lease, settled in zip(adopted.leases, totals, strict=True):
                 if settled is not None:
                     adopted.settled(lease, settled_up_to(settled.events, settled.last_event))
-                elif not self._book.expired(lease.day):
+                elif not expired(lease.day, self._book.clock.today()):
                     self.ask_to_open(lease.agent, lease.day)
                 elif not self._sender.waiting:
                     _warn_of_expired(adopted.drop(lease))

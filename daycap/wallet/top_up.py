@@ -40,11 +40,11 @@ def top_up(
     while (hold := book.reserve(agent, estimate)) is None:
         if why and time.monotonic() >= end_s:
             raise BudgetUnavailable(f"agent {agent}: {why}")
-        for back in book.begin_hand_back(agent):
-            book.apply(back, (yield from _asked(book, back)))
-        pending = book.begin_top_up(agent, estimate)
+        for back in book.exchanges.begin_hand_back(agent):
+            book.exchanges.apply(back, (yield from _asked(book, back)))
+        pending = book.exchanges.begin_top_up(agent, estimate)
         reply = yield from _asked(book, pending)
-        if (hold := book.finish_top_up(pending, reply, estimate)) is not None:
+        if (hold := book.exchanges.finish_top_up(pending, reply, estimate)) is not None:
             break
         if reply.answer is Answer.NOT_OPEN:
             why = f"{pending.request.day} is not open in the counter; is a worker running?"
@@ -65,9 +65,9 @@ def _asked(book: LeaseBook[Any], pending: Pending) -> Generator[Step, SyncReply 
         reply = yield pending
         assert reply is not None, "a sync is answered"  # noqa: S101
     except CounterUnavailable as error:
-        book.abandon(pending)
+        book.exchanges.abandon(pending)
         raise BudgetUnavailable(f"agent {pending.request.agent}: {error}") from error
     except BaseException:
-        book.abandon(pending)
+        book.exchanges.abandon(pending)
         raise
     return reply

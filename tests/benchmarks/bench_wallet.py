@@ -141,7 +141,7 @@ def settled_between(wallet: Wallet, measure: Callable[[], list[float]]) -> list[
         found += measure()
         events = wallet._sender._events
         for event in events:
-            lease = wallet._book._current[event.agent]
+            lease = wallet._book.leases.current[event.agent]
             lease.unsettled, lease.progress_ns = (), 0
         events.clear()
     return found

@@ -65,8 +65,8 @@ def test_a_hold_whose_lease_has_a_successor_is_not_extended(spine: Spine) -> Non
     """As on the next day: a hold is of one lease."""
     agent, wallet = spine.add("agent-7", 5 * M), spine.wallet()
     hold = wallet.reserve(agent, 1_000)
-    with wallet._book._lock:
-        wallet._book._retire(hold._lease)
+    with wallet._book.lock:
+        wallet._book.leases.retire(hold._lease)
 
     with pytest.raises(BudgetUnavailable, match="reserve again"):
         extend(wallet, hold, 1_000)

@@ -70,7 +70,7 @@ class Both:
         self.real: LeaseBook[Any] = LeaseBook(
             lambda _: None, guard_ms=TERMS.guard, slice_seconds=0, now_ns=lambda: self.ms * 1_000_000
         )
-        self.real.hear(self.ms)
+        self.real.clock.hear(self.ms)
         self.book = model.Book()
         self.holds: list[Hold] = []
         self.questions: list[tuple[Pending, model.Asked, int]] = []
@@ -115,7 +115,7 @@ class Both:
 
     def ask(self, step: Step) -> None:
         if len(self.questions) < 2:
-            pending = self.real.begin_top_up("agent", step.one)
+            pending = self.real.exchanges.begin_top_up("agent", step.one)
             self.book, asked = model.begin_top_up(self.book, TERMS, self.ms, step.one)
             assert (*pending.request[3:6], pending.earmarked) == (*asked[:3], asked.earmarked)
             self.questions.append((pending, asked, step.one))
@@ -127,7 +127,7 @@ class Both:
         sent_at = pending.sent_ns // 1_000_000
         self.book, expected = model.finish_top_up(self.book, TERMS, self.ms, asked, sent_at, step.reply, estimate)
         try:
-            hold = self.real.finish_top_up(pending, self._real(step.reply), estimate)
+            hold = self.real.exchanges.finish_top_up(pending, self._real(step.reply), estimate)
         except CapExceeded:
             end = "REFUSED"
         except AgentPaused:
@@ -142,13 +142,13 @@ class Both:
     def abandon(self, step: Step) -> None:
         if self.questions:
             pending, asked, _ = self.questions.pop(step.other % len(self.questions))
-            self.real.abandon(pending)
+            self.real.exchanges.abandon(pending)
             self.book = model.abandon(self.book, asked)
 
     def renew(self, step: Step) -> None:
         if self.renewal is None and not self.questions:
             idle = step.one > 15
-            pending = self.real.begin_renewal(self.real.leases(), hand_back=idle)
+            pending = self.real.exchanges.begin_renewal(self.real.exchanges.leases(), hand_back=idle)
             if pending:
                 self.book, asked = model.begin_renewal(self.book, TERMS, self.ms, idle=idle)
                 assert pending[0].request[3:6] == asked[:3]
@@ -159,7 +159,7 @@ class Both:
     def renewed(self, step: Step) -> None:
         if self.renewal is not None:
             (pending, asked), self.renewal = self.renewal, None
-            self.real.apply(pending, self._real(step.reply))
+            self.real.exchanges.apply(pending, self._real(step.reply))
             sent_at = pending.sent_ns // 1_000_000
             self.book = model.apply(self.book, TERMS, self.ms, asked, sent_at, step.reply)
 

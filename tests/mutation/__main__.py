@@ -42,6 +42,9 @@ _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
     "daycap/wallet/lease_book.py": ([*_BOOK, _MODELS_BOOK], 0),
+    "daycap/wallet/leases.py": ([*_BOOK, _MODELS_BOOK], 0),
+    "daycap/wallet/exchanges.py": ([*_BOOK, _MODELS_BOOK], 0),
+    "daycap/wallet/unsettled.py": ([*_BOOK, _MODELS_BOOK], 0),
     "daycap/wallet/lease.py": ([*_BOOK, "tests/unit/test_priced_wallet.py", _MODELS_BOOK], 0),
     "daycap/wallet/top_up.py": (["tests/unit/test_top_up.py"], 1),
     "daycap/counters/memory.py": (

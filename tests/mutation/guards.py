@@ -34,7 +34,8 @@ class Edit(NamedTuple):
         return source.replace(self.old, self.new)
 
 
-_BOOK, _SETTLE = "daycap/wallet/lease_book.py", "daycap/ledger/settle.py"
+_BOOK, _EXCHANGES = "daycap/wallet/lease_book.py", "daycap/wallet/exchanges.py"
+_SETTLE = "daycap/ledger/settle.py"
 _SYNC, _PUBLISH = "daycap/counters/scripts/sync.lua", "daycap/counters/scripts/publish.lua"
 
 GUARDS: dict[str, list[Edit]] = {
@@ -66,7 +67,7 @@ GUARDS: dict[str, list[Edit]] = {
         ),
     ],
     "a late reply thrown away": [
-        Edit(_BOOK, "        if now_ns - pending.sent_ns > self._guard_ns:\n", "        if False:\n"),
+        Edit(_EXCHANGES, "        if now_ns - pending.sent_ns > self._guard_ns:\n", "        if False:\n"),
     ],
     "run id compared": [
         Edit(_SYNC, "if known[1] ~= run_id then", "if not known[1] then"),
@@ -89,7 +90,9 @@ GUARDS: dict[str, list[Edit]] = {
         Edit("daycap/ledger/folding.py", "settled.get(lease, (0, 0)) == (events, events)", "True"),
     ],
     "an event of a folded lease unfolds it": [Edit(_SETTLE, "        if self.folded:\n", "        if False:\n")],
-    "what is not settled is sent again": [Edit(_BOOK, "                    events += lease.unsettled\n", "")],
+    "what is not settled is sent again": [
+        Edit("daycap/wallet/unsettled.py", "                    events += lease.unsettled\n", "")
+    ],
 }
 
 

@@ -98,9 +98,9 @@ class Deployment:
         if self.runners and isinstance(self.runners[-1].wallet, Wallet):
             wallet = AsyncWallet(Parts(counter, transport, None, None), settings)
             wallet._in_loop = OfLoop(counter)
-        wallet._book._now_ns = lambda: self.world.ms * 1_000_000
-        wallet._book._random = self.world.random.randbytes
-        wallet._book.hear(self.world.ms)
+        wallet._book.now_ns = wallet._book.clock._now_ns = lambda: self.world.ms * 1_000_000
+        wallet._book.leases.random = self.world.random.randbytes
+        wallet._book.clock.hear(self.world.ms)
         # No threads: the test takes their steps.
         wallet._renewer.start = lambda: None
         wallet._sender.start = wallet._sender._rouse = lambda: None
@@ -145,7 +145,7 @@ class Deployment:
         """Nobody hears of it again."""
         self.calls = [call for call in self.calls if call.runner is not runner]
         book = runner.wallet._book
-        self.truth.die([lease.id for lease in book._all()], book.unsettled())
+        self.truth.die([lease.id for lease in book.leases.all()], book.unsettled.events())
         self.runners.remove(runner)
         runner.counter.close()
 

@@ -194,7 +194,7 @@ class World:
             now_ns=self._boot_ns,
             random=self.rng.randbytes,
         )
-        book.hear(self.now_ms)
+        book.clock.hear(self.now_ms)
         return Runner(book, outgoing)
 
     def _boot_ns(self) -> int:
@@ -288,7 +288,7 @@ class World:
         runner = self._awake()
         if runner is None:
             return
-        pending = runner.book.begin_renewal(runner.book.leases(), hand_back=self.chance() < 0.05)
+        pending = runner.book.exchanges.begin_renewal(runner.book.exchanges.leases(), hand_back=self.chance() < 0.05)
         if not pending:
             return
         try:
@@ -296,7 +296,7 @@ class World:
         except CounterUnavailable:
             return
         for each, reply in zip(pending, replies, strict=True):
-            runner.book.apply(each, reply)
+            runner.book.exchanges.apply(each, reply)
             if reply.answer is Answer.NOT_OPEN:
                 self.openings.append((each.request.agent, each.request.day))
 
@@ -309,7 +309,7 @@ class World:
     def _resend(self) -> None:
         runner = self._awake()
         if runner is not None:
-            runner.outgoing.extend(runner.book.stalled(_RESEND_MS * _MS))
+            runner.outgoing.extend(runner.book.unsettled.stalled(_RESEND_MS * _MS))
 
     def _fork(self) -> None:
         """Of its parent the child has nothing but the settings."""
@@ -328,16 +328,16 @@ class World:
         self.queue.append((self.now_ms, list(runner.outgoing)))
         runner.outgoing.clear()
         with suppress(CounterUnavailable):
-            pending = runner.book.begin_renewal(runner.book.leases(), hand_back=True)
+            pending = runner.book.exchanges.begin_renewal(runner.book.exchanges.leases(), hand_back=True)
             for each, reply in zip(pending, self._exchange(runner, [one.request for one in pending]), strict=True):
-                runner.book.apply(each, reply)
+                runner.book.exchanges.apply(each, reply)
         # As the process ends, or after a close that waited for everything to settle.
         handed_over = self.rng.random() < 0.5
         with suppress(CounterUnavailable):
-            pending = runner.book.begin_farewell(handed_over=handed_over)
+            pending = runner.book.exchanges.begin_farewell(handed_over=handed_over)
             for each, reply in zip(pending, self._exchange(runner, [one.request for one in pending]), strict=True):
-                runner.book.apply(each, reply)
-        unsettled = runner.book.unsettled()
+                runner.book.exchanges.apply(each, reply)
+        unsettled = runner.book.unsettled.events()
         if (handed_over or not unsettled) and runner in self.runners:
             self.unheard |= {event.reservation for event in unsettled}
             self.runners.remove(runner)
@@ -350,8 +350,8 @@ class World:
         for call in runner.calls:
             self.true_spent[call.hold.agent, call.hold.day] += min(call.actual, call.hold.held_micros)
         sent = {event.reservation for _, events in self.queue for event in events}
-        self.unheard |= {event.reservation for event in runner.book.unsettled()} - sent
-        self.unheard |= {event.reservation for event in runner.book.unsettled()}
+        self.unheard |= {event.reservation for event in runner.book.unsettled.events()} - sent
+        self.unheard |= {event.reservation for event in runner.book.unsettled.events()}
         self.runners[self.runners.index(runner)] = self._new_runner()
 
     def _stop(self) -> None:
@@ -494,7 +494,7 @@ class World:
                 call.hold.release()
         for _ in range(12):
             for runner in self.runners:
-                runner.outgoing.extend(runner.book.stalled(_RESEND_MS * _MS))
+                runner.outgoing.extend(runner.book.unsettled.stalled(_RESEND_MS * _MS))
                 runner.book.close()
                 self.queue.append((self.now_ms, list(runner.outgoing)))
                 runner.outgoing.clear()
@@ -511,9 +511,9 @@ class World:
         self._check_rest()
 
     def _sync_all(self, runner: Runner) -> None:
-        pending = runner.book.begin_renewal(runner.book.leases(), hand_back=True)
+        pending = runner.book.exchanges.begin_renewal(runner.book.exchanges.leases(), hand_back=True)
         for each, reply in zip(pending, self.counter.sync([each.request for each in pending]), strict=True):
-            runner.book.apply(each, reply)
+            runner.book.exchanges.apply(each, reply)
             if reply.answer is Answer.NOT_OPEN:
                 self.openings.append((each.request.agent, each.request.day))
 

@@ -202,7 +202,7 @@ def test_it_adds_up_while_others_spend(deployment: Deployment) -> None:
 def test_a_retired_leases_holds_are_held_here() -> None:
     runner = Runner()
     hold = held(runner, 60_000)
-    runner.book._replace(hold._lease)
+    runner.book.leases.replace(hold._lease)
 
     with pytest.raises(CapExceeded) as refused:
         runner.ask(SMALL_CAP)

@@ -95,7 +95,7 @@ class Money(Runner):
     def __init__(self, hold_type: type[Any]) -> None:
         super().__init__()
         self.book._ended_type, self.book._make_hold = kinds(hold_type, traced=False)
-        self.book._slice_seconds = 0
+        self.book.exchanges.slice_seconds = 0
         self.bystander: Any = held(self, 5_000)
         held(self, 20_000).release()
         self.mine: Any = None
@@ -104,13 +104,13 @@ class Money(Runner):
     def adds_up(self) -> None:
         """Every micro that was granted is free, held by a live hold, drawn by one event, or handed back."""
         self.book.catch_up()
-        lease = next(iter(self.book._current.values()))
+        lease = next(iter(self.book.leases.current.values()))
         live = [hold for hold in (self.bystander, self.mine, self.other) if hold is not None and not hold.ended]
         assert self.book.live_holds() == len(live)
-        drawn = sum(event.drawn_micros for event in self.book.unsettled())
+        drawn = sum(event.drawn_micros for event in self.book.unsettled.events())
         assert lease.free == lease.granted - lease.returned - drawn - sum(hold.held_micros for hold in live)
         assert (lease.free >= 0, lease.questions) == (True, {})
-        unsettled = self.book.unsettled()
+        unsettled = self.book.unsettled.events()
         assert [event.number for event in unsettled] == list(range(1, len(unsettled) + 1)), "no gap, none twice"
         assert len({event.hold for event in unsettled}) == len(unsettled)
         assert {event.number for event in self.events} == {event.number for event in unsettled}, "all were handed on"
@@ -150,7 +150,7 @@ def test_a_nested_end_anywhere(hold_type: type[Any], end: str) -> None:
 
     def check(runner: Any) -> None:
         runner.adds_up()
-        charged = sorted(event.actual_micros for event in runner.book.unsettled())
+        charged = sorted(event.actual_micros for event in runner.book.unsettled.events())
         assert charged == {"finalize": [700, 3_000], "release": [700], "settle_part": [700, 3_000]}.get(
             end, [700, 5_000]
         ) or not any(runner.events[1:])

@@ -100,9 +100,9 @@ def test_what_was_handed_back_unheard_is_said_again(runner: Runner) -> None:
 
 
 def test_an_answer_that_never_came_is_followed_up(runner: Runner) -> None:
-    pending = runner.book.begin_top_up("agent", 1_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 1_000)
     runner.counter.sync([pending.request])
-    runner.book.abandon(pending)
+    runner.book.exchanges.abandon(pending)
     assert runner.leased(DAY) == 1_000
 
     runner.ms += 1_000
@@ -134,11 +134,11 @@ def test_events_are_kept_until_every_one_below_is_settled(runner: Runner) -> Non
 
     runner.settle(runner.events[0], runner.events[2])
     runner.renew()
-    assert len(runner.book.unsettled()) == 3, "one is missing below the highest"
+    assert len(runner.book.unsettled.events()) == 3, "one is missing below the highest"
     runner.settle(*runner.events)
     runner.renew()
 
-    assert runner.book.unsettled() == []
+    assert runner.book.unsettled.events() == []
 
 
 def test_a_lease_whose_gap_never_closes_gets_a_successor(runner: Runner) -> None:
@@ -149,8 +149,8 @@ def test_a_lease_whose_gap_never_closes_gets_a_successor(runner: Runner) -> None
     for resends in range(3):
         runner.ms += 15_000 << resends
         runner.renew()
-        assert len(runner.book.stalled(RESEND_NS)) == 1
-        assert runner.book.stalled(RESEND_NS) == [], "not before twice the time"
+        assert len(runner.book.unsettled.stalled(RESEND_NS)) == 1
+        assert runner.book.unsettled.stalled(RESEND_NS) == [], "not before twice the time"
 
     after = runner.ask(1_000)
     assert after is not None
@@ -159,7 +159,7 @@ def test_a_lease_whose_gap_never_closes_gets_a_successor(runner: Runner) -> None
     assert runner.events[1].lease != runner.events[0].lease
     runner.settle(runner.events[1])
     runner.renew()
-    assert runner.book.unsettled() == [runner.events[0]]
+    assert runner.book.unsettled.events() == [runner.events[0]]
 
 
 def test_events_that_nobody_can_tell_of_any_more_are_sent_a_last_time(runner: Runner) -> None:
@@ -168,31 +168,31 @@ def test_events_that_nobody_can_tell_of_any_more_are_sent_a_last_time(runner: Ru
     hold.finalize(100)
 
     runner.ms += 3 * DAY_MS
-    assert runner.book.drop_expired() == []
-    assert runner.book.stalled(RESEND_NS) == runner.events
-    assert runner.book.drop_expired() == runner.events
+    assert runner.book.unsettled.drop_expired() == []
+    assert runner.book.unsettled.stalled(RESEND_NS) == runner.events
+    assert runner.book.unsettled.drop_expired() == runner.events
 
     runner.renew()
-    assert runner.book.unsettled() == []
+    assert runner.book.unsettled.events() == []
 
 
 def test_a_question_about_a_stranger_leaves_nothing_behind(runner: Runner) -> None:
-    pending = runner.book.begin_top_up("stranger", 1_000)
+    pending = runner.book.exchanges.begin_top_up("stranger", 1_000)
     (reply,) = runner.counter.sync([pending.request])
     assert reply.answer is Answer.NOT_OPEN
-    assert runner.book.finish_top_up(pending, reply, 1_000) is None
+    assert runner.book.exchanges.finish_top_up(pending, reply, 1_000) is None
 
     assert runner.renew() == []
-    assert runner.book._current == {}
+    assert runner.book.leases.current == {}
 
 
 def test_an_answer_older_than_the_guard_is_thrown_away(runner: Runner) -> None:
     """P4: what it grants may be someone else's by now."""
-    pending = runner.book.begin_top_up("agent", 1_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 1_000)
     (reply,) = runner.counter.sync([pending.request])
     runner.ms += TERMS.guard_ms + 1
 
-    assert runner.book.finish_top_up(pending, reply, 1_000) is None
+    assert runner.book.exchanges.finish_top_up(pending, reply, 1_000) is None
 
     assert runner.book.free_micros("agent") == 0
 
@@ -203,7 +203,7 @@ def test_answer_revives_no_dead_money(runner: Runner) -> None:
     hold = runner.ask(CAP)
     assert hold is not None
     runner.ms += TERMS.ttl_ms + TERMS.grace_ms + 1
-    pending = runner.book.begin_top_up("agent", CAP)
+    pending = runner.book.exchanges.begin_top_up("agent", CAP)
     hold.finalize(0)
     snapshot = DaySnapshot("agent", DAY, 1, ACTIVE, CAP, 0, repairs=True)
     (expired,) = runner.counter.publish([snapshot], TERMS, expire_before_ms=runner.ms)
@@ -213,7 +213,7 @@ def test_answer_revives_no_dead_money(runner: Runner) -> None:
 
     (reply,) = runner.counter.sync([pending.request])
 
-    assert runner.book.finish_top_up(pending, reply, CAP) is None
+    assert runner.book.exchanges.finish_top_up(pending, reply, CAP) is None
     with pytest.raises(CapExceeded):
         runner.ask(CAP)
     assert runner.book.free_micros("agent") == 0
@@ -224,25 +224,25 @@ def test_earmark_ends_with_its_lease(runner: Runner) -> None:
     assert hold is not None
     hold.release()
     assert runner.book.free_micros("agent") >= 1_000
-    pending = runner.book.begin_top_up("agent", 50_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 50_000)
     assert pending.earmarked >= 1_000
     runner.ms += TERMS.ttl_ms
 
     (reply,) = runner.counter.sync([pending.request])
     pending.sent_ns = runner.ms * 1_000_000  # As if the question had been asked just now.
 
-    runner.book.finish_top_up(pending, reply, 50_000)
+    runner.book.exchanges.finish_top_up(pending, reply, 50_000)
     assert pending.lease.returned == pending.earmarked, "it is handed back, not held"
 
 
 def test_the_leases_that_have_something_to_learn_are_known(runner: Runner) -> None:
     hold = runner.ask(1_000)
     assert hold is not None
-    assert runner.book.unsettled_leases() == []
+    assert runner.book.unsettled.leases() == []
 
     hold.finalize(700)
 
-    assert runner.book.unsettled_leases() == list(runner.book.leases())
+    assert runner.book.unsettled.leases() == list(runner.book.exchanges.leases())
 
 
 def test_earmarked_money_refuses_nobody(runner: Runner) -> None:
@@ -250,15 +250,15 @@ def test_earmarked_money_refuses_nobody(runner: Runner) -> None:
     hold = runner.ask(CAP)
     assert hold is not None
     hold.release()
-    greater = runner.book.begin_top_up("agent", CAP + 1)
-    smaller = runner.book.begin_top_up("agent", 1)
+    greater = runner.book.exchanges.begin_top_up("agent", CAP + 1)
+    smaller = runner.book.exchanges.begin_top_up("agent", 1)
     assert (greater.earmarked, smaller.earmarked) == (CAP, 0)
     replies = runner.counter.sync([greater.request, smaller.request])
     assert [reply.answer for reply in replies] == [Answer.REFUSED, Answer.REFUSED]
 
-    assert runner.book.finish_top_up(smaller, replies[1], 1) is None, "it is asked anew"
+    assert runner.book.exchanges.finish_top_up(smaller, replies[1], 1) is None, "it is asked anew"
     with pytest.raises(CapExceeded):
-        runner.book.finish_top_up(greater, replies[0], CAP + 1)
+        runner.book.exchanges.finish_top_up(greater, replies[0], CAP + 1)
     assert runner.book.reserve("agent", 1) is not None
 
 

@@ -13,6 +13,7 @@ from daycap.money import MAX_MICROS
 from daycap.protocol.counter import ACTIVE, PAUSED, UNKNOWN, Answer, DaySnapshot, LeaseTerms
 from daycap.protocol.wire import FinalizeEvent, lease_fits
 from daycap.wallet.lease_book import LeaseBook
+from daycap.wallet.leases import expired
 from tests.runner_without_io import CAP, DAY, MIDNIGHT_MS, TERMS, Runner, free, held
 
 LIVES_MS = TERMS.ttl_ms - TERMS.guard_ms
@@ -62,7 +63,7 @@ def test_expired_lease_serves_nothing(runner: Runner) -> None:
 def test_expired_lease_hands_back_before_it_asks(runner: Runner) -> None:
     held(runner, 1_000).release()
     runner.ms += LIVES_MS
-    request = runner.book.begin_top_up("agent", 400).request
+    request = runner.book.exchanges.begin_top_up("agent", 400).request
     assert (request.returned_micros, request.need_micros) == (1_000, 400)
 
 
@@ -148,39 +149,39 @@ def test_each_no_of_the_counter_has_its_error(runner: Runner) -> None:
 
 def test_an_unanswered_question_puts_back_what_it_took(runner: Runner) -> None:
     held(runner, 1_000).release()
-    pending = runner.book.begin_top_up("agent", 5_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 5_000)
     assert (free(runner), pending.request.need_micros) == (0, 4_000)
-    runner.book.abandon(pending)
+    runner.book.exchanges.abandon(pending)
     assert free(runner) == 1_000
 
 
 def test_an_answer_as_old_as_the_guard_still_counts(runner: Runner) -> None:
-    pending = runner.book.begin_top_up("agent", 1_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 1_000)
     (reply,) = runner.counter.sync([pending.request])
     runner.ms += TERMS.guard_ms
-    assert runner.book.finish_top_up(pending, reply, 1_000) is not None
+    assert runner.book.exchanges.finish_top_up(pending, reply, 1_000) is not None
 
 
 def test_an_answer_to_totals_that_are_no_more_is_no_refusal(runner: Runner) -> None:
     """P6: money came free in this process while the counter was asked."""
     hold = held(runner, 60_000)
-    pending = runner.book.begin_top_up("agent", 50_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 50_000)
     (reply,) = runner.counter.sync([pending.request])
     assert reply.answer is Answer.REFUSED
     hold.finalize(59_999)
     assert free(runner) == 1
 
-    assert runner.book.finish_top_up(pending, reply, 50_000) is None
+    assert runner.book.exchanges.finish_top_up(pending, reply, 50_000) is None
     with pytest.raises(CapExceeded):
         runner.ask(50_000)
 
 
 def test_a_late_refusal_is_asked_anew(runner: Runner) -> None:
     held(runner, 60_000)
-    pending = runner.book.begin_top_up("agent", 50_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 50_000)
     (reply,) = runner.counter.sync([pending.request])
     runner.ms += TERMS.guard_ms + 1
-    assert runner.book.finish_top_up(pending, reply, 50_000) is None
+    assert runner.book.exchanges.finish_top_up(pending, reply, 50_000) is None
 
 
 def test_child_ends_no_hold_of_its_parent(runner: Runner) -> None:
@@ -189,7 +190,7 @@ def test_child_ends_no_hold_of_its_parent(runner: Runner) -> None:
     for end in (lambda: hold.finalize(1), hold.release):
         with pytest.raises(HoldEnded, match="forked"):
             end()
-    assert (runner.book.live_holds(), runner.book.unsettled(), runner.begin_renewal()) == (0, [], [])
+    assert (runner.book.live_holds(), runner.book.unsettled.events(), runner.begin_renewal()) == (0, [], [])
 
 
 def test_closing_stops_what_memory_would_serve_at_once(runner: Runner) -> None:
@@ -205,7 +206,7 @@ def test_a_recall_is_followed_at_once_where_there_is_free_money(runner: Runner, 
     (pending,) = runner.begin_renewal()
     (reply,) = runner.counter.sync([pending.request])
     assert reply.recall
-    assert runner.book.apply(pending, reply) is calls_back
+    assert runner.book.exchanges.apply(pending, reply) is calls_back
 
 
 def test_a_pause_calls_back_what_is_free_and_a_plain_answer_does_not(runner: Runner) -> None:
@@ -214,7 +215,7 @@ def test_a_pause_calls_back_what_is_free_and_a_plain_answer_does_not(runner: Run
         publish(runner, status)
         (pending,) = runner.begin_renewal()
         (reply,) = runner.counter.sync([pending.request])
-        assert runner.book.apply(pending, reply) is calls_back
+        assert runner.book.exchanges.apply(pending, reply) is calls_back
 
 
 def test_a_late_answer_or_none_at_all_calls_nothing_back(runner: Runner) -> None:
@@ -224,9 +225,9 @@ def test_a_late_answer_or_none_at_all_calls_nothing_back(runner: Runner) -> None
     (reply,) = runner.counter.sync([pending.request])
     runner.counter.flush()
     (not_open,) = runner.counter.sync([pending.request])
-    assert runner.book.apply(pending, not_open) is False
+    assert runner.book.exchanges.apply(pending, not_open) is False
     runner.ms += TERMS.guard_ms + 1
-    assert runner.book.apply(pending, reply) is False
+    assert runner.book.exchanges.apply(pending, reply) is False
 
 
 def test_more_out_than_the_cap_is_asked_about_each_time(runner: Runner) -> None:
@@ -237,34 +238,34 @@ def test_more_out_than_the_cap_is_asked_about_each_time(runner: Runner) -> None:
     for cap, serves in ((out, True), (out - 1, False)):
         publish(runner, cap=cap, seq=CAP - cap)
         (pending,) = runner.begin_renewal()
-        runner.book.apply(pending, *runner.counter.sync([pending.request]))
+        runner.book.exchanges.apply(pending, *runner.counter.sync([pending.request]))
         assert (free(runner) > 0) is serves
 
 
 def test_the_pace_of_renewals_follows_the_shortest_ttl_in_use(runner: Runner) -> None:
-    assert runner.book.ttl_ms == 0
+    assert runner.book.exchanges.ttl_ms == 0
     hold = held(runner, 1_000)
-    assert runner.book.ttl_ms == TERMS.ttl_ms
+    assert runner.book.exchanges.ttl_ms == TERMS.ttl_ms
     for ttl_ms in (9_000, 20_000):
         terms = LeaseTerms(ttl_ms, TERMS.guard_ms, TERMS.grace_ms)
         runner.counter.publish([DaySnapshot("agent", DAY, 2, ACTIVE, CAP, 0, repairs=True)], terms)
         runner.renew()
-        assert runner.book.ttl_ms == 9_000, "the longer one is known when all were asked once more"
+        assert runner.book.exchanges.ttl_ms == 9_000, "the longer one is known when all were asked once more"
     runner.renew()
-    assert runner.book.ttl_ms == 20_000
+    assert runner.book.exchanges.ttl_ms == 20_000
     hold.release()
     for _ in range(4):
         runner.ms += 10_000
         runner.renew()
-    assert runner.book.ttl_ms == 0
+    assert runner.book.exchanges.ttl_ms == 0
 
 
 def test_what_is_known_of_an_agent_is_what_the_counter_said_last(runner: Runner) -> None:
-    assert runner.book.last_known("agent") is None
+    assert runner.book.leases.last_known("agent") is None
     other = Runner(runner)
     held(other, 5_000)
     held(runner, 1_000)
-    lease = runner.book.last_known("agent")
+    lease = runner.book.leases.last_known("agent")
     assert lease is not None
     assert (lease.cap, lease.spent, lease.leased, lease.ttl_ms) == (CAP, 0, 6_000, TERMS.ttl_ms)
 
@@ -272,10 +273,10 @@ def test_what_is_known_of_an_agent_is_what_the_counter_said_last(runner: Runner)
 def test_busy_lease_holds_two_seconds_of_use(runner: Runner) -> None:
     held(runner, 1_000).finalize(1_000)
     runner.ms += 1_000  # 1,000 micros a second.
-    pending = runner.book.begin_top_up("agent", 500)
+    pending = runner.book.exchanges.begin_top_up("agent", 500)
     assert (pending.request.need_micros, pending.request.want_micros) == (500, 2_500)
     (reply,) = runner.counter.sync([pending.request])
-    hold = runner.book.finish_top_up(pending, reply, 500)
+    hold = runner.book.exchanges.finish_top_up(pending, reply, 500)
     assert hold is not None
     assert free(runner) == 2_000
     hold.release()
@@ -283,7 +284,7 @@ def test_busy_lease_holds_two_seconds_of_use(runner: Runner) -> None:
     runner.ms += 1_000  # Now 1,500 in two seconds.
     (renewal,) = runner.begin_renewal()
     assert renewal.request.returned_micros == 2_500 - 1_500
-    runner.book.apply(renewal, *runner.counter.sync([renewal.request]))
+    runner.book.exchanges.apply(renewal, *runner.counter.sync([renewal.request]))
     runner.ms += 99
     assert runner.begin_renewal()[0].request.returned_micros == 1_000, "too short to measure"
     runner.ms += 1_000
@@ -293,15 +294,15 @@ def test_busy_lease_holds_two_seconds_of_use(runner: Runner) -> None:
 
 
 def test_the_counters_clock_is_followed(runner: Runner) -> None:
-    assert LeaseBook(print, guard_ms=0, slice_seconds=0).counter_ms() is None
+    assert LeaseBook(print, guard_ms=0, slice_seconds=0).clock.ms() is None
 
-    runner.book.hear(runner.ms + 5_000)
+    runner.book.clock.hear(runner.ms + 5_000)
     runner.ms += 1_234
 
-    assert runner.book.counter_ms() == runner.ms + 5_000
-    assert runner.book.expired(DAY) is False
+    assert runner.book.clock.ms() == runner.ms + 5_000
+    assert expired(DAY, runner.book.clock.today()) is False
     runner.ms += 3 * DAY_MS
-    assert runner.book.expired(DAY) is True
+    assert expired(DAY, runner.book.clock.today()) is True
 
 
 def test_each_settlement_restarts_the_patience(runner: Runner) -> None:
@@ -327,7 +328,7 @@ def test_each_settlement_restarts_the_patience(runner: Runner) -> None:
 
 def stalled_after(runner: Runner, ms: int) -> list[FinalizeEvent]:
     runner.ms += ms
-    return runner.book.stalled(15_000_000_000)
+    return runner.book.unsettled.stalled(15_000_000_000)
 
 
 def test_a_lease_has_a_successor_after_the_third_resend(runner: Runner) -> None:
@@ -340,12 +341,12 @@ def test_a_lease_has_a_successor_after_the_third_resend(runner: Runner) -> None:
 
 def test_whoever_keeps_events_is_told_of_those_that_are_dropped(runner: Runner) -> None:
     told: list[FinalizeEvent] = []
-    runner.book._settled = told.append
+    runner.book.unsettled.settled = told.append
     held(runner, 1_000).finalize(100)
     runner.ms += 3 * DAY_MS
     assert stalled_after(runner, 0)
 
-    assert runner.book.drop_expired() == told == runner.events
+    assert runner.book.unsettled.drop_expired() == told == runner.events
 
 
 def test_a_refusal_where_all_is_leased_or_spent_leaves_nothing(runner: Runner) -> None:
@@ -364,11 +365,11 @@ def test_a_refusal_where_all_is_leased_or_spent_leaves_nothing(runner: Runner) -
 
 def test_a_lease_is_known_from_its_first_micro(runner: Runner) -> None:
     assert runner.book.free_micros("nobody") == 0
-    runner.book.begin_top_up("agent", 1)
-    assert runner.book.last_known("agent") is None
+    runner.book.exchanges.begin_top_up("agent", 1)
+    assert runner.book.leases.last_known("agent") is None
     one = Runner()
     held(one, 1)
-    known = one.book.last_known("agent")
+    known = one.book.leases.last_known("agent")
     assert known is not None
     assert known.granted == 1
 
@@ -382,7 +383,7 @@ def test_what_memory_served_counts_as_use_and_what_it_refused_does_not(runner: R
     runner.ms += LIVES_MS
     assert runner.book.reserve("agent", 300) is None
 
-    request = runner.book.begin_top_up("agent", 400).request
+    request = runner.book.exchanges.begin_top_up("agent", 400).request
 
     assert request.want_micros == 400 + 2 * 2_000_000 // LIVES_MS
 
@@ -397,7 +398,7 @@ def test_finished_lease_is_not_asked_after(runner: Runner) -> None:
     assert runner.begin_renewal() == []
     runner.ms = MIDNIGHT_MS + 1
     assert runner.begin_renewal() == []
-    assert runner.book._all() == ()
+    assert runner.book.leases.all() == ()
 
 
 def test_lease_at_the_largest_amount_gets_a_successor(runner: Runner) -> None:
@@ -405,10 +406,10 @@ def test_lease_at_the_largest_amount_gets_a_successor(runner: Runner) -> None:
     hold = held(runner, 10)
     lease, granted = hold.id.rpartition("-")[0], 10
 
-    pending = runner.book.begin_top_up("agent", MAX_MICROS - granted)
+    pending = runner.book.exchanges.begin_top_up("agent", MAX_MICROS - granted)
     assert pending.request.lease == lease
-    runner.book.abandon(pending)
-    assert runner.book.begin_top_up("agent", MAX_MICROS - granted + 1).request.lease != lease
+    runner.book.exchanges.abandon(pending)
+    assert runner.book.exchanges.begin_top_up("agent", MAX_MICROS - granted + 1).request.lease != lease
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,7 @@ def test_an_event_is_kept_beside_a_hold_that_never_ends(runner: Runner, caplog: 
     runner.ms += 3 * DAY_MS
     runner.renew()
 
-    assert runner.book.unsettled() == runner.events
+    assert runner.book.unsettled.events() == runner.events
     assert (live.ended, runner.book.live_holds(), caplog.messages) == (False, 1, [])
 
 
@@ -439,13 +440,13 @@ def test_leases_are_renewed_at_the_pace_of_the_one_that_lives_shortest(runner: R
     short = LeaseTerms(ttl_ms=6_000, guard_ms=TERMS.guard_ms, grace_ms=TERMS.grace_ms)
     runner.counter.publish([DaySnapshot("short", DAY, 1, ACTIVE, CAP, 0)], short, first_until_ms=runner.ms + 10_000)
     held(runner, 1_000)
-    pending = runner.book.begin_top_up("short", 10)
-    hold = runner.book.finish_top_up(pending, runner.counter.sync([pending.request])[0], 10)
+    pending = runner.book.exchanges.begin_top_up("short", 10)
+    hold = runner.book.exchanges.finish_top_up(pending, runner.counter.sync([pending.request])[0], 10)
     assert hold is not None
 
     runner.begin_renewal()
 
-    assert runner.book.ttl_ms == 6_000
+    assert runner.book.exchanges.ttl_ms == 6_000
 
 
 def test_an_answer_at_its_deadline_does_not_revive_what_came_free(runner: Runner) -> None:
@@ -457,14 +458,14 @@ def test_an_answer_at_its_deadline_does_not_revive_what_came_free(runner: Runner
         (pending,) = one.begin_renewal()
         hold.release()
         one.ms += 500
-        one.book.apply(pending, *one.counter.sync([pending.request]))
+        one.book.exchanges.apply(pending, *one.counter.sync([pending.request]))
         assert free(one) == free_then
 
 
 def test_a_lease_that_the_counter_never_answered_for_sets_no_pace(runner: Runner) -> None:
-    runner.book.abandon(runner.book.begin_top_up("agent", 1))
+    runner.book.exchanges.abandon(runner.book.exchanges.begin_top_up("agent", 1))
     assert runner.begin_renewal()
-    assert runner.book.ttl_ms == 0
+    assert runner.book.exchanges.ttl_ms == 0
 
 
 def test_a_leases_id_is_128_random_bits_bound_to_agent_and_day(runner: Runner) -> None:
@@ -480,7 +481,7 @@ def test_retired_lease_hands_back_all_free_money(runner: Runner) -> None:
     for wait_ms in (15_000, 30_000, 60_000):
         runner.ms += wait_ms
         runner.renew()
-        assert runner.book.stalled(15_000_000_000)
+        assert runner.book.unsettled.stalled(15_000_000_000)
     other.release()
 
     kept.finalize(700)

@@ -76,11 +76,11 @@ def test_what_was_handed_back_with_a_wrong_day_is_handed_back_again(runner: Runn
 
     # Given a top-up that was built just before the server's midnight and came just after it
     runner.ms = MIDNIGHT_MS
-    runner.book.hear(MIDNIGHT_MS - 1)
-    pending = runner.book.begin_top_up("agent", 2_000)
+    runner.book.clock.hear(MIDNIGHT_MS - 1)
+    pending = runner.book.exchanges.begin_top_up("agent", 2_000)
     (reply,) = runner.counter.sync([pending.request])
     assert reply.answer is Answer.WRONG_DAY
-    assert runner.book.finish_top_up(pending, reply, 2_000) is None
+    assert runner.book.exchanges.finish_top_up(pending, reply, 2_000) is None
 
     hold = runner.ask(2_000)
     assert hold is not None
@@ -92,13 +92,13 @@ def test_what_was_handed_back_with_a_wrong_day_is_handed_back_again(runner: Runn
 @pytest.mark.parametrize("late", [False, True], ids=["lost", "late"])
 def test_money_granted_in_an_answer_that_did_not_count_comes_back(runner: Runner, late: bool) -> None:
     """Given up is 0 while a runner renews: it must find out what it was granted."""
-    pending = runner.book.begin_top_up("agent", 1_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 1_000)
     (reply,) = runner.counter.sync([pending.request])
     if late:
         runner.ms += TERMS.guard_ms + 1
-        assert runner.book.finish_top_up(pending, reply, 1_000) is None
+        assert runner.book.exchanges.finish_top_up(pending, reply, 1_000) is None
     else:
-        runner.book.abandon(pending)
+        runner.book.exchanges.abandon(pending)
     assert runner.leased(DAY) == 1_000
 
     for _ in range(4):
@@ -126,16 +126,16 @@ def test_event_of_a_forgotten_day_is_kept(runner: Runner) -> None:
 
     runner.ms = MIDNIGHT_MS + 2 * DAY_MS
     assert runner.renew() == []
-    assert runner.book.unsettled() == runner.events
+    assert runner.book.unsettled.events() == runner.events
 
 
 def test_renewal_does_not_hide_a_lost_grant(runner: Runner) -> None:
-    pending = runner.book.begin_top_up("agent", 1_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 1_000)
     runner.ms += 1
     runner.renew()
     runner.counter.sync([pending.request])
     runner.ms += 1
-    runner.book.abandon(pending)
+    runner.book.exchanges.abandon(pending)
     assert runner.leased(DAY) == 1_000
 
     for _ in range(4):
@@ -155,19 +155,19 @@ def test_empty_hold_keeps_its_lease(runner: Runner) -> None:
 
     hold.finalize(800)
 
-    assert runner.book.unsettled() == runner.events
+    assert runner.book.unsettled.events() == runner.events
 
 
 def test_late_answer_does_not_hide_a_newer_grant(runner: Runner) -> None:
     """P5: the counter answered a renewal first, and then a question; the answers came the other way round."""
-    question = runner.book.begin_top_up("agent", 1)
+    question = runner.book.exchanges.begin_top_up("agent", 1)
     runner.ms += 1
     (renewal,) = runner.begin_renewal()
     (nothing,), (granted,) = runner.counter.sync([renewal.request]), runner.counter.sync([question.request])
-    hold = runner.book.finish_top_up(question, granted, 1)
+    hold = runner.book.exchanges.finish_top_up(question, granted, 1)
     assert hold is not None
     hold.release()
-    runner.book.apply(renewal, nothing)
+    runner.book.exchanges.apply(renewal, nothing)
 
     (lost,) = runner.begin_renewal(hand_back=True)
     assert lost.request.returned_micros == 1
@@ -180,14 +180,14 @@ def test_late_answer_does_not_hide_a_newer_grant(runner: Runner) -> None:
 
 def test_renewals_answer_does_not_answer_later_questions(runner: Runner) -> None:
     """P5: that question's answer came too late to count."""
-    runner.book.abandon(runner.book.begin_top_up("agent", 1_000))
+    runner.book.exchanges.abandon(runner.book.exchanges.begin_top_up("agent", 1_000))
     (renewal,) = runner.begin_renewal()
     runner.ms += 1
-    question = runner.book.begin_top_up("agent", 1_000)
+    question = runner.book.exchanges.begin_top_up("agent", 1_000)
     (nothing,), (late,) = runner.counter.sync([renewal.request]), runner.counter.sync([question.request])
-    runner.book.apply(renewal, nothing)
+    runner.book.exchanges.apply(renewal, nothing)
     runner.ms += TERMS.guard_ms + 1
-    assert runner.book.finish_top_up(question, late, 1_000) is None
+    assert runner.book.exchanges.finish_top_up(question, late, 1_000) is None
 
     for _ in range(4):
         runner.ms += TERMS.ttl_ms // 3
@@ -202,11 +202,11 @@ def test_a_days_lease_is_dead_in_the_millisecond_that_its_day_ends(runner: Runne
     hold = runner.ask(1_000)
     assert hold is not None
     runner.ms = MIDNIGHT_MS
-    runner.book.hear(MIDNIGHT_MS - 1)
+    runner.book.clock.hear(MIDNIGHT_MS - 1)
     (renewal,) = runner.begin_renewal()
     (reply,) = runner.counter.sync([renewal.request])
     assert reply.answer is Answer.OK
-    runner.book.apply(renewal, reply)
+    runner.book.exchanges.apply(renewal, reply)
     hold.release()
 
     assert runner.book.reserve("agent", 1_000) is None
@@ -218,13 +218,13 @@ def test_earmark_is_handed_back_after_its_day(runner: Runner) -> None:
     hold = runner.ask(1)
     assert hold is not None
     hold.release()
-    question = runner.book.begin_top_up("agent", 5)
+    question = runner.book.exchanges.begin_top_up("agent", 5)
     assert question.earmarked == 1
     runner.renew()
     runner.ms = MIDNIGHT_MS + 10
     runner.renew()
 
-    runner.book.abandon(question)
+    runner.book.exchanges.abandon(question)
     runner.renew()
 
     assert runner.leased(DAY) == 0

@@ -19,7 +19,7 @@ HELD = 1_000
 @pytest.fixture
 def runner() -> Runner:
     runner = Runner()
-    runner.book._slice_seconds = 0  # Nothing is lent ahead.
+    runner.book.exchanges.slice_seconds = 0  # Nothing is lent ahead.
     runner.book.reserve_more = lambda agent, more_micros: held(runner, more_micros)
     return runner
 
@@ -81,7 +81,7 @@ def test_a_part_cut_off_is_charged_once(runner: Runner, hold: Hold, monkeypatch:
     monkeypatch.setattr(runner.book, "emit", emit)
 
     assert (runner.book.live_holds(), hold.held_micros) == (1, HELD - 300)
-    assert [event.actual_micros for event in runner.book.unsettled()] == [300]
+    assert [event.actual_micros for event in runner.book.unsettled.events()] == [300]
     assert said(runner) == [("2", 300, 300)]
 
 
@@ -118,7 +118,7 @@ def test_more_is_given_back_if_the_hold_ended_meanwhile(runner: Runner, hold: Ho
 
 
 def test_more_of_another_lease_is_given_back(runner: Runner, hold: Hold) -> None:
-    runner.book._retire(hold._lease)
+    runner.book.leases.retire(hold._lease)
 
     with pytest.raises(BudgetUnavailable, match="call settle_part and reserve again"):
         hold.extend(500)
@@ -128,7 +128,7 @@ def test_more_of_another_lease_is_given_back(runner: Runner, hold: Hold) -> None
 
 def test_the_parents_hold_is_not_extended_with_the_childs_money(runner: Runner, hold: Hold) -> None:
     runner.book.forget()
-    runner.book.hear(runner.ms)
+    runner.book.clock.hear(runner.ms)
 
     with pytest.raises(HoldEnded, match="forked"):
         hold.extend(500)
@@ -149,11 +149,11 @@ def test_two_holds_of_one_lease_are_joined_only_while_both_can_be_used(runner: R
 def test_an_answer_that_is_applied_as_the_day_ends_makes_no_hold(runner: Runner) -> None:
     """P4: at its deadline, to the millisecond, a lease is over."""
     runner.ms = MIDNIGHT_MS - TERMS.guard_ms
-    pending = runner.book.begin_top_up("agent", CAP)
+    pending = runner.book.exchanges.begin_top_up("agent", CAP)
     (reply,) = runner.counter.sync([pending.request])
     runner.ms = MIDNIGHT_MS
 
-    assert runner.book.finish_top_up(pending, reply, CAP) is None
+    assert runner.book.exchanges.finish_top_up(pending, reply, CAP) is None
 
 
 def test_keeper_hears_of_every_ended_event() -> None:
@@ -165,7 +165,7 @@ def test_keeper_hears_of_every_ended_event() -> None:
         slice_seconds=2,
         now_ns=lambda: runner.ms * 1_000_000,
     )
-    runner.book.hear(runner.ms)
+    runner.book.clock.hear(runner.ms)
     one, two = held(runner, 10), held(runner, 10)
     one.finalize(10)
     runner.settle(*runner.events)
@@ -174,7 +174,7 @@ def test_keeper_hears_of_every_ended_event() -> None:
 
     two.finalize(10)
     runner.ms += 60_000
-    assert [event.number for event in runner.book.stalled(15_000_000_000)] == [2]
+    assert [event.number for event in runner.book.unsettled.stalled(15_000_000_000)] == [2]
     runner.ms += 3 * 86_400_000
-    assert [event.number for event in runner.book.drop_expired()] == [2]
+    assert [event.number for event in runner.book.unsettled.drop_expired()] == [2]
     assert told == [1, 2]

@@ -142,11 +142,11 @@ class TestRenewing:
         agents = [f"agent-{number}" for number in range(1_501)]
         open_days(runner, *agents)
         for agent in agents:
-            pending = runner.book.begin_top_up(agent, 10)
-            hold = runner.book.finish_top_up(pending, counter.sync([pending.request])[0], 10)
+            pending = runner.book.exchanges.begin_top_up(agent, 10)
+            hold = runner.book.exchanges.finish_top_up(pending, counter.sync([pending.request])[0], 10)
             assert hold is not None
             hold.release()
-        deadlines = {lease: lease.deadline_ns for lease in runner.book.leases()}
+        deadlines = {lease: lease.deadline_ns for lease in runner.book.exchanges.leases()}
         counter.asked.clear()
         counter.ms_a_lease, began_ms = 2, runner.ms
         runner.ms += 1
@@ -191,7 +191,7 @@ class TestRenewing:
         self, runner: Runner, counter: Counter, renewer: Renewer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         held(runner, 10)
-        monkeypatch.setattr(runner.book, "apply", lambda *_: True)
+        monkeypatch.setattr(runner.book.exchanges, "apply", lambda *_: True)
         counter.asked.clear()
         assert renewer.renew()
         assert counter.asked == [1, 1]
@@ -369,8 +369,8 @@ class TestWhatIsNotSettled:
 
     def test_is_learnt_at_once_by_a_flush(self, runner: Runner, counter: Counter, renewer: Renewer) -> None:
         open_days(runner, "another")
-        pending = runner.book.begin_top_up("another", 10)
-        other = runner.book.finish_top_up(pending, counter.sync([pending.request])[0], 10)
+        pending = runner.book.exchanges.begin_top_up("another", 10)
+        other = runner.book.exchanges.finish_top_up(pending, counter.sync([pending.request])[0], 10)
         runner.settle(*runner.events)
         counter.asked.clear()
 

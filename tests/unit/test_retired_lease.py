@@ -45,7 +45,7 @@ def stall(runner: Runner) -> None:
     for _ in range(3):
         runner.ms += 10_000
         runner.renew()
-        runner.book.stalled(RESEND_NS)
+        runner.book.unsettled.stalled(RESEND_NS)
 
 
 @pytest.mark.parametrize("impossible", [in_memory.CAP + 1, MAX_MICROS])
@@ -66,7 +66,7 @@ def test_an_impossible_reserve_keeps_the_lease(deployment: Deployment, impossibl
 def test_what_a_retired_lease_frees_is_there_at_once(deployment: Deployment) -> None:
     wallet = deployment.wallet()
     hold = wallet.reserve("agent-7", in_memory.CAP)
-    wallet._book._replace(hold._lease)
+    wallet._book.leases.replace(hold._lease)
     hold.finalize(1)
 
     with pytest.raises(CapExceeded):
@@ -100,19 +100,19 @@ def test_a_cap_raised_to_the_limit_is_seen(runner: Runner) -> None:
 
 
 def test_an_unheard_grant_to_a_retired_lease_comes_back(runner: Runner) -> None:
-    pending = runner.book.begin_top_up("agent", CAP)
+    pending = runner.book.exchanges.begin_top_up("agent", CAP)
     runner.counter.sync([pending.request])
-    runner.book.abandon(pending)
-    runner.book._replace(pending.lease)
+    runner.book.exchanges.abandon(pending)
+    runner.book.leases.replace(pending.lease)
 
     assert reserve(runner, CAP).held_micros == CAP
 
 
 def test_an_unheard_hand_back_is_told_again(runner: Runner) -> None:
     hold = held(runner, CAP)
-    runner.book._replace(hold._lease)
+    runner.book.leases.replace(hold._lease)
     hold.release()
-    runner.book.abandon(*runner.book.begin_hand_back("agent"))
+    runner.book.exchanges.abandon(*runner.book.exchanges.begin_hand_back("agent"))
 
     assert reserve(runner, CAP).held_micros == CAP
 
@@ -120,7 +120,7 @@ def test_an_unheard_hand_back_is_told_again(runner: Runner) -> None:
 def test_a_renewal_does_not_revive_a_retired_lease(runner: Runner) -> None:
     """Its money is not kept for a use that it has no more."""
     hold = held(runner, 1_000)
-    runner.book._replace(hold._lease)
+    runner.book.leases.replace(hold._lease)
     runner.renew()
     hold.release()
 
@@ -131,9 +131,9 @@ def test_a_renewal_does_not_revive_a_retired_lease(runner: Runner) -> None:
 
 def test_nothing_is_kept_of_a_lease_that_is_let_go(runner: Runner) -> None:
     hold = held(runner, 1_000)
-    runner.book._replace(hold._lease)
+    runner.book.leases.replace(hold._lease)
     hold.release()
     for _ in range(2):
         runner.renew()
 
-    assert (list(runner.book.leases()), runner.book._replaced) == ([], {})
+    assert (list(runner.book.exchanges.leases()), runner.book.leases.replaced) == ([], {})

@@ -1,0 +1,300 @@
+"""What book and counter say to each other: each sync is built, and its reply applied, without I/O in between.
+
+The free money of a lease is earmarked for the question that it is part of.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Generic
+
+from daycap.clock import DAY_MS, day_start_ms
+from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, UnknownAgent
+from daycap.money import MAX_MICROS
+from daycap.protocol.counter import Answer, SyncReply, SyncRequest
+from daycap.wallet.hold import H, Pending
+from daycap.wallet.lease import Lease
+from daycap.wallet.leases import expired
+
+if TYPE_CHECKING:
+    from daycap.wallet.lease_book import LeaseBook
+
+logger = logging.getLogger("daycap")
+
+_MS = 1_000_000
+
+_SHORTEST_WINDOW_NS = 100 * _MS
+"""A rate measured over a shorter window is mostly noise."""
+
+
+class Exchanges(Generic[H]):
+    """The syncs of `book`.
+
+    `guard_ms` is how long before the counter's deadline this process stops using a lease, and how old an answer may be.
+    `slice_seconds` is how many seconds of an agent's use to lease ahead, 0 for none.
+    """
+
+    def __init__(self, book: LeaseBook[H], guard_ms: int, slice_seconds: float) -> None:
+        self._book = book
+        self._guard_ns = guard_ms * _MS
+        self.slice_seconds = slice_seconds
+        self.clear()
+
+    def clear(self) -> None:
+        """Start with no question. Called in a forked child."""
+        self._questions = count(1)
+        self._deadline_ns = 0
+        self.ttl_ms = 0
+        """The shortest known ttl of a lease in use; 0 if there is none."""
+
+    # --- topping up: one reservation that memory cannot serve ---------------------------------------------
+
+    def begin_hand_back(self, agent: str) -> list[Pending]:
+        """Build a sync for each retired lease that still has the agent's money for the day, to hand that money back."""
+        book = self._book
+        if agent not in book.leases.replaced:
+            return []
+        now_ns = book.now_ns()
+        with book.lock:
+            book.catch_up_locked()
+            today = book.clock.today()
+            leases = [lease for lease in book.leases.replaced.get(agent, ()) if lease.day == today]
+            return [self._report(lease, lease.free, now_ns) for lease in leases if lease.unsure or lease.free]
+
+    def begin_top_up(self, agent: str, estimate: int) -> Pending:
+        """Build the sync that asks for what `estimate` needs beyond the lease's own free money.
+
+        Preferably one at a time per agent: the free money is earmarked for this reservation alone until
+        `finish_top_up` or `abandon` puts it back. Of two concurrent ones, one may have to ask again.
+        """
+        book = self._book
+        now_ns = book.now_ns()
+        with book.lock:
+            book.catch_up_locked()
+            lease = book.leases.find(agent, book.clock.today(), estimate, now_ns)
+            if now_ns >= lease.deadline_ns:
+                _hand_back(lease, lease.free, now_ns)
+            lease.owed_ns, lease.unsure = now_ns, True
+            earmarked = lease.free
+            need = max(0, estimate - earmarked)
+            elapsed_ns = max(now_ns - lease.window_ns, _SHORTEST_WINDOW_NS)
+            rate = max(lease.rate, lease.used * 1e9 / elapsed_ns)
+            want = min(need + int(rate * self.slice_seconds), MAX_MICROS)
+            request = SyncRequest(agent, lease.day, lease.id, lease.granted, lease.returned, need, want)
+            pending = Pending(book, lease, request, now_ns, earmarked)
+            pending.handed_back = book.leases.handed_back(lease)
+            number = pending._number = next(self._questions)
+            out = lease.out
+            try:
+                lease.questions[number] = earmarked
+                lease.out = out + earmarked
+                pending._ended = False
+            except BaseException:  # From a signal handler.
+                if pending.ended:
+                    lease.out = out
+                    lease.questions.pop(number, None)
+                raise
+        return pending
+
+    def finish_top_up(self, pending: Pending, reply: SyncReply, estimate: int) -> H | None:
+        """Apply the reply and reserve. Returns None to ask again; raises the error that matches the refusal.
+
+        Raises `CapExceeded`, `AgentPaused`, `UnknownAgent` or, for a fence, `BudgetUnavailable`.
+        """
+        book = self._book
+        lease = pending.lease
+        with book.lock:
+            book.catch_up_locked()
+            free_before = lease.free
+            book.put_back(pending)
+        self.apply(pending, reply)
+        late = book.now_ns() - pending.sent_ns > self._guard_ns
+        if reply.answer is Answer.PAUSED:
+            raise AgentPaused(lease.agent)
+        if reply.answer is Answer.UNKNOWN_AGENT:
+            raise UnknownAgent(lease.agent)
+        if not reply.answer.taken:
+            return None
+        if (hold := book.reserve(lease.agent, estimate)) is not None:
+            return hold
+        with book.lock:
+            book.catch_up_locked()
+            if late or free_before > 0 or lease.earmarked or lease.returned != pending.request.returned_micros:
+                return None  # The totals have changed since the answer, or another question may put money back.
+            if book.now_ns() < lease.deadline_ns and lease.free >= estimate:
+                return None  # Money was freed just now.
+            if book.leases.current.get(lease.agent) is not lease or pending.handed_back is None:
+                return None  # Another lease of this agent may still hand money back.
+            if book.leases.handed_back(lease) != pending.handed_back:
+                return None
+            if reply.answer is Answer.FENCED:
+                raise BudgetUnavailable(
+                    f"agent {lease.agent}: the counter lost its data and lends nothing until live runners had time to "
+                    "restore their leases; try again in a minute"
+                )
+            if reply.answer is Answer.REFUSED:
+                raise self._refusal(lease, reply, estimate)
+        return None
+
+    def abandon(self, pending: Pending) -> None:
+        """Put earmarked money back after a sync without an answer. The next sync reports what was granted unseen."""
+        book = self._book
+        lease = pending.lease
+        with book.lock:
+            book.catch_up_locked()
+            book.put_back(pending)
+            lease.owed_ns, lease.unsure = book.now_ns(), True
+
+    # --- renewing: every lease in use, in batches ----------------------------------------------------------
+
+    def leases(self) -> Sequence[Lease]:
+        """Return all leases, to be renewed, and refresh `ttl_ms`."""
+        book = self._book
+        book.catch_up()
+        with book.lock:
+            leases, ttl_ms = book.leases.all(), self.ttl_ms
+        shortest_ms = min((lease.ttl_ms for lease in leases if lease.ttl_ms and lease.in_use), default=0)
+        with book.lock:
+            if self.ttl_ms == ttl_ms:  # Otherwise a reply has changed it meanwhile.
+                self.ttl_ms = shortest_ms
+        return leases
+
+    def begin_renewal(self, leases: Sequence[Lease], *, hand_back: bool) -> list[Pending]:
+        """Build a sync for each lease in use, handing back its idle money, or with `hand_back` all free money.
+
+        Pass a few hundred leases at most: calls that reserve or finalize wait meanwhile. Removes leases that are no
+        longer needed.
+        """
+        book = self._book
+        now_ns = book.now_ns()
+        today = book.clock.today()
+        pending: list[Pending] = []
+        forgotten: list[Lease] = []
+        with book.lock:
+            book.catch_up_locked()
+            for lease in leases:
+                if book.leases.tidy(lease, today) and lease.live_holds:
+                    forgotten.append(lease)
+                if not lease.in_use or expired(lease.day, today):
+                    continue
+                dead = now_ns >= lease.deadline_ns
+                back = lease.free if hand_back or lease.recalled or dead else self._idle(lease, now_ns)
+                pending.append(self._report(lease, back, now_ns))
+        for lease in forgotten:
+            logger.error(
+                "dropping %d holds of agent %s on %s that were never ended", lease.live_holds, lease.agent, lease.day
+            )
+        return pending
+
+    def begin_farewell(self, *, handed_over: bool) -> list[Pending]:
+        """Build the last sync of each lease of which nothing is left, so that the counter can forget it.
+
+        `handed_over`: events that are not known to be settled do not count, because nobody will send them again. Call
+        it after `close`.
+        """
+        book = self._book
+        now_ns = book.now_ns()
+        with book.lock:
+            book.catch_up_locked()
+            return [
+                self._report(lease, lease.free, now_ns, farewell=lease.finalized)
+                for lease in book.leases.all()
+                if lease.granted
+                and not lease.live_holds
+                and not lease.questions
+                and (handed_over or not lease.unsettled)
+            ]
+
+    def apply(self, pending: Pending, reply: SyncReply) -> bool:
+        """Apply the counter's reply. Returns True if it recalls money that this lease has free."""
+        book = self._book
+        now_ns = book.now_ns()
+        if now_ns - pending.sent_ns > self._guard_ns:
+            return False  # Too old: what it grants may be lent to others by now. The next sync repeats it.
+        lease = pending.lease
+        with book.lock:
+            book.catch_up_locked()
+            book.clock.hear(reply.now_ms)
+            if not reply.answer.taken:
+                if lease.granted == 0:
+                    lease.owed_ns = 0
+                return False
+            lease.ttl_ms = reply.ttl_ms
+            self.ttl_ms = min(self.ttl_ms or reply.ttl_ms, reply.ttl_ms)
+            if now_ns >= lease.deadline_ns:
+                # The free money of a dead lease may be given up and lent to others by now: no answer revives it.
+                _hand_back(lease, lease.free, now_ns)
+            lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
+            lease.granted = max(lease.granted, reply.granted_micros)
+            # A lease is as dead before its day begins as after it ends.
+            day_ms = reply.now_ms - day_start_ms(lease.day)
+            day_left_ms = DAY_MS - day_ms if 0 <= day_ms < DAY_MS else 0
+            # The guard protects against what the counter does at its deadline. At the end of the day the counter does
+            # nothing: a hold made just before may be sent just after.
+            deadline_ns = pending.sent_ns + min(reply.ttl_ms * _MS - self._guard_ns, day_left_ms * _MS)
+            if deadline_ns != self._deadline_ns:
+                self._deadline_ns = deadline_ns
+            deadline_ns = self._deadline_ns  # Leases renewed together share one int object, which stays in the cache.
+            # If the agent is paused or over its cap, make no new hold from memory, not even from money that a finalize
+            # frees later.
+            paused = reply.answer is Answer.PAUSED
+            retired = book.leases.current.get(lease.agent) is not lease
+            over_cap = reply.spent_micros + reply.leased_micros > reply.cap_micros
+            must_ask = paused or retired or over_cap or book.closed or book.asks_always
+            lease.deadline_ns = 0 if must_ask else max(lease.deadline_ns, deadline_ns)
+            lease.recalled = reply.recall
+            lease.drawn = max(lease.drawn, reply.drawn_micros)
+            book.unsettled.hear(lease, reply, now_ns)
+            outstanding = reply.granted_micros - pending.request.returned_micros - reply.drawn_micros
+            if pending.sent_ns >= lease.owed_ns:
+                lease.unsure = lease.returned != pending.request.returned_micros
+                if outstanding <= 0:
+                    lease.owed_ns = 0
+            return (reply.recall or paused) and lease.free > 0
+
+    # --- private; the lock is held --------------------------------------------------------------------------
+
+    def _report(self, lease: Lease, back: int, now_ns: int, farewell: int | None = None) -> Pending:
+        """Hand back `back` and build the sync that reports the lease's totals."""
+        _hand_back(lease, back, now_ns)
+        request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned, farewell=farewell)
+        return Pending(self._book, lease, request, now_ns)
+
+    def _refusal(self, lease: Lease, reply: SyncReply, estimate: int) -> CapExceeded:
+        """Build the error of a refusal; its amounts add up to the cap."""
+        book = self._book
+        own = [lease, *(other for other in book.leases.replaced.get(lease.agent, ()) if other.day == lease.day)]
+        aside = min(reply.leased_micros, sum(each.aside for each in own))
+        free = min(aside, lease.free)
+        held = min(aside - free, sum(each.held for each in own))
+        return CapExceeded(
+            lease.agent,
+            estimate_micros=estimate,
+            cap_micros=reply.cap_micros,
+            spent_micros=reply.spent_micros,
+            held_micros=held,
+            waiting_micros=aside - free - held,
+            leased_micros=reply.leased_micros - aside,
+            remaining_micros=reply.cap_micros - reply.spent_micros - reply.leased_micros + free,
+            day=lease.day,
+            day_ends_in_s=(day_start_ms(lease.day) + DAY_MS - reply.now_ms) / 1000,
+        )
+
+    def _idle(self, lease: Lease, now_ns: int) -> int:
+        """Return the free money beyond a slice at the higher rate of the last two windows, and start a new window."""
+        elapsed_ns = now_ns - lease.window_ns
+        if elapsed_ns < _SHORTEST_WINDOW_NS:
+            return 0
+        rate = lease.used * 1e9 / elapsed_ns
+        idle = max(0, lease.free - int(max(rate, lease.rate) * self.slice_seconds))
+        lease.rate, lease.used, lease.window_ns = rate, 0, now_ns
+        return idle
+
+
+def _hand_back(lease: Lease, amount: int, now_ns: int) -> None:
+    """Move free money to `returned`: from now on it cannot be held."""
+    if amount:
+        lease.owed_ns, lease.unsure = now_ns, True
+        lease.returned += amount
