@@ -60,7 +60,7 @@ soak: setup      ## explore the model completely, run many simulation seeds: mak
 	@$(UV) run --no-sync python -m tests.model
 	@$(UV) run --no-sync python -m tests.simulation $(ARGS)
 
-mutants: setup   ## mutation testing: make mutants ARGS="--file daycap/wallet/lease_book.py"
+mutants: setup   ## mutation testing: make mutants ARGS="--file daycap/wallet/holds.py"
 	@$(UV) run --no-sync python -m tests.mutation $(ARGS)
 
 chaos: setup     ## run a fault campaign on real processes: make chaos ARGS="--rounds 200 --plot chaos.png"

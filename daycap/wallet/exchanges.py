@@ -8,18 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Generic
+from typing import Generic
 
 from daycap.clock import DAY_MS, day_start_ms
 from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, UnknownAgent
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import Answer, SyncReply, SyncRequest
 from daycap.wallet.hold import H, Pending
+from daycap.wallet.holds import Holds
 from daycap.wallet.lease import Lease
 from daycap.wallet.leases import expired
-
-if TYPE_CHECKING:
-    from daycap.wallet.lease_book import LeaseBook
+from daycap.wallet.unsettled import Unsettled
 
 logger = logging.getLogger("daycap")
 
@@ -36,8 +35,8 @@ class Exchanges(Generic[H]):
     `slice_seconds` is how many seconds of an agent's use to lease ahead, 0 for none.
     """
 
-    def __init__(self, book: LeaseBook[H], guard_ms: int, slice_seconds: float) -> None:
-        self._book = book
+    def __init__(self, book: Holds[H], unsettled: Unsettled, guard_ms: int, slice_seconds: float) -> None:
+        self._book, self._unsettled = book, unsettled
         self._guard_ns = guard_ms * _MS
         self.slice_seconds = slice_seconds
         self.clear()
@@ -246,7 +245,7 @@ class Exchanges(Generic[H]):
             lease.deadline_ns = 0 if must_ask else max(lease.deadline_ns, deadline_ns)
             lease.recalled = reply.recall
             lease.drawn = max(lease.drawn, reply.drawn_micros)
-            book.unsettled.hear(lease, reply, now_ns)
+            self._unsettled.hear(lease, reply, now_ns)
             outstanding = reply.granted_micros - pending.request.returned_micros - reply.drawn_micros
             if pending.sent_ns >= lease.owed_ns:
                 lease.unsure = lease.returned != pending.request.returned_micros

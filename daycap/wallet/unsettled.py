@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daycap.protocol.counter import SyncReply, settled_up_to
 from daycap.protocol.resend import resend_wait_ns
 from daycap.protocol.wire import FinalizeEvent
+from daycap.wallet.holds import Holds
 from daycap.wallet.lease import Lease
 from daycap.wallet.leases import expired
-
-if TYPE_CHECKING:
-    from daycap.wallet.lease_book import LeaseBook
 
 _RESENDS_BEFORE_SUCCESSOR = 2
 
@@ -20,7 +18,7 @@ _RESENDS_BEFORE_SUCCESSOR = 2
 class Unsettled:
     """The unsettled events of `book`. `settled` is called with each that the ledger has, or that is dropped."""
 
-    def __init__(self, book: LeaseBook[Any], settled: Callable[[FinalizeEvent], None]) -> None:
+    def __init__(self, book: Holds[Any], settled: Callable[[FinalizeEvent], None]) -> None:
         self._book = book
         self.settled = settled
 

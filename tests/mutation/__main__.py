@@ -41,7 +41,7 @@ _LITELLM = ["tests/integration/test_litellm.py", "tests/integration/test_litellm
 _OPENING = ["tests/contract/test_opening.py", "-k", "sqlite"]
 
 TESTS: dict[str, tuple[list[str], int]] = {
-    "daycap/wallet/lease_book.py": ([*_BOOK, _MODELS_BOOK], 0),
+    "daycap/wallet/holds.py": ([*_BOOK, _MODELS_BOOK], 0),
     "daycap/wallet/leases.py": ([*_BOOK, _MODELS_BOOK], 0),
     "daycap/wallet/exchanges.py": ([*_BOOK, _MODELS_BOOK], 0),
     "daycap/wallet/unsettled.py": ([*_BOOK, _MODELS_BOOK], 0),

@@ -34,7 +34,7 @@ class Edit(NamedTuple):
         return source.replace(self.old, self.new)
 
 
-_BOOK, _EXCHANGES = "daycap/wallet/lease_book.py", "daycap/wallet/exchanges.py"
+_BOOK, _EXCHANGES = "daycap/wallet/holds.py", "daycap/wallet/exchanges.py"
 _SETTLE = "daycap/ledger/settle.py"
 _SYNC, _PUBLISH = "daycap/counters/scripts/sync.lua", "daycap/counters/scripts/publish.lua"
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from daycap import BudgetUnavailable
+from daycap.wallet import counter_clock, exchanges, holds, leases, unsettled
 from daycap.wallet import lease as lease_module
-from daycap.wallet import lease_book as book_module
 from daycap.wallet.hold import AsyncHold, Hold, kinds
 from tests.runner_without_io import CAP, Runner, held
 
-TRACED = (lease_module.__file__, book_module.__file__)
+TRACED = tuple(str(module.__file__) for module in (lease_module, holds, leases, exchanges, unsettled, counter_clock))
 
 
 FINALIZER = ("_forgotten", "dropped", "_leave")

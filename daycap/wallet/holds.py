@@ -1,0 +1,406 @@
+"""The holds of a runner process: made from its leases, and ended, in memory and without I/O.
+
+`reserve` and `finalize` are the hot path: one lock, a few integers.
+
+A signal handler, or a finalizer that the garbage collector runs, may interrupt this code anywhere, raise an
+exception, and call it again. Three rules make that harmless:
+
+- Each move of money is one store (`Lease` derives what is free). Ending a hold takes several stores, so it is first
+  recorded as a whole, and the next caller completes it if it was interrupted.
+- A call that interrupted its own thread inside the book only appends to `_inbox`. The next caller processes the inbox.
+- The book's lock is always the last one taken. Under it nothing is logged, and the only foreign code called is the
+  code that keeps an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any, Generic, NamedTuple
+
+from daycap.clock import boot_ns
+from daycap.errors import BudgetUnavailable, HoldEnded
+from daycap.protocol.wire import FinalizeEvent
+from daycap.wallet.counter_clock import CounterClock
+from daycap.wallet.hold import BaseHold, H, Hold, Taken, kinds
+from daycap.wallet.lease import Lease
+from daycap.wallet.leases import Leases
+
+logger = logging.getLogger("daycap")
+
+_MS = 1_000_000
+_RESENDS_BEFORE_SUCCESSOR = 2
+
+_wall_ns = time.time_ns
+_new_event: Any = tuple.__new__
+"""What a NamedTuple's constructor calls in the end; calling it directly saves a Python call on the hot path."""
+
+_SHORTEST_WINDOW_NS = 100 * _MS
+"""A rate measured over a shorter window is mostly noise."""
+
+
+class _How(Enum):
+    """How money taken out of a lease ends."""
+
+    CHARGED = auto()
+    RELEASED = auto()
+    IN_PART = auto()
+    DROPPED = auto()
+
+
+class _Ending(NamedTuple):
+    """An end that was requested while its thread was inside the book."""
+
+    taken: Taken
+    actual: int
+    at_ms: int
+    how: _How
+
+
+_Move = tuple[Taken | None, Lease, int, int, int, FinalizeEvent | None, BaseHold | None, int]
+"""Everything that ends a `Taken`, as final values, so that applying it twice is harmless.
+
+In order: what ends, its lease, the lease's new `out`, `last_hold` and `released`, the event; another hold, and the
+amount that it holds afterwards.
+"""
+
+
+class Dropped(NamedTuple):
+    """A hold that was dropped without being ended, and what was charged for it."""
+
+    agent: str
+    micros: int
+    age_s: float
+    where: str
+
+
+class Holds(Generic[H]):
+    """The holds of one runner process, with its leases. Threads may share it; a forked child starts with an empty one.
+
+    `emit` is called with each event that a finalize creates. Holds are of `hold_type`; with `trace_holds` they store
+    the line that reserved them. `reserve_more` is the wallet's reserve, for `extend`. `random` makes the leases' ids.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[FinalizeEvent], None],
+        *,
+        hold_type: type[H] = Hold,  # type: ignore[assignment]
+        trace_holds: bool = False,
+        reserve_more: Callable[[str, int], Any] | None = None,
+        now_ns: Callable[[], int] = boot_ns,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.emit = emit
+        self._ended_type, self._make_hold = kinds(hold_type, traced=trace_holds)
+        self.reserve_more: Any = reserve_more
+        self.now_ns = now_ns
+        self.leases = Leases(random)
+        self.clock = CounterClock(now_ns)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.lock = threading.RLock()  # It knows its owner; it is never entered twice to change something.
+        self.inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
+        """Whether the calling thread was interrupted inside the book."""
+        self._inbox: deque[_Ending] = deque()
+        self._move: _Move | None = None
+        self._dropped: deque[Dropped] = deque()
+        self.trouble: Exception | None = None
+        """The last error from `emit`; the renewer logs it and clears it."""
+        self.leases.clear()
+        self.clock.clear()
+        self._current = self.leases.current
+        self.closed = self.asks_always = False
+
+    # --- the hot path -----------------------------------------------------------------------------------
+
+    def reserve(self, agent: str, estimate: int) -> H | None:
+        """Reserve from the lease's free money; return None if the counter must be asked. No I/O.
+
+        Raises `BudgetUnavailable` in a thread that was interrupted inside the book.
+        """
+        if self.inside():
+            raise BudgetUnavailable(
+                f"agent {agent}: this signal handler or finalizer interrupted daycap itself; reserve after it returns"
+            )
+        lease = self._current.get(agent)
+        if lease is None:
+            return None
+        hold = self._make_hold()
+        hold._book = self
+        hold._lease = lease
+        hold._actual = hold._pricing = None
+        hold.held_micros = estimate
+        try:
+            with self.lock:
+                out = lease.out
+                if lease.granted - lease.returned - out < estimate:
+                    return None
+                number = lease.last_hold + 1
+                try:
+                    lease.last_hold = hold._number = number
+                    lease.out = out + estimate
+                    hold._ended = False
+                except BaseException:
+                    if hold.ended:
+                        lease.out, lease.last_hold = out, number - 1
+                    raise
+                lease.used += estimate
+        except BaseException:
+            self._leave_lock()
+            raise
+        # Read the clock after taking the money: a pause in between cannot make a late hold.
+        hold._since_ns = now_ns = self.now_ns()
+        if now_ns >= lease.deadline_ns:
+            lease.used -= estimate
+            self.release(hold)
+            return None
+        if self._inbox:
+            self.catch_up()
+        return hold
+
+    def finalize(self, hold: BaseHold, actual: int, *, again: bool = False) -> None:
+        """See `Hold.finalize`; `actual` is in micros. With `again`, a hold that has already ended is no error."""
+        at_ms = _wall_ns() // _MS
+        if self.inside():
+            self._leave(hold, actual, at_ms, _How.CHARGED)
+            return
+        try:
+            with self.lock:
+                lease = hold._lease
+                if hold._ended or lease.foreign:
+                    if again and hold._ended:
+                        return
+                    raise _ended(hold)
+                held = before = hold.held_micros
+                if actual > held and self.now_ns() < lease.deadline_ns:
+                    # The lease's own free money covers an overage first, so that it is not lent twice.
+                    held += min(actual - held, lease.free)
+                number = lease.finalized + 1
+                event = _new_event(
+                    FinalizeEvent, (lease.id, hold._number, number, lease.agent, lease.day, held, actual, at_ms)
+                )
+                out = lease.out - before + (actual if actual < held else held)
+                try:
+                    # `_complete` inlined, for speed.
+                    lease.out = out
+                    if lease.unsettled:
+                        lease.unsettled.append(event)
+                    else:
+                        lease.progress_ns = self.now_ns()
+                        lease.unsettled = [event]
+                    lease.finalized = number
+                    hold.held_micros = held
+                    hold._ended = True
+                    hold.__class__ = self._ended_type
+                    # Emit under the lock, so that events are sent in the order of their numbers.
+                    self.emit(event)
+                except BaseException as error:
+                    self._move = (hold, lease, out, lease.last_hold, lease.released, event, None, 0)
+                    self._complete()
+                    if not isinstance(error, Exception):
+                        raise
+                number = 0  # In CPython 3.11 the outer handler covers the end of this `try` only if code follows.
+        except BaseException:
+            self._leave_lock()
+            raise
+        if self._inbox:
+            self.catch_up()
+
+    def settle_part(self, hold: BaseHold, actual: int) -> None:
+        """See `Hold.settle_part`; `actual` is in micros. A part gets its own hold number."""
+        self._end(hold, actual, _How.IN_PART)
+
+    def join(self, hold: BaseHold, more: BaseHold) -> None:
+        """Move what `more` holds into `hold`. On `BudgetUnavailable` or `HoldEnded`, `more` is released."""
+        with self.lock:
+            self.catch_up_locked()
+            lease = hold._lease
+            together = not hold._ended and lease is more._lease
+            if together:
+                held = hold.held_micros + more.held_micros
+                self._move = (more, lease, lease.out, lease.last_hold, lease.released + 1, None, hold, held)
+                self._complete()
+        if together:
+            return
+        more.release()
+        if hold._ended or lease.foreign:
+            raise _ended(hold)
+        raise BudgetUnavailable(f"hold {hold.id} can no longer be extended; call settle_part and reserve again")
+
+    def release(self, hold: BaseHold) -> None:
+        """See `Hold.release`."""
+        self._end(hold, 0, _How.RELEASED)
+
+    def dropped(self, taken: Taken) -> None:
+        """End what was dropped without being ended: charge a hold in full, free what a question earmarked.
+
+        Finalizers call this in any thread at any time, so it only appends to the inbox.
+        """
+        self._leave(taken, 0, time.time_ns() // _MS, _How.DROPPED)
+
+    def take_dropped(self) -> list[Dropped]:
+        """Return the holds that were dropped without being ended, each of them once."""
+        self.catch_up()
+        return [self._dropped.popleft() for _ in range(len(self._dropped))]
+
+    def catch_up(self) -> None:
+        """Process what interrupting calls left in the inbox."""
+        if not self.inside():
+            with self.lock:
+                self.catch_up_locked()
+
+    def close(self) -> None:
+        """Make no new holds; live ones can still be ended."""
+        with self.lock:
+            self.catch_up_locked()
+            self.closed = True
+            for lease in self.leases.all():
+                lease.deadline_ns = 0
+
+    def ask_always(self, always: bool) -> None:
+        """Make no hold from memory while `always` is set: no event could be sent, and asking raises the reason."""
+        with self.lock:
+            self.catch_up_locked()
+            self.asks_always = always
+            for lease in self.leases.all() if always else ():
+                lease.deadline_ns = 0
+
+    def forget(self) -> None:
+        """Mark all leases as the parent's and start empty. Called in a forked child."""
+        for lease in self.leases.all():
+            lease.foreign = True
+        self._clear()
+
+    # --- queries ------------------------------------------------------------------------------------------
+
+    def free_micros(self, agent: str) -> int:
+        """Return what this process can still reserve for the agent without asking."""
+        lease = self._current.get(agent)
+        return lease.free if lease is not None and self.now_ns() < lease.deadline_ns else 0
+
+    def live_holds(self) -> int:
+        """Return how many holds of this process have not ended."""
+        self.catch_up()
+        with self.lock:
+            return sum(lease.live_holds for lease in self.leases.all())
+
+    # --- private; the lock is held --------------------------------------------------------------------------
+
+    def _leave_lock(self) -> None:
+        """Release the lock if an exception came between the end of a locked block and the lock's own exit."""
+        if self.inside():
+            self.lock.release()
+        if self._inbox:
+            self.catch_up()
+
+    def _end(self, hold: BaseHold, actual: int, how: _How) -> None:
+        """End a hold, off the hot path."""
+        at_ms = time.time_ns() // _MS
+        if self.inside():
+            self._leave(hold, actual, at_ms, how)
+            return
+        with self.lock:
+            self.catch_up_locked()
+            if hold._ended or hold._lease.foreign:
+                raise _ended(hold)
+            self._apply_end(hold, actual, at_ms, how)
+        self.catch_up()
+
+    def _leave(self, taken: Taken, actual: int, at_ms: int, how: _How) -> None:
+        """Leave an end to the next caller. Raises `HoldEnded` if the hold is known to have ended."""
+        if isinstance(taken, BaseHold) and how is not _How.DROPPED and (taken._ended or taken._lease.foreign):
+            raise _ended(taken)
+        self._inbox.append(_Ending(taken, actual, at_ms, how))
+
+    def catch_up_locked(self) -> None:
+        if self._move is not None:
+            self._complete()
+        inbox = self._inbox
+        while inbox:
+            taken, actual, at_ms, how = inbox[0]
+            if not (taken._ended or taken._lease.foreign):
+                self._apply_end(taken, actual, at_ms, how)
+            inbox.popleft()
+
+    def _apply_end(self, taken: Taken, actual: int, at_ms: int, how: _How) -> None:
+        lease, held = taken._lease, taken.held_micros
+        if not isinstance(taken, BaseHold):
+            self.put_back(taken)
+        elif how is _How.RELEASED:
+            self._move = (taken, lease, lease.out - held, lease.last_hold, lease.released + 1, None, None, 0)
+            self._complete()
+        elif how is _How.IN_PART:
+            part, number = min(actual, held), lease.last_hold + 1
+            event, out = self._charge(taken, number, part, actual, at_ms)
+            self._move = (None, lease, out, number, lease.released, event, taken, held - part)
+            self._complete()
+        else:
+            if how is _How.DROPPED:
+                actual = held if taken._actual is None else taken._actual
+                now_ns = self.now_ns()
+                age_s = (now_ns - getattr(taken, "_since_ns", now_ns)) / 1e9
+                self._dropped.append(Dropped(lease.agent, actual, age_s, getattr(taken, "where", "")))
+            event, out = self._charge(taken, taken._number, held, actual, at_ms)
+            self._move = (taken, lease, out, lease.last_hold, lease.released, event, None, 0)
+            self._complete()
+
+    def _charge(self, taken: Taken, number: int, held: int, actual: int, at_ms: int) -> tuple[FinalizeEvent, int]:
+        """Return the event that charges `actual` against `held`, and the lease's `out` after it."""
+        lease, before = taken._lease, held
+        if actual > held and self.now_ns() < lease.deadline_ns:
+            # The lease's own free money covers an overage first, so that it is not lent twice.
+            held += min(actual - held, lease.free)
+        event = FinalizeEvent(lease.id, number, lease.finalized + 1, lease.agent, lease.day, held, actual, at_ms)
+        return event, lease.out - before + event.drawn_micros
+
+    def _complete(self) -> None:
+        """Apply `_move` from the beginning: an earlier try may have been interrupted anywhere."""
+        move = self._move
+        assert move is not None  # noqa: S101
+        ended, lease, out, last_hold, released, event, other, other_held = move
+        lease.out, lease.last_hold, lease.released = out, last_hold, released
+        if other is not None:
+            other.held_micros = other_held
+        if event is not None:
+            unsettled = lease.unsettled
+            if not unsettled:
+                lease.progress_ns = self.now_ns()
+                lease.unsettled = [event]
+            elif unsettled[-1] is not event:
+                unsettled.append(event)
+            lease.finalized = event.number
+            # Emit under the lock, so that events are sent in the order of their numbers.
+            try:
+                self.emit(event)
+            except Exception as error:
+                self.trouble = error  # The event is in `unsettled`, and is resent when it stalls.
+        if ended is not None:
+            if other is None and event is not None:
+                ended.held_micros = event.held_micros
+            ended._ended = True
+            if isinstance(ended, BaseHold):
+                ended.__class__ = self._ended_type
+        self._move = None
+
+    def put_back(self, pending: Taken) -> None:
+        """Free the money that a question earmarked."""
+        if not pending.ended:
+            lease = pending._lease
+            lease.owed_ns = self.now_ns()
+            lease.questions.pop(pending._number, None)
+            out = lease.out - pending.held_micros
+            self._move = (pending, lease, out, lease.last_hold, lease.released, None, None, 0)
+            self._complete()
+
+
+def _ended(hold: BaseHold) -> HoldEnded:
+    if hold._lease.foreign:
+        return HoldEnded(f"hold {hold.id} belongs to the parent of this forked process")
+    return HoldEnded(f"hold {hold.id} was already finalized or released")
