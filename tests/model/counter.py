@@ -21,8 +21,6 @@ class Terms(NamedTuple):
     guard: int = 0
     grace: int = 0
     share: int = 1
-    deltas: bool = False
-    """Whether a publish carries what changed, and not every lease of the day."""
     without: tuple[str, ...] = ()
 
 
@@ -34,7 +32,7 @@ class Lease(NamedTuple):
     last_event: int = 0
     deadline: int = 0
     known: int = 0
-    """Whether the hash has it: only where publishes carry what changed."""
+    """Whether the hash has it."""
     farewell: int = NEVER
     """How many events its runner's farewell named."""
 
@@ -55,7 +53,7 @@ class Counter(NamedTuple):
     fence_until: int
     leases: Leases
     drawn: int = 0
-    """The sum of every lease of the day, folded ones too: only where publishes carry what changed."""
+    """The sum of every lease of the day, folded ones too."""
     folded: int = 0
     """The part of `drawn` that belongs to folded leases."""
 
@@ -95,7 +93,7 @@ class Snapshot(NamedTuple):
     cap: int
     spent: int
     totals: tuple[tuple[int, int, int] | tuple[()], ...]
-    """Of a delta those that did not change are (); where there are deltas, so are those that have no row or are
+    """() of those that it does not name: a delta those that did not change, all of them those that have no row or are
     folded."""
     expire_before: int = 0
     first_until: int = 0
@@ -138,7 +136,7 @@ def used(counter: Counter, terms: Terms) -> int:
     """What leases have drawn is spent though it was not all charged, because the cap was lowered meanwhile."""
     if "what is drawn is used though it was not charged" in terms.without:
         return counter.spent
-    return max(counter.spent, counter.drawn if terms.deltas else sum([lease.drawn for lease in counter.leases]))
+    return max(counter.spent, counter.drawn)
 
 
 def sync(
@@ -160,7 +158,7 @@ def sync(
         returned=max(lease.returned, said.returned),
         drawn=max(lease.drawn, said.drawn),
         deadline=max(lease.deadline, now + terms.ttl),
-        known=int(terms.deltas),
+        known=1,
         farewell=max(lease.farewell, said.farewell),
     )
     counter = counter._replace(leases=_with(counter.leases, said.lease, lease))
@@ -209,26 +207,22 @@ def publish(
     `ahead`: the day begins more than a ttl from now; `over`: it has ended.
     """
     opened = counter is None or (counter.run != said.run and "run id compared" not in terms.without)
-    if terms.deltas and (behind := _behind(counter, terms, said, missing=opened)) is not None:
+    if (behind := _behind(counter, terms, said, missing=opened)) is not None:
         return counter, Published(False, False, 0, 0, (), False, behind)
     counter = _open(counter, terms, now, said, ahead=ahead) if opened else counter
     assert counter is not None
     first = said.first_until > 0 if "first is a time limit" in terms.without else now < said.first_until
     fence_until = 0 if first and not opened else counter.fence_until
-    if not terms.deltas:
-        counter = counter._replace(leases=_told_all(counter.leases, said))
-    elif said.base < 0:
-        counter = _told_whole(counter, terms, said, opened=opened)
-    else:
-        counter = _told_changes(counter, terms, said)
+    whole = said.base < 0
+    counter = _told_whole(counter, terms, said, opened=opened) if whole else _told_changes(counter, terms, said)
     if said.seq >= counter.seq or "older seq ignored" in terms.without:
         counter = counter._replace(seq=said.seq, status=said.status, cap=said.cap, spent=said.spent)
 
     leases, given_up, expired = list(counter.leases), 0, []
     for number, lease in enumerate(leases):
-        dead = lease.deadline + terms.grace < said.expire_before and (number in said.chosen or not terms.deltas)
-        if "expiry decided inside the script" in terms.without:
-            dead = number in said.chosen
+        dead = number in said.chosen
+        if "expiry decided inside the script" not in terms.without:
+            dead = dead and lease.deadline + terms.grace < said.expire_before
         if dead and (left := outstanding(lease, terms)) > 0:
             given_up += left
             expired.append(number)
@@ -245,24 +239,16 @@ def publish(
     return counter, Published(opened, fence_until > 0, total, given_up, tuple(expired), lifted)
 
 
-def _told_all(leases: Leases, said: Snapshot) -> Leases:
-    """Every lease with the ledger's totals of it: where publishes carry all."""
-    return tuple([_told(lease, totals) for lease, totals in zip(leases, said.totals, strict=True)])
-
-
-def _told(
-    lease: Lease, totals: tuple[int, int, int] | tuple[()], known: int = 0, without: tuple[str, ...] = ()
-) -> Lease:
-    if not totals:
-        return lease
+def _told(lease: Lease, totals: tuple[int, int, int], without: tuple[str, ...] = ()) -> Lease:
+    """The lease with the ledger's totals of it."""
     drawn, events, last_event = totals
     if "a lease keeps what it was told" in without:
-        return lease._replace(drawn=drawn, events=events, last_event=last_event, known=known)
+        return lease._replace(drawn=drawn, events=events, last_event=last_event, known=1)
     return lease._replace(
         drawn=max(lease.drawn, drawn),
         events=max(lease.events, events),
         last_event=max(lease.last_event, last_event),
-        known=known,
+        known=1,
     )
 
 
@@ -286,8 +272,8 @@ def _behind(counter: Counter | None, terms: Terms, said: Snapshot, *, missing: b
             return REPAIR
         if "a named lease is compared at the same seq" in without:
             return None
-        named = zip(counter.leases, said.totals, strict=True)
-        return None if all(_told(lease, totals, 1) == lease for lease, totals in named if totals) else REPAIR
+        named = [(lease, totals) for lease, totals in zip(counter.leases, said.totals, strict=True) if totals]
+        return None if all(_told(lease, totals) == lease for lease, totals in named) else REPAIR
     if counter.seq < said.seq and "the sum of what was drawn is compared" not in without:
         return None if _told_changes(counter, terms, said).drawn == said.drawn else REPAIR
     return None
@@ -299,7 +285,7 @@ def _told_changes(counter: Counter, terms: Terms, said: Snapshot) -> Counter:
         return counter
     leases, folded = list(counter.leases), counter.folded
     for number, totals in enumerate(said.totals):
-        leases[number] = _told(leases[number], totals, 1, terms.without)
+        leases[number] = _told(leases[number], totals, terms.without) if totals else leases[number]
     drawn = counter.drawn + sum([lease.drawn for lease in leases]) - sum([lease.drawn for lease in counter.leases])
     for number in said.folded if "a folded lease leaves the counter" not in terms.without else ():
         folded += leases[number].drawn
@@ -317,7 +303,7 @@ def _told_whole(counter: Counter, terms: Terms, said: Snapshot, *, opened: bool)
         lease = leases[number]
         left = opened and "a copy's lease that is not named leaves" not in without
         if totals:
-            leases[number] = _told(lease, totals, 1, without)
+            leases[number] = _told(lease, totals, without)
         elif left or number in said.folded or "a lease that is not named stays" in without:
             leases[number] = NEW
     named = sum([totals[0] for totals in said.totals if totals])

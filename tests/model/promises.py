@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.model import counter as counters
-from tests.model.counter import NEVER, WHOLE, Counter, Published
+from tests.model.counter import NEVER, Counter, Published
 from tests.model.lease_book import DEAD, GONE, Book
 from tests.model.protocol import Protocol
 from tests.model.state import NOW, Exchange, Ledger, Message, Publish, Settled, State, at, totals
@@ -28,10 +28,10 @@ def broken(protocol: Protocol, s: State) -> str:
         if counter and not s.restored and counter.seq == ledger.seq:
             if counter[1:5] != (ledger.seq, ledger.status, ledger.cap, ledger.spent):
                 return "P3: the counter's snapshot differs from the ledger's of the same seq"
-            if protocol.terms.deltas and counter.run == s.run and (why := _differ(protocol, counter, ledger)):
+            if counter.run == s.run and (why := _differ(protocol, counter, ledger)):
                 return why
         in_hash = sum([lease.drawn for lease in counter.leases]) if counter else 0
-        if counter and protocol.terms.deltas and counter.drawn != counter.folded + in_hash:
+        if counter and counter.drawn != counter.folded + in_hash:
             return "P3: the counter's sums differ from its leases"
     return _lost_event(protocol, s) or (_at_rest(protocol, s) if quiet(s) else "")
 
@@ -81,15 +81,14 @@ def _at_rest(protocol: Protocol, s: State) -> str:
             if after.drawn < sum([each[0] for each in settled]) or after.seq != ledger.seq:
                 return "P3: at rest the counter has not what the ledger has"
             continue
-        known = tuple([(lease.drawn, lease.events, lease.last_event) for lease in after.leases])
-        same = not _differ(protocol, after, ledger) if protocol.terms.deltas else known == settled
-        if (after.seq, after.cap, after.spent) != (ledger.seq, ledger.cap, ledger.spent) or not same:
+        same = (after.seq, after.cap, after.spent) == (ledger.seq, ledger.cap, ledger.spent)
+        if not same or _differ(protocol, after, ledger):
             return "P3: at rest the counter differs from the ledger"
     return ""
 
 
 def _reconciled(protocol: Protocol, counter: Counter, ledger: Ledger) -> tuple[Counter, Published, Ledger]:
-    base = ledger.seq if protocol.terms.deltas else WHOLE
+    base = ledger.seq
     if counter.seq > ledger.seq:
         base, ledger = protocol.overtaking(counter, ledger)
     while True:
@@ -111,10 +110,8 @@ class Tidy:
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
-        # Without this guard a lease that has nothing out is not known to be renewed by anything but its deadline.
-        self._keep_deadlines = "put back accepted" in protocol.without or (
-            protocol.terms.deltas and bool(protocol.without)
-        )
+        # Without a guard, a lease that has nothing out may have something again, and is not renewed before.
+        self._keep_deadlines = bool(protocol.without)
         self._keep_late = "a late reply thrown away" in protocol.without
         half, leases = len(protocol.leases) // 2, protocol.config.leases
         alike = protocol.config.runners == 2 and len(set(protocol.tries)) == 1

@@ -60,7 +60,7 @@ class Protocol:
     def initial(self) -> State:
         """The state in which nothing has happened."""
         config, many = self.config, len(self.accounts)
-        zeros = (0,) * len(self.leases) if self.terms.deltas else ()
+        zeros = (0,) * len(self.leases)
         empty = Counter(0, 1, ACTIVE, config.cap, 0, 0, 0, 0, (counters.NEW,) * len(self.leases))
         return State(
             run=0,
@@ -315,7 +315,7 @@ class Protocol:
         for n in self.leases_of[account]:
             known, book = counter.leases[n], s.books[n]
             # What a sync puts back that arrives after the fold is set aside until it is given up.
-            again = self.terms.deltas and s.ledgers[account].folded[n] and known.farewell == NEVER
+            again = s.ledgers[account].folded[n] and known.farewell == NEVER
             drawn = 0 if again and "fold long after the last sync" not in self.without else book.drawn
             aside = known.granted - known.returned - drawn if book.state in GONE else 0
             used += max(aside, sum(book.holds))
@@ -415,11 +415,10 @@ class Protocol:
             settled = plus(ledger.settled, (lease, event.number, event.drawn, charged))
             base = ledger.seq
             ledger = ledger._replace(spent=ledger.spent + charged, seq=base + 1, settled=settled)
-            if self.terms.deltas:
-                ledger = _changed(ledger, lease, folded=0)
+            ledger = _changed(ledger, lease, folded=0)
             if charged and ledger.spent > ledger.cap:
                 broken = "P1: a settlement took spent above the cap"
-        elif self.terms.deltas and ledger.folded[lease] and "a duplicate unfolds its lease" not in self.without:
+        elif ledger.folded[lease] and "a duplicate unfolds its lease" not in self.without:
             ledger = _changed(ledger._replace(seq=base + 1), lease, folded=0)
         done = s._replace(ledgers=at(s.ledgers, account, ledger))
         what = f"settle event {event.number} of {self.names[lease]}{', known' if known else ''}"
@@ -445,7 +444,7 @@ class Protocol:
     ) -> State:
         """Send the account's snapshot on its way; `row` and `settled` are parts of it that were read before.
 
-        Where publishes are deltas it carries what changed since `base`.
+        It carries what changed since `base`.
         """
         row = row or s.ledgers[account]
         settled = s.ledgers[account].settled if settled is None else settled
@@ -463,11 +462,8 @@ class Protocol:
 
         `touched`: the lease that it names in any case; `seen`: the counter whose leases a repair looks for.
         """
-        only = touched if "publish carries every lease of the day" in self.without else None
-        said = totals(row.settled, len(self.leases), only)
+        said = totals(row.settled, len(self.leases))
         snapshot = Snapshot(0, row.seq, row.status, row.cap, row.spent, said)
-        if not self.terms.deltas:
-            return snapshot
         touched = None if "a duplicate names its lease" in self.without else touched
         changed = [n for n in self.leases if base < 0 or row.changed[n] > base or n == touched]
         in_hash = [n for n in self.leases if seen and seen.leases[n].known] if base == REPAIR else []
@@ -489,7 +485,7 @@ class Protocol:
                 after = s._replace(ledgers=at(s.ledgers, account, ledger))
                 yield "reconcile: the ledger was restored, and overtakes", self._enqueue(after, account, base=base), ""
             else:
-                yield "reconcile", self._enqueue(s, account, base=ledger.seq if self.terms.deltas else WHOLE), ""
+                yield "reconcile", self._enqueue(s, account, base=ledger.seq), ""
         if "drawn never travels without spent of the same snapshot" in self.without:
             if (account, ledger) not in s.torn:
                 yield "open reads a part of the snapshot", s._replace(torn=((account, ledger),)), ""
@@ -501,9 +497,7 @@ class Protocol:
     def overtaking(self, counter: Counter, ledger: Ledger) -> tuple[int, Ledger]:
         """What the publish of a restored ledger's row is based on, and the row, which goes past the counter."""
         ledger = ledger._replace(seq=counter.seq + 1)
-        if self.terms.deltas and "a restored ledger is published whole" not in self.without:
-            return REPAIR, ledger
-        return ledger.seq if self.terms.deltas else WHOLE, ledger
+        return ledger.seq if "a restored ledger is published whole" in self.without else REPAIR, ledger
 
     def sent_again(self, s: State, account: int) -> Ledger:
         """The account's row after all who wait to hear that an event is settled have sent it once more."""
@@ -517,7 +511,7 @@ class Protocol:
         """Whether the counter has not what the ledger says, as a script sees it."""
         ledger = s.ledgers[account]
         own = (counter.run, counter.seq, counter.status, counter.cap, counter.spent)
-        drawn = sum([row[2] for row in ledger.settled]) if self.terms.deltas else counter.drawn
+        drawn = sum([row[2] for row in ledger.settled])
         said = (s.run, ledger.seq, ledger.status, ledger.cap, ledger.spent)
         return own != said or counter.drawn != drawn
 
@@ -548,9 +542,8 @@ class Protocol:
             if lease.deadline + grace < before and counters.outstanding(lease, self.terms) > 0
         ]
         if past or 0 < counter.fence_until < before - grace:
-            suspects = self.terms.deltas or "expiry decided inside the script" in self.without
-            chosen, base = tuple(past) if suspects else (), s.ledgers[account].seq
-            yield "expire", self._enqueue(s, account, expire_before=before, chosen=chosen, base=base), ""
+            base = s.ledgers[account].seq
+            yield "expire", self._enqueue(s, account, expire_before=before, chosen=tuple(past), base=base), ""
 
     def _fold(self, s: State, account: int) -> Iterator[Step]:
         """Of leases whose runners said farewell only the sum is kept, in the counter as in the ledger."""

@@ -72,7 +72,7 @@ class Config(NamedTuple):
     most_granted: int = 4
     """A lease that was granted so much, and gave back, asks for no more: only where an old sync stays on its way."""
     farewells: bool = False
-    """Whether runners say farewell to leases, and the worker folds them: only where publishes carry what changed."""
+    """Whether runners say farewell to leases, and the worker folds them."""
     ticks: bool = True
     reduced: bool = True
     """Whether steps that commute come in one order only."""
@@ -99,9 +99,9 @@ class Ledger(NamedTuple):
     spent: int
     settled: Settled = ()
     changed: tuple[int, ...] = ()
-    """The seq of each lease's last change: only where publishes carry what changed."""
+    """The seq of each lease's last change."""
     folded: tuple[int, ...] = ()
-    """Of each lease whether it is folded: only there, too."""
+    """Of each lease whether it is folded."""
 
 
 class Exchange(NamedTuple):
@@ -201,13 +201,12 @@ def tick(s: State, config: Config) -> State:
 
 
 @lru_cache(maxsize=100_000)
-def totals(settled: Settled, leases: int, only: int | None = None) -> tuple[tuple[int, int, int], ...]:
-    """(drawn, events, last_event) of every lease, or of one of them."""
+def totals(settled: Settled, leases: int) -> tuple[tuple[int, int, int], ...]:
+    """(drawn, events, last_event) of every lease."""
     found = [(0, 0, 0)] * leases
     for lease, event, drawn, _ in settled:
-        if only is None or only == lease:
-            old = found[lease]
-            found[lease] = (old[0] + drawn, old[1] + 1, max(old[2], event))
+        old = found[lease]
+        found[lease] = (old[0] + drawn, old[1] + 1, max(old[2], event))
     return tuple(found)
 
 

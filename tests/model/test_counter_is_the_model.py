@@ -32,7 +32,7 @@ class Both:
     def __init__(self, real: Counter, terms: LeaseTerms, day: str, agent: str = "agent", margin_ms: int = 1) -> None:
         self.real, self.real_terms, self.day, self.agent, self.margin_ms = real, terms, day, agent, margin_ms
         self.begin_ms = day_start_ms(day)
-        self.terms = model.Terms(terms.ttl_ms, terms.guard_ms, terms.grace_ms, share=8, deltas=True)
+        self.terms = model.Terms(terms.ttl_ms, terms.guard_ms, terms.grace_ms, share=8)
         self.counter: model.Counter | None = None
         self.run = 1
 

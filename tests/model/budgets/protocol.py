@@ -26,7 +26,7 @@ from tests.model.budgets.state import (
     State,
     tick,
 )
-from tests.model.counter import ACTIVE, Counter, Reply, Request, Snapshot
+from tests.model.counter import ACTIVE, REPAIR, WHOLE, Counter, Reply, Request, Snapshot
 from tests.model.lease_book import DEAD, FAR, Asked, Book
 from tests.model.state import NOW, at, less, plus
 
@@ -413,7 +413,13 @@ class Protocol:
             old = found[lease]
             counted = (old[1] + 1, max(old[2], number)) if own == lease else old[1:]
             found[lease] = (old[0] + drawn, *counted)
-        return Snapshot(0, ledger.seq, ACTIVE, self.config.caps[budget], ledger.spent, tuple(found), expire_before)
+        said = Snapshot(0, ledger.seq, ACTIVE, self.config.caps[budget], ledger.spent, (), expire_before)
+        return said._replace(
+            totals=tuple([each if any(each) else () for each in found]),
+            chosen=tuple(range(len(found))),
+            base=WHOLE if s.counters[budget] is None else REPAIR,
+            drawn=sum([each[0] for each in found]),
+        )
 
     def published(self, s: State, budget: int) -> State:
         """The budget's snapshot has reached its counter."""

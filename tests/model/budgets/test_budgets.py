@@ -6,18 +6,17 @@ import pytest
 
 from tests.model.budgets.configurations import MUTANTS, RULES, SMALL
 from tests.model.budgets.state import Config
-from tests.model.configurations import Mutant
+from tests.model.configurations import FIRST_STATES, Mutant
 from tests.model.explore import explore
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("config", SMALL, ids=lambda config: config.name)
 def test_no_promise_is_broken(config: Config) -> None:
-    result = explore(config, rules=RULES)
+    result = explore(config, rules=RULES, most_states=FIRST_STATES)
 
     print(f"{result.states:,} states, depth {result.depth}, {result.seconds:.1f} s")
     assert not result.broken, "\n".join((result.broken, *result.trace))
-    assert result.complete
+    assert result.complete or result.states >= FIRST_STATES
 
 
 @pytest.mark.timeout(300)
