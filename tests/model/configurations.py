@@ -201,7 +201,6 @@ MUTANTS = (
     ),
     _mutant("a lease keeps what it was told", "P6", ONE, cap=3, tries=(3,), ticks=False, faults=("restore",)),
     _mutant("a lease that is not named stays", "P4", TWO, tries=(2, 1), ticks=False, faults=("restore",)),
-    _folding("a restored ledger is published whole", "P7", tries=(2,), faults=RARE, most_faults=2),
     _folding("what was drawn does not shrink", "P4", tries=(2,), faults=("restore",)),
     # Farewell and fold.
     _folding("no farewell with a hold", "P4", TWO),

@@ -122,6 +122,23 @@ class Exploration:
         states = [self._pool.state(key)[0] for key in self._order]
         return {s._replace(focus=NONE) for s in states if self._rules.quiet(s)}
 
+    def can_reach(self, wanted: Callable[[Any], bool]) -> int:
+        """From how many of the states that were found one can be reached that is `wanted`."""
+        numbers = {key: number for number, key in enumerate(self._order)}
+        before: list[list[int]] = [[] for _ in self._order]
+        found = []
+        for number, key in enumerate(self._order):
+            state = self._pool.state(key)[0]
+            found += [number] if wanted(state) else []
+            for _, after, _ in self._protocol.steps(state):
+                before[numbers[self._pool.key(self._tidy(after))]].append(number)
+        can, waiting = set(found), found
+        while waiting:
+            more = set(before[waiting.pop()]) - can
+            can |= more
+            waiting += more
+        return len(can)
+
     def _look(self, at: int) -> tuple[str, bytes] | None:
         """Take every step from one state; the first that breaks the promise, with its state's key."""
         state, numbers = self._pool.state(self._order[at])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.model import counter as counters
-from tests.model.counter import NEVER, Counter, Published
+from tests.model.counter import NEVER, REPAIR, Counter, Published
 from tests.model.lease_book import DEAD, GONE, Book
 from tests.model.protocol import Protocol
 from tests.model.state import NOW, Exchange, Ledger, Message, Publish, Settled, State, at, totals
@@ -70,8 +70,7 @@ def _at_rest(protocol: Protocol, s: State) -> str:
         counter = s.counters[account]
         if counter is None or counter.run != s.run:
             continue
-        ledger = protocol.sent_again(s, account)
-        after, done, ledger = _reconciled(protocol, counter, ledger)
+        after, done, ledger = _reconciled(protocol, s, account)
         if done.leased or done.fenced:
             return "P5: all has ended and something is still leased"
         settled = totals(ledger.settled, len(protocol.leases))
@@ -87,18 +86,31 @@ def _at_rest(protocol: Protocol, s: State) -> str:
     return ""
 
 
-def _reconciled(protocol: Protocol, counter: Counter, ledger: Ledger) -> tuple[Counter, Published, Ledger]:
-    base = ledger.seq
+def _reconciled(protocol: Protocol, s: State, account: int) -> tuple[Counter, Published, Ledger]:
+    """The counter after a reconcile, after every event that its sender still waits for was sent once more."""
+    counter, base = s.counters[account], s.ledgers[account].seq
+    assert counter is not None
+    ledger = protocol.sent_again(s, account)
     if counter.seq > ledger.seq:
-        base, ledger = protocol.overtaking(counter, ledger)
+        base, ledger = REPAIR, ledger._replace(seq=counter.seq + 1)
+    again = [n for n in s.waiting if protocol.account[n] == account]
+    for touched in (None, *again):
+        counter, done = _taken(protocol, counter, ledger, base, touched)
+        base = ledger.seq
+    return counter, done, ledger
+
+
+def _taken(
+    protocol: Protocol, counter: Counter, ledger: Ledger, base: int, touched: int | None
+) -> tuple[Counter, Published]:
+    """The counter after a publish from this base on, or what its answer asks for."""
     while True:
-        said = protocol.snapshot(ledger, base, seen=counter)._replace(
-            run=counter.run, expire_before=_LONG_AFTER, chosen=tuple(protocol.leases)
-        )
+        said = protocol.snapshot(ledger, base, touched, counter)
+        said = said._replace(run=counter.run, expire_before=_LONG_AFTER, chosen=tuple(protocol.leases))
         after, done = counters.publish(counter, protocol.terms, _LONG_AFTER, said)
         if done.behind is None:
             assert after is not None
-            return after, done, ledger
+            return after, done
         base = done.behind
 
 

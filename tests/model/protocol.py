@@ -311,12 +311,13 @@ class Protocol:
         counter = s.counters[account]
         if counter is None:
             return True
+        late_syncs = {"fold long after the last sync", "a farewell creates no lease"}
         used = s.ghosts[account].excess + sum([s.books[n].drawn for n in self.leases_of[account]])
         for n in self.leases_of[account]:
             known, book = counter.leases[n], s.books[n]
             # What a sync puts back that arrives after the fold is set aside until it is given up.
-            again = s.ledgers[account].folded[n] and known.farewell == NEVER
-            drawn = 0 if again and "fold long after the last sync" not in self.without else book.drawn
+            late = s.ledgers[account].folded[n] and not late_syncs.intersection(self.without)
+            drawn = 0 if late else book.drawn
             aside = known.granted - known.returned - drawn if book.state in GONE else 0
             used += max(aside, sum(book.holds))
         return used + estimate > counter.cap
@@ -481,9 +482,12 @@ class Protocol:
             yield "open", self._enqueue(self._lock(s, account), account, first_until=NOW + self.first), ""
         elif counter is None or self.differs(s, account, counter):
             if counter and counter.run == s.run and counter.seq > ledger.seq:
-                base, ledger = self.overtaking(counter, ledger)
-                after = s._replace(ledgers=at(s.ledgers, account, ledger))
-                yield "reconcile: the ledger was restored, and overtakes", self._enqueue(after, account, base=base), ""
+                after = s._replace(ledgers=at(s.ledgers, account, ledger._replace(seq=counter.seq + 1)))
+                yield (
+                    "reconcile: the ledger was restored, and overtakes",
+                    self._enqueue(after, account, base=REPAIR),
+                    "",
+                )
             else:
                 yield "reconcile", self._enqueue(s, account, base=ledger.seq), ""
         if "drawn never travels without spent of the same snapshot" in self.without:
@@ -493,11 +497,6 @@ class Protocol:
                 rest = s._replace(torn=())
                 yield "open reads the rest: what is drawn", self._enqueue(rest, account, row=seen), ""
                 yield "open reads the rest: what is spent", self._enqueue(rest, account, settled=seen.settled), ""
-
-    def overtaking(self, counter: Counter, ledger: Ledger) -> tuple[int, Ledger]:
-        """What the publish of a restored ledger's row is based on, and the row, which goes past the counter."""
-        ledger = ledger._replace(seq=counter.seq + 1)
-        return ledger.seq if "a restored ledger is published whole" in self.without else REPAIR, ledger
 
     def sent_again(self, s: State, account: int) -> Ledger:
         """The account's row after all who wait to hear that an event is settled have sent it once more."""
