@@ -34,11 +34,19 @@ _PUBLISH_S = 0.1
 """Seconds that another worker's publish may take. A counter that is behind for less than that is not drift."""
 
 
-def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Callable[[int], int], place: Place) -> Slice:
+def expire(
+    ledger: Ledger,
+    publisher: CounterPublisher,
+    settled_before_ms: Callable[[int], int],
+    place: Place,
+    *,
+    fold_above: int = _CROWDED,
+) -> Slice:
     """Expire the leases of dead runners whose events are all settled, and fold the leases of ended ones. One step.
 
     Counts `days` checked, days still `fenced`, leases `folded`, and `given_up_micros`. `settled_before_ms` maps the
-    counter's time to one before which every event is settled, 0 if unknown. Only the first step calls it.
+    counter's time to one before which every event is settled, 0 if unknown. Only the first step calls it. Leases are
+    folded where the counter has more than `fold_above` fields.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
@@ -52,7 +60,7 @@ def expire(ledger: Ledger, publisher: CounterPublisher, settled_before_ms: Calla
     open_days = {
         where: reading for where, reading in zip(agent_days, publisher.read(agent_days), strict=True) if reading
     }
-    crowded = {where for where, size in publisher.sizes(list(open_days)).items() if size > _CROWDED}
+    crowded = {where for where, size in publisher.sizes(list(open_days)).items() if size > fold_above}
     wanted = [where for where, each in open_days.items() if each.leased_micros > 0 or each.fenced or where in crowded]
     overdue = publisher.overdue(wanted, before_ms)
     folds = fold(ledger, {where: _finished(overdue[where]) for where in crowded if _finished(overdue[where])})

@@ -55,7 +55,7 @@ def settle(runner: Installed, worker: Installed, checkout: Path, env: dict[str, 
         assert runner.python(SPEND, env=without_ledger) == "[]\n"
         read = (
             "import os, daycap; from daycap.ledger.reader import LedgerReader as Reader; from daycap.clock import *\n"
-            "day = day_of(wall_ms()); print(Reader(os.environ['DAYCAP_LEDGER_URL']).snapshots([('agent-7', day)])[0])"
+            "day = day_of(wall_ms()); print(Reader(os.environ['DAYCAP_LEDGER_URL']).rows([('agent-7', day)])[0])"
         )
         assert "spent_micros=62400" in worker.run("python", "-c", read, env=env, directory=checkout)
         assert process.end() == 0

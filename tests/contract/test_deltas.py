@@ -218,6 +218,7 @@ class Runner:
         self.ledger, self.publisher, self.counter, self.clock = ledger, publisher, counter, clock
         accounts.add(ledger, publisher, {"agent": 10_000}, "test")
         self.granted: dict[str, int] = {}
+        self.fold_above = 0
 
     def take(self, lease: str, micros: int = 10) -> None:
         granted = self.granted.get(lease, 0)
@@ -237,7 +238,7 @@ class Runner:
 
     def expire(self) -> int:
         """Returns how many leases were folded."""
-        done = housekeeping.expire(self.ledger, self.publisher, lambda now_ms: now_ms, [])
+        done = housekeeping.expire(self.ledger, self.publisher, lambda now_ms: now_ms, [], fold_above=self.fold_above)
         return done.counts["folded"]
 
     def folded(self) -> set[str]:
@@ -261,9 +262,7 @@ def runner(
     publisher: CounterPublisher,
     counter: MemoryCounter,
     clock: ServerClock,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Runner:
-    monkeypatch.setattr(housekeeping, "_CROWDED", 0)
     return Runner(ledger, publisher, counter, clock)
 
 
@@ -376,8 +375,8 @@ def test_what_a_former_release_settled_is_counted(runner: Runner) -> None:
     assert totals == LeaseTotals(A, 10, 1, 1)
 
 
-def test_many_short_leases_leave_a_small_counter(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "_CROWDED", 40)
+def test_many_short_leases_leave_a_small_counter(runner: Runner) -> None:
+    runner.fold_above = 40
     leases = [f"lease-{number}" for number in range(60)]
     for lease in leases:
         runner.take(lease)

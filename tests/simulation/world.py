@@ -65,9 +65,6 @@ class Runner:
     ending: bool = False
 
 
-housekeeping._CROWDED = 0  # A small world has few leases, and folds all that it can.
-
-
 @dataclass(slots=True)
 class Late:
     """Something that arrives though nobody waits for it any more."""
@@ -399,7 +396,8 @@ class World:
                     self._step([(3, self._settle), (2, self._reserve), (2, self._end_a_call), (2, self._send)])
             return min(before_ms, now_ms)
 
-        all_of(lambda place: housekeeping.expire(self.ledger, self.publisher, settled_before_ms, place))
+        # A small world has few leases, and folds all that it can.
+        all_of(lambda at: housekeeping.expire(self.ledger, self.publisher, settled_before_ms, at, fold_above=0))
 
     def _reconcile(self) -> None:
         all_of(lambda place: housekeeping.reconcile(self.ledger, self.publisher, place))

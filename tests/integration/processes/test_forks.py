@@ -37,7 +37,7 @@ wallet = FACES[sys.argv[1]].from_env()
 before = set(sys.modules)
 day = wallet._counter.now_ms()
 if wallet._reader is not None:
-    wallet._reader.snapshots([("agent-7", "2026-03-02")])
+    wallet._reader.rows([("agent-7", "2026-03-02")])
 if sys.argv[1] == "loop":
     asyncio.run(wallet.spent("agent-7"))
     from daycap.protocol.counter import SyncRequest
