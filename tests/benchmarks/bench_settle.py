@@ -108,15 +108,24 @@ def _write(connection: sqlite3.Connection, batch: list[FinalizeEvent]) -> None:
         leases.setdefault(event.lease, []).append(event)
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany(
-        f"INSERT INTO daily_agent_spending VALUES (?, ?, {CAP_MICROS}, ?, 0, ?, 1, 1) ON CONFLICT DO UPDATE SET"
-        " spent_micros = spent_micros + excluded.spent_micros, settled_count = settled_count + excluded.settled_count,"
-        " seq = seq + 1",
-        [(some[0].agent, some[0].day, sum(e.actual_micros for e in some), len(some)) for some in leases.values()],
+        f"INSERT INTO daily_agent_spending VALUES (?, ?, {CAP_MICROS}, ?, 0, ?, 1, 1, ?, 1) ON CONFLICT DO UPDATE"
+        " SET spent_micros = spent_micros + excluded.spent_micros, drawn_micros = drawn_micros + excluded.drawn_micros,"
+        " settled_count = settled_count + excluded.settled_count, seq = seq + 1, drawn_seq = seq + 1",
+        [
+            (
+                some[0].agent,
+                some[0].day,
+                sum(e.actual_micros for e in some),
+                len(some),
+                sum(e.drawn_micros for e in some),
+            )
+            for some in leases.values()
+        ],
     )
     connection.executemany(
-        "INSERT INTO lease_totals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        "INSERT INTO lease_totals VALUES (?, ?, ?, ?, ?, ?, 1, 0) ON CONFLICT DO UPDATE SET"
         " drawn_micros = drawn_micros + excluded.drawn_micros, events = events + excluded.events,"
-        " last_event = excluded.last_event",
+        " last_event = excluded.last_event, changed_seq = changed_seq + 1",
         [
             (lease, some[0].agent, some[0].day, sum(e.drawn_micros for e in some), len(some), some[-1].number)
             for lease, some in leases.items()
