@@ -63,13 +63,13 @@ def expire(
     crowded = {where for where, size in publisher.sizes(list(open_days)).items() if size > fold_above}
     wanted = [where for where, each in open_days.items() if each.leased_micros > 0 or each.fenced or where in crowded]
     overdue = publisher.overdue(wanted, before_ms)
-    folds = fold(ledger, {where: _finished(overdue[where]) for where in crowded if _finished(overdue[where])})
+    folds = fold(ledger, {where: finished for where in crowded if (finished := _finished(overdue[where]))})
     publisher.publish(ledger, folds)
     replies = publisher.publish(
         ledger,
         _rows(ledger, wanted),
         expire_before_ms=before_ms,
-        overdue={where: list(leases) for where, leases in overdue.items()},
+        overdue={where: _outstanding(leases) for where, leases in overdue.items()},
     )
     counts = {
         "days": len(agent_days),
@@ -78,6 +78,11 @@ def expire(
         "given_up_micros": sum(reply.given_up_micros for reply in replies if reply is not None),
     }
     return Slice(counts, [before_ms, *days.place_after(agent_days)])
+
+
+def _outstanding(leases: dict[str, CounterLease]) -> list[str]:
+    """Return those that still have money set aside."""
+    return [lease for lease, each in leases.items() if each.outstanding_micros > 0]
 
 
 def _finished(leases: dict[str, CounterLease]) -> list[tuple[str, int]]:
