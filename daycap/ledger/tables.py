@@ -49,12 +49,15 @@ agent_accounts = sa.Table(
     _count("created_at"),
     _count("updated_at"),
     sa.Column("identity_anchor", sa.Text),
+    sa.Column("plan_id", Number, nullable=False, default=0),
     sa.Index(None, "identity_anchor", unique=True),
     sa.CheckConstraint("length(identity_anchor) BETWEEN 1 AND 256", name="identity_anchor"),
     sa.CheckConstraint("length(agent_account_id) BETWEEN 1 AND 128", name="agent_account_id"),
     sa.CheckConstraint(f"status IN ('{ACTIVE}', '{PAUSED}')", name="status"),
     **_CLUSTERED,
 )
+
+"""`plan_id`: the plan in force, a row of `plans`; 0 if no budget applies to the agent but its own daily cap."""
 
 cap_changes = sa.Table(
     "cap_changes",
@@ -166,12 +169,150 @@ settlements = sa.Table(
     *_micros("actual_micros"),
     *_micros("charged_micros"),
     _count("settled_at"),
+    sa.Column("context_id", Number),
     sa.CheckConstraint("charged_micros <= actual_micros", name="charged"),
     sa.ForeignKeyConstraint(["agent_account_id", "spending_date"], _DAY_KEY),
     sa.Index(None, "spending_date", "agent_account_id"),
     **_CLUSTERED,
 )
-"""Append-only: all charged events."""
+"""Append-only: all charged events. `context_id`: a row of `contexts`; NULL if only the agent's day was charged."""
+
+groups = sa.Table(
+    "groups",
+    metadata,
+    sa.Column("group_id", sa.Text, primary_key=True),
+    _count("created_at"),
+    sa.CheckConstraint("length(group_id) BETWEEN 1 AND 128", name="group_id"),
+    **_CLUSTERED,
+)
+
+group_members = sa.Table(
+    "group_members",
+    metadata,
+    sa.Column("group_id", sa.Text, sa.ForeignKey("groups.group_id"), primary_key=True),
+    sa.Column("member_kind", sa.Text, primary_key=True),
+    sa.Column("member_id", sa.Text, primary_key=True),
+    sa.CheckConstraint("member_kind IN ('agent', 'group')", name="member_kind"),
+    sa.Index(None, "member_id", "member_kind"),
+    **_CLUSTERED,
+)
+"""The agents and groups that belong to each group."""
+
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    sa.Column("budget_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("agent_account_id", sa.Text, sa.ForeignKey("agent_accounts.agent_account_id")),
+    sa.Column("group_id", sa.Text, sa.ForeignKey("groups.group_id")),
+    sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("period", sa.Text, nullable=False),
+    sa.Column("mode", sa.Text, nullable=False),
+    *_micros("cap_micros"),
+    _count("created_at"),
+    _count("updated_at"),
+    sa.Column("removed_at", Number),
+    sa.CheckConstraint("length(budget_id) BETWEEN 3 AND 160", name="budget_id"),
+    sa.CheckConstraint("(agent_account_id IS NULL) <> (group_id IS NULL)", name="scope"),
+    sa.CheckConstraint("mode IN ('enforce', 'watch')", name="mode"),
+    sa.Index(None, "name"),
+    sa.Index(None, "agent_account_id"),
+    sa.Index(None, "group_id"),
+    **_CLUSTERED,
+)
+"""Caps besides each agent's own. The id is `<name>/<n>`: what a change of name, scope or period makes is a new row.
+
+`labels` and `period` are JSON: what the calls in scope are narrowed to, and the rule of the periods.
+"""
+
+budget_changes = sa.Table(
+    "budget_changes",
+    metadata,
+    sa.Column("budget_change_id", Number, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("old", sa.Text),
+    sa.Column("new", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("changed_by", sa.Text, nullable=False),
+    _count("changed_at"),
+    sa.CheckConstraint("kind IN ('budget', 'group')", name="kind"),
+    sa.Index(None, "name"),
+    **_STRICT,
+)
+"""Append-only: all changes of budgets and groups, as JSON before and after, who made them, when and why."""
+
+plans = sa.Table(
+    "plans",
+    metadata,
+    sa.Column("plan_id", Number, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("rules", sa.Text, nullable=False),
+    sa.Index(None, "digest", unique=True),
+    **_STRICT,
+)
+"""Append-only: each set of budgets that ever applied to an agent, as `daycap.protocol.plan` writes it."""
+
+budget_periods = sa.Table(
+    "budget_periods",
+    metadata,
+    sa.Column("budget_id", sa.Text, sa.ForeignKey("budgets.budget_id"), primary_key=True),
+    sa.Column("period_id", sa.Text, primary_key=True),
+    _count("start_ms"),
+    _count("end_ms"),
+    *_micros("cap_micros"),
+    *_micros("spent_micros"),
+    *_micros("uncovered_micros"),
+    _count("settled_count"),
+    _count("seq"),
+    _count("updated_at"),
+    *_micros("drawn_micros"),
+    sa.CheckConstraint("length(period_id) BETWEEN 1 AND 32", name="period_id"),
+    sa.Index(None, "end_ms"),
+    **_CLUSTERED,
+)
+
+_PERIOD_KEY = ["budget_periods.budget_id", "budget_periods.period_id"]
+
+budget_leases = sa.Table(
+    "budget_leases",
+    metadata,
+    sa.Column("lease_id", sa.Text, primary_key=True),
+    sa.Column("budget_id", sa.Text, nullable=False),
+    sa.Column("period_id", sa.Text, nullable=False),
+    *_micros("drawn_micros"),
+    _count("changed_seq"),
+    _count("folded"),
+    sa.ForeignKeyConstraint(["budget_id", "period_id"], _PERIOD_KEY),
+    sa.Index(None, "budget_id", "period_id", "changed_seq"),
+    **_CLUSTERED,
+)
+"""Like `lease_totals`. Events are counted on the lease of the agent's own day alone."""
+
+contexts = sa.Table(
+    "contexts",
+    metadata,
+    sa.Column("context_id", Number, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("budgets", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text, nullable=False),
+    sa.Index(None, "digest", unique=True),
+    **_STRICT,
+)
+"""Append-only: the budget periods that an event counted in, and its labels, as JSON. Events share them."""
+
+shortfalls = sa.Table(
+    "shortfalls",
+    metadata,
+    sa.Column("reservation_id", sa.Text, primary_key=True),
+    sa.Column("budget_id", sa.Text, primary_key=True),
+    sa.Column("period_id", sa.Text, primary_key=True),
+    *_micros("uncovered_micros"),
+    sa.ForeignKeyConstraint(["budget_id", "period_id"], _PERIOD_KEY),
+    sa.Index(None, "budget_id", "period_id"),
+    **_CLUSTERED,
+)
+"""Append-only: how much of a settlement's cost a budget period had no room for. Without a row, it was charged in full."""
 
 dead_letters = sa.Table(
     "dead_letters",
@@ -188,5 +329,5 @@ dead_letters = sa.Table(
 )
 """Payloads that could not be settled, as they arrived, with the reason. The id is a digest of kind and payload."""
 
-APPEND_ONLY = {table.name for table in (cap_changes, identity_anchors, anchor_changes)}
+APPEND_ONLY = {table.name for table in (cap_changes, identity_anchors, anchor_changes, budget_changes, plans)}
 """Tables whose rows are never changed or deleted."""

@@ -103,7 +103,7 @@ def test_a_ledger_with_books_gets_anchors_and_loses_nothing(empty: Ledger) -> No
     migrate(empty)
 
     with empty.reading() as connection:
-        assert connection.exec_driver_sql("SELECT * FROM agent_accounts").one() == ("a", 100, "active", 1, 1, None)
+        assert connection.exec_driver_sql("SELECT * FROM agent_accounts").one() == ("a", 100, "active", 1, 1, None, 0)
         assert connection.exec_driver_sql("SELECT spent_micros FROM daily_agent_spending").scalar() == 7
 
 
