@@ -58,6 +58,22 @@ class AgentExists(Refused):
     """the agent exists already; change its cap with: daycap cap set NAME USD"""
 
 
+class UnknownGroup(Refused):
+    """there is no such group; add it with: daycap group add NAME"""
+
+
+class GroupExists(Refused):
+    """the group exists already; change its members with: daycap group join, daycap group leave"""
+
+
+class UnknownBudget(Refused):
+    """there is no such budget; add it with: daycap budget add NAME"""
+
+
+class BudgetExists(Refused):
+    """the budget exists already; change it with: daycap budget set NAME"""
+
+
 class AgentRefused(Refused):
     """refused for this agent"""
 

@@ -182,9 +182,11 @@ groups = sa.Table(
     metadata,
     sa.Column("group_id", sa.Text, primary_key=True),
     _count("created_at"),
+    sa.Column("removed_at", Number),
     sa.CheckConstraint("length(group_id) BETWEEN 1 AND 128", name="group_id"),
     **_CLUSTERED,
 )
+"""A removed group stays: removed budgets refer to it. It is there again when it is added again."""
 
 group_members = sa.Table(
     "group_members",

@@ -18,7 +18,13 @@ def upgrade() -> None:
     number = "INTEGER" if op.get_bind().dialect.name == "sqlite" else "BIGINT"
     op.execute(f"ALTER TABLE agent_accounts ADD COLUMN plan_id {number} NOT NULL DEFAULT 0")
     op.execute(f"ALTER TABLE settlements ADD COLUMN context_id {number}")
-    _create("groups", _text("group_id"), _count("created_at"), _length("groups", "group_id", 1, 128))
+    _create(
+        "groups",
+        _text("group_id"),
+        _count("created_at"),
+        sa.Column("removed_at", _NUMBER),
+        _length("groups", "group_id", 1, 128),
+    )
     _create(
         "group_members",
         _text("group_id"),
