@@ -336,7 +336,10 @@ def _write(
         execute_many(
             connection,
             _INSERT_SETTLEMENTS,
-            [(e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, charge, now_ms, None) for e, charge in charged],
+            [
+                (e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, charge, now_ms, None)
+                for e, charge in charged
+            ],
         )
     for book in changed:
         book.seq += 1

@@ -314,7 +314,7 @@ shortfalls = sa.Table(
     sa.Index(None, "budget_id", "period_id"),
     **_CLUSTERED,
 )
-"""Append-only: how much of a settlement's cost a budget period had no room for. Without a row, it was charged in full."""
+"""Append-only: how much of a settlement's cost a budget period had no room for. Without a row, all was charged."""
 
 dead_letters = sa.Table(
     "dead_letters",

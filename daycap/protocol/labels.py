@@ -39,7 +39,7 @@ Patterns = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def scope_patterns(patterns: object) -> Patterns:
-    """Return `patterns`, a mapping from a key to a value or a list of values, as sorted tuples. Raises `InvalidInput`."""
+    """Return `patterns`, a mapping from a key to one or several values, as sorted tuples. Raises `InvalidInput`."""
     if not isinstance(patterns, Mapping):
         raise InvalidInput(f"a scope's labels are a mapping, not {shown(patterns, 80)}")
     each = {key: [values] if isinstance(values, str) else values for key, values in patterns.items()}
@@ -54,10 +54,8 @@ def scope_patterns(patterns: object) -> Patterns:
 
 
 def covers(patterns: Patterns, labels: Mapping[str, str]) -> bool:
-    """Return whether a call with `labels` has, for each key of the scope, one of its values. `*` stands for any text."""
-    return all(
-        key in labels and any(_matches(labels[key], pattern) for pattern in values) for key, values in patterns
-    )
+    """Return whether a call with `labels` has one of the values for each key of the scope. `*` stands for any text."""
+    return all(key in labels and any(_matches(labels[key], pattern) for pattern in values) for key, values in patterns)
 
 
 def _matches(value: str, pattern: str) -> bool:

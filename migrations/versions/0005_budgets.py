@@ -133,7 +133,7 @@ def downgrade() -> None:
 
 
 def _create(table: str, *items: sa.schema.SchemaItem, key: list[str] | None = None, numbered: bool = False) -> None:
-    """Create a table whose primary key is `key`, by default its first column: a number from a sequence, if `numbered`."""
+    """Create a table. Its primary key is `key`, by default the first column: a sequence number, if `numbered`."""
     first = next(item.name for item in items if isinstance(item, sa.Column))
     op.create_table(
         table,
