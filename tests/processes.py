@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,8 +24,10 @@ from pytest_celery import CeleryTestWorker, CeleryWorkerContainer, RedisContaine
 
 from demo.local_server import free_port, server_binary
 from tests.fake_clock import FakeClock
+from tests.warm import WarmProcess, is_warm
 
 ROOT = Path(__file__).resolve().parent.parent
+_PYTHON_M = [sys.executable, "-m"]
 _READY_S = 30
 
 
@@ -58,7 +61,7 @@ class LocalProcess:
         self._environment = {**os.environ, **(environment or {})}
         self._id = f"local{os.getpid():06d}{next(self._numbers):04d}"
         self._log = directory / f"{self._id}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | WarmProcess | None = None
         self.start()
 
     @property
@@ -79,6 +82,9 @@ class LocalProcess:
 
     def start(self) -> None:
         with self._log.open("ab") as output:
+            if self._command[:2] == _PYTHON_M and self.source == ROOT and is_warm(self._environment):
+                self.process = WarmProcess(self._command[2:], ROOT, self._environment, output, output)
+                return
             self.process = subprocess.Popen(
                 self._command,
                 cwd=self.source,
@@ -228,17 +234,18 @@ class SharedWorker(CeleryTestWorker):
 def run_daycap(*words: str, environment: Mapping[str, str], status: int = 0) -> str:
     """What the command daycap wrote; it must end with `status`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "daycap", *words],
-        cwd=ROOT,
-        env={**clean, "COLUMNS": "160", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    environment = {**clean, "COLUMNS": "160", **environment}
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as noted:
+        if is_warm(environment):
+            ended = WarmProcess(["daycap", *words], ROOT, environment, said, noted).wait()
+        else:
+            command = [*_PYTHON_M, "daycap", *words]
+            ended = subprocess.call(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=noted
+            )
+        wrote = "".join(Path(f"/dev/fd/{file.fileno()}").read_text() for file in (said, noted))
+    assert ended == status, wrote
+    return wrote
 
 
 def procfile(name: str) -> list[str]:
