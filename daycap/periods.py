@@ -51,8 +51,6 @@ _LONGEST = {"day": timedelta(1), "week": timedelta(7), "month": timedelta(31), "
 # A week is named by its fourth day.
 _LAST_DAY = {"week": date.max - timedelta(3)}
 
-_LONGEST_ID = len("1970-01-01T00-004430")
-
 # Names as the IANA database has them. They exclude paths and what depends on the host, such as `localtime`.
 _ZONE = re.compile(r"[A-Z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9_+-]{1,31}){0,2}")
 
@@ -127,12 +125,10 @@ class PeriodRule:
         if period_id == self._last.id:
             return self._last
         try:
-            if len(period_id) <= _LONGEST_ID:
-                # Parsers accept more than one spelling; a period has one.
-                for second in self._seconds_of(period_id):
-                    period = self.at(max(second, 0) * 1000)
-                    if period.id == period_id:
-                        return period
+            for second in self._seconds_of(period_id):
+                period = self.at(max(second, 0) * 1000)
+                if period.id == period_id:  # The parsers accept more than one spelling.
+                    return period
         except (TypeError, ValueError, OverflowError):
             pass
         raise InvalidInput(f"not the id of a period of {self.to_json()}: {shown(period_id, 40)}")

@@ -94,11 +94,14 @@ def check_begin(rule: PeriodRule, period: Period) -> None:
         assert wall(rule.zone, start - earlier) < begin, (rule, period)
 
 
-def check(rule: PeriodRule, first_ms: int, count: int) -> None:
-    """Walk from the period before `first_ms` on."""
+def check(rule: PeriodRule, change_ms: int, count: int) -> None:
+    """Walk from the period before that of the last millisecond before the change."""
     # Rules remember their last answer. These have not seen the periods that they are asked for.
     late, named = PeriodRule.from_json(rule.to_json()), PeriodRule.from_json(rule.to_json())
-    period = rule.at(rule.at(first_ms).start_ms - 1)
+    for instant in (change_ms - 1, change_ms, change_ms + 1_800_000):
+        found = PeriodRule.from_json(rule.to_json()).at(instant)
+        assert found.start_ms <= instant < found.end_ms, (rule, instant, found)
+    period = rule.at(rule.at(change_ms - 1).start_ms - 1)
     ids = {period.id}
     for _ in range(count):
         following = rule.after(period)
@@ -119,7 +122,7 @@ def test_every_zone_around_its_clock_changes() -> None:
     for changes, zone in changes_of.items():
         for change, _ in changes:
             for rule in rules_around(zone, change):
-                check(rule, change * 1000 - 1, 3)
+                check(rule, change * 1000, 3)
 
 
 RULES = st.one_of(

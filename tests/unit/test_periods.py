@@ -74,6 +74,11 @@ SPANS = {
         PeriodRule("day", "Australia/Lord_Howe"),
         span("2026-04-05", "2026-04-05T00:00+11:00", "2026-04-06T00:00+10:30"),
     ),
+    # The clock went from 00:00 to 24:00, so 04:00 was over when it could have begun.
+    "a day that a zone skips, from 04:00": (
+        PeriodRule("day", "Pacific/Apia", hour=4),
+        span("2011-12-30", "2011-12-31T00:00+14:00", "2011-12-31T04:00+14:00"),
+    ),
     "a week from Monday": (
         PeriodRule("week"),
         span("2026-W48", "2026-11-23T00:00Z", "2026-11-30T00:00Z"),
@@ -135,11 +140,16 @@ def test_bounds_and_id(name: str) -> None:
     assert rule.after(period).start_ms == period.end_ms
 
 
-def test_instant_in_the_day_that_has_begun() -> None:
-    rule = PeriodRule("day", "America/St_Johns")
-    assert rule.at(ms("2010-11-06T23:59:59-02:30")).id == "2010-11-06"
-    assert rule.at(ms("2010-11-07T00:00:30-02:30")).id == "2010-11-07"
-    assert rule.at(ms("2010-11-06T23:30:00-03:30")).id == "2010-11-07"
+@pytest.mark.parametrize(
+    ("instant", "day"),
+    [
+        ("2010-11-06T23:59:59-02:30", "2010-11-06"),
+        ("2010-11-07T00:00:30-02:30", "2010-11-07"),
+        ("2010-11-06T23:30:00-03:30", "2010-11-07"),
+    ],
+)
+def test_yesterday_does_not_begin_again(instant: str, day: str) -> None:
+    assert PeriodRule("day", "America/St_Johns").at(ms(instant)).id == day
 
 
 def test_hour_that_occurs_twice_has_two_ids() -> None:
@@ -172,6 +182,14 @@ def test_hours_when_the_clock_moves_by_half_an_hour() -> None:
         span("2026-10-04T01+1030", "2026-10-03T14:30Z", "2026-10-03T15:30Z"),
         span("2026-10-04T02+11", "2026-10-03T15:30Z", "2026-10-03T16:00Z"),
         span("2026-10-04T03+11", "2026-10-03T16:00Z", "2026-10-03T17:00Z"),
+    ]
+
+
+def test_hour_that_a_clock_change_ends() -> None:
+    assert walk(PeriodRule("hour", "America/St_Johns"), "2010-11-07T00:00-02:30", 3) == [
+        span("2010-11-07T00-0230", "2010-11-07T02:30Z", "2010-11-07T02:31Z"),
+        span("2010-11-06T23-0330", "2010-11-07T02:31Z", "2010-11-07T03:30Z"),
+        span("2010-11-07T00-0330", "2010-11-07T03:30Z", "2010-11-07T04:30Z"),
     ]
 
 
@@ -234,8 +252,10 @@ def test_first_and_last_period_are_cut(kind: str, zone: str) -> None:
             rule.after(last)
 
 
-def test_period_that_year_10000_would_name_is_not_begun() -> None:
+def test_no_period_begins_in_year_10000() -> None:
     assert PeriodRule("day", "Asia/Tokyo").at(END_MS - 1) == ("9999-12-31", ms("9999-12-31T00:00+09:00"), END_MS)
+    last = PeriodRule("day", "America/New_York", hour=20).at(END_MS - 1)
+    assert last == ("9999-12-30", ms("9999-12-30T20:00-05:00"), END_MS)
     assert PeriodRule("week", weekday=5).at(END_MS - 1) == ("9999-W52", ms("9999-12-24T00:00Z"), END_MS)
 
 
@@ -257,7 +277,8 @@ BAD_IDS = {
              "2026-11-27 14+00", "2026-11-27T24+00", "20261127T14+00", "2026-11-27T14+01", "2026-11-27T14:00+00"],
     "day": ["20261127", "2026-W48-5", "2026-11-31", "2026-11", "2026-11-27 ", "2026-11-27\n", "1969-12-31",
             "10000-01-01"],
-    "week": ["2026W48", "2026-W48-1", "2026-W54", "2025-W53", "2026-W00", "2026-W1", "2026-w48", "1969-W52"],
+    "week": ["2026W48", "2026-W48-1", "2026-W54", "2025-W53", "2026-W00", "2026-W1", "2026-w48", "1969-W52",
+             "0001-W01", "9999-W53"],
     "month": ["202611", "2026-13", "2026-00", "2026-1", "2026-11-01", "1969-12"],
     "year": ["26", "02026", "+2026", "1969", "0000", "0001", "10000", "2026-01"],
     "once": ["ONCE", "one", "once "],
