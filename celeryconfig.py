@@ -80,7 +80,7 @@ task_ignore_result = True  # Nothing waits for finalize's result; the administra
 
 # --- the worker -------------------------------------------------------------------------------------------------
 
-imports = ("tasks.finalize", "tasks.control", "tasks.housekeeping")
+imports = ("tasks.finalize", "tasks.control", "tasks.budgets", "tasks.housekeeping")
 worker_consumer = "worker.consumer:Consumer"  # Celery's own consumer exits on some broker errors.
 worker_pool = "solo"  # Settling is one transaction at a time; a second process would only wait for the lock.
 task_acks_late = True  # An event leaves the queue after its commit, never before.

@@ -53,6 +53,12 @@ class InLoop:
     def set_cap(self, agent: str, cap_micros: int) -> None:
         _run(self._wallet.set_cap(agent, cap_micros))
 
+    def add_group(self, *args: Any, **kwargs: Any) -> None:
+        _run(self._wallet.add_group(*args, **kwargs))
+
+    def add_budget(self, *args: Any, **kwargs: Any) -> None:
+        _run(self._wallet.add_budget(*args, **kwargs))
+
     def verify_identity_binding(self, agent: str, anchor: str) -> bool:
         return _run(self._wallet.verify_identity_binding(agent, anchor))
 

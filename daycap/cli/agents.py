@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from daycap.cli.client import ANSWER_TIMEOUT_S, NoWorker, ask
+from daycap.cli.client import ask
 from daycap.cli.output import Bar, Usd, json_option, money, show, table
+from daycap.cli.paging import COUNTER_S, find_all
 from daycap.counters.redis import RedisCounter
 from daycap.errors import CounterUnavailable
 from daycap.process import me
 from daycap.protocol.counter import ACTIVE, PAUSED, DayReading
 from daycap.settings import Settings
-
-_COUNTER_S = 2
 
 by_option = click.option("--by", default=me, show_default="you", help="Who makes the change; it is recorded.")
 
@@ -113,31 +111,8 @@ def status(name: str | None, as_json: bool) -> None:
 
 
 def find_accounts(name: str | None = None) -> list[dict[str, Any]]:
-    """Return every account, or that of agent `name`: from a worker, or from the ledger itself if none answers."""
-    ledger_url = Settings.from_env().ledger_url
-    timeout_s = ANSWER_TIMEOUT_S / 3 if ledger_url else ANSWER_TIMEOUT_S
-    try:
-        return _accounts(lambda **which: ask("daycap.find_agents", timeout_s, **which), name)
-    except NoWorker as error:
-        if not ledger_url:
-            raise
-        click.echo(
-            f"{error.message}\nread directly from DAYCAP_LEDGER_URL; events still in the queue are missing", err=True
-        )
-    from daycap.cli import local  # noqa: PLC0415  (slow to import)
-
-    with local.reading_accounts(_COUNTER_S) as find:
-        return _accounts(find, name)
-
-
-def _accounts(find: Callable[..., list[dict[str, Any]]], name: str | None) -> list[dict[str, Any]]:
-    """Ask for a thousand accounts at a time."""
-    if name is not None:
-        return find(agents=[name])
-    found: list[dict[str, Any]] = []
-    while page := find(after=found[-1]["agent"] if found else ""):
-        found += page
-    return found
+    """Return every account, or that of agent `name`."""
+    return find_all("daycap.find_agents", "agent", **({} if name is None else {"agents": [name]}))
 
 
 def read_counter(agent_days: list[tuple[str, str]]) -> tuple[list[DayReading | None], str]:
@@ -145,7 +120,7 @@ def read_counter(agent_days: list[tuple[str, str]]) -> tuple[list[DayReading | N
     settings = Settings.from_env()
     if not settings.redis_url:
         return [None] * len(agent_days), "not set"
-    counter = RedisCounter(settings.redis_url, _COUNTER_S)
+    counter = RedisCounter(settings.redis_url, COUNTER_S)
     try:
         return counter.read(agent_days), "not open"
     except CounterUnavailable as error:

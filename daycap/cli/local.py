@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from daycap.counters.redis import RedisCounter
 from daycap.errors import DaycapError
-from daycap.ledger import accounts, dead_letters
+from daycap.ledger import dead_letters
 from daycap.ledger.administration import Administration, answer, refusal
 from daycap.ledger.engine import Ledger, ReadOnlyLedger, unavailable
 from daycap.ledger.lock import sqlite_file
@@ -30,6 +30,17 @@ _WORKS: dict[str, Callable[..., Any]] = {
         Administration.find_agents,
         Administration.set_anchor,
         Administration.find_anchor_changes,
+        Administration.add_budget,
+        Administration.set_budget,
+        Administration.remove_budget,
+        Administration.find_budgets,
+        Administration.add_group,
+        Administration.join_group,
+        Administration.leave_group,
+        Administration.remove_group,
+        Administration.find_groups,
+        Administration.find_budget_changes,
+        Administration.apply_budgets,
         Administration.audit,
         Administration.count_dead_letters,
         Administration.find_dead_letters,
@@ -82,14 +93,14 @@ def answer_of(settings: Settings, task: str, **kwargs: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def reading_accounts(counter_timeout_s: float) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """Answer `daycap.find_agents` here, as a worker would, from a read-only ledger."""
+def reading(task: str, counter_timeout_s: float) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Answer `task`, which finds something, here, as a worker would, from a read-only ledger."""
     settings = Settings.from_env()
     ledger = ReadOnlyLedger(settings.ledger_url)
     counter = RedisCounter(settings.redis_url, counter_timeout_s) if settings.redis_url else None
-    publisher = CounterPublisher(counter, settings.terms)
+    administration = Administration(settings, ledger, CounterPublisher(counter, settings.terms))
     try:
-        yield lambda **which: [account._asdict() for account in accounts.find(ledger, publisher, **which)]
+        yield lambda **which: _WORKS[task](administration, **which)
     except SQLAlchemyError as error:
         raise unavailable(error) from error
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from daycap.cli import agents, audit, dead_letters, doctor, identity, manual
+from daycap.cli import agents, apply, audit, budgets, dead_letters, doctor, groups, identity, manual
 from daycap.errors import DaycapError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -67,6 +67,9 @@ for command in (
     agents.pause,
     agents.resume,
     agents.status,
+    budgets.budget,
+    groups.group,
+    apply.apply,
     manual.reserve,
     manual.finalize,
     audit.audit,

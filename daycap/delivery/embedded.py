@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from daycap.clock import DAY_MS, day_of
 from daycap.counters.memory import MemoryCounter
 from daycap.delivery.outbox import Outbox
 from daycap.delivery.transport import Transport
-from daycap.errors import AgentExists, InvalidSetting
-from daycap.ledger import accounts, opening
+from daycap.errors import AgentExists, BudgetExists, GroupExists, InvalidSetting
+from daycap.ledger import accounts, budgets, definitions, opening, plans
+from daycap.ledger import groups as ledger_groups
 from daycap.ledger.engine import Ledger, unavailable
 from daycap.ledger.lock import LedgerInUse, LedgerLock, sqlite_file
 from daycap.ledger.publish import CounterPublisher
@@ -72,7 +73,7 @@ class EmbeddedLedger(Transport):
         self._opened: Ledger | None = None
         self._inherited: list[Ledger] = []
         self._wallets = 0
-        self._last_change = 0
+        self._last_change = self._last_budget_change = 0
         self._pruned_on = ""
 
     @staticmethod
@@ -125,7 +126,9 @@ class EmbeddedLedger(Transport):
         """Publish caps and states that other processes changed in the ledger."""
         with whole, _database_errors():
             last, agents = accounts.changed_since(self._ledger, self._last_change)
-            if not agents:
+            changed = plans.changed_since(self._ledger, self._last_budget_change)
+            agents |= changed.agents
+            if not agents and not changed.periods:
                 return
             now_ms = self._publisher.authoritative_ms()
             recent = {day_of(now_ms - back * DAY_MS) for back in range(-1, KEPT_DAYS + 1)}
@@ -133,10 +136,12 @@ class EmbeddedLedger(Transport):
             is_open = [reading is not None for reading in self.counter.read(wanted)]
             today = day_of(now_ms)
             wanted = [where for where, known in zip(wanted, is_open, strict=True) if known or where[1] == today]
+            of_budgets = self.counter.read(changed.periods)
+            wanted += [where for where, reading in zip(changed.periods, of_budgets, strict=True) if reading is not None]
             with self._ledger.reading() as connection:
                 snapshots = read_rows(connection, wanted)
             self._publisher.publish(self._ledger, [each for each in snapshots if each.status != UNKNOWN])
-            self._last_change = last
+            self._last_change, self._last_budget_change = last, changed.last
 
     def add_agent(self, agent: str, cap_micros: int) -> None:
         with whole.lock, _database_errors():
@@ -156,6 +161,32 @@ class EmbeddedLedger(Transport):
         with whole.lock, _database_errors():
             self._own()
             accounts.set_cap(self._ledger, self._publisher, agent, cap_micros, me())
+
+    def add_group(self, name: str, agents: Collection[str], groups: Collection[str]) -> None:
+        with whole.lock, _database_errors():
+            self._own()
+            try:
+                ledger_groups.add(self._ledger, self._publisher, name, agents, groups, me())
+            except GroupExists:
+                (found,) = ledger_groups.find(self._ledger, [name])
+                if (found.agents, found.groups) != (sorted(set(agents)), sorted(set(groups))):
+                    raise GroupExists(
+                        f"group {name} exists with other members; change them with: daycap group join, or leave"
+                    ) from None
+
+    def add_budget(self, name: str, facts: Mapping[str, Any]) -> None:
+        with whole.lock, _database_errors():
+            self._own()
+            try:
+                budgets.add(self._ledger, self._publisher, name, facts, me())
+            except BudgetExists:
+                with self._ledger.reading() as connection:
+                    _, found = definitions.get(connection, name)
+                if found != definitions.defined(name, facts):
+                    raise BudgetExists(
+                        f"budget {name} exists with another cap, scope, period or mode; change it with: "
+                        f"daycap budget set {name}"
+                    ) from None
 
     def forget(self) -> None:
         self._lock.release()
@@ -189,6 +220,7 @@ class EmbeddedLedger(Transport):
                 self._ledger.migrate()
                 settle_outbox(self._ledger, self.outbox, self._open_days())
                 self._last_change, _ = accounts.changed_since(self._ledger, 0)
+                self._last_budget_change = plans.changed_since(self._ledger, 0).last
         except BaseException:
             self._lock.release()
             raise

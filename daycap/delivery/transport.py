@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from daycap.errors import InvalidSetting
 from daycap.protocol.counter import DaySnapshot
@@ -47,6 +48,14 @@ class Transport(ABC):
         """See `Wallet.set_cap`."""
         raise _no_accounts(f"daycap cap set {agent} USD")
 
+    def add_group(self, name: str, agents: Collection[str], groups: Collection[str]) -> None:
+        """See `Wallet.add_group`."""
+        raise _no_accounts(f"daycap group add {name}")
+
+    def add_budget(self, name: str, facts: Mapping[str, Any]) -> None:
+        """See `Wallet.add_budget`. `facts`: as `daycap.ledger.definitions.defined` takes them."""
+        raise _no_accounts(f"daycap budget add {name} --cap USD")
+
     @abstractmethod
     def use_clock(self, counter_ms: Callable[[], int | None]) -> None:
         """Stamp messages with the counter's time from `counter_ms`, which returns None while it is unknown."""
@@ -62,6 +71,7 @@ class Transport(ABC):
 
 def _no_accounts(command: str) -> InvalidSetting:
     return InvalidSetting(
-        "this wallet keeps no agents: only one with DAYCAP_LEDGER_URL=sqlite:///... and without Redis and broker does; "
+        "this wallet keeps no agents or budgets: only one with DAYCAP_LEDGER_URL=sqlite:///... and without Redis and "
+        "broker does; "
         f"run: {command} (or pass caps= to a wallet in memory)"
     )

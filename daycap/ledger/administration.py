@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daycap.errors import DaycapError
-from daycap.ledger import accounts, anchors, audit, dead_letters
+from daycap.ledger import accounts, anchors, apply, audit, budgets, dead_letters, groups
 from daycap.ledger.engine import Ledger, is_transient, unavailable
 from daycap.ledger.publish import CounterPublisher
 from daycap.settings import Settings
@@ -50,6 +50,76 @@ class Administration:
     def find_anchor_changes(self, agent: str) -> list[JSON]:
         """See `anchors.history`."""
         return [change._asdict() for change in anchors.history(self.ledger, agent)]
+
+    def add_budget(self, name: str, facts: JSON, changed_by: str, reason: str | None = None) -> JSON:
+        """See `budgets.add`."""
+        return budgets.add(self.ledger, self.publisher, name, facts, changed_by, reason)._asdict()
+
+    def set_budget(self, name: str, facts: JSON, changed_by: str, reason: str | None = None) -> JSON:
+        """See `budgets.alter`."""
+        return budgets.alter(self.ledger, self.publisher, name, facts, changed_by, reason)._asdict()
+
+    def remove_budget(self, name: str, changed_by: str, reason: str | None = None) -> None:
+        """See `budgets.remove`."""
+        budgets.remove(self.ledger, self.publisher, name, changed_by, reason)
+
+    def find_budgets(
+        self,
+        names: list[str] | None = None,
+        after: str = "",
+        limit: int = 1000,
+        agent: str | None = None,
+        group: str | None = None,
+    ) -> list[JSON]:
+        """See `budgets.find`."""
+        found = budgets.find(self.ledger, self.publisher, names, after, limit, agent, group)
+        return [each._asdict() for each in found]
+
+    def add_group(
+        self, group: str, agents: list[str], member_groups: list[str], changed_by: str, reason: str | None = None
+    ) -> JSON:
+        """See `groups.add`."""
+        return groups.add(self.ledger, self.publisher, group, agents, member_groups, changed_by, reason)._asdict()
+
+    def join_group(
+        self, group: str, agents: list[str], member_groups: list[str], changed_by: str, reason: str | None = None
+    ) -> JSON:
+        """See `groups.join`."""
+        return groups.join(self.ledger, self.publisher, group, agents, member_groups, changed_by, reason)._asdict()
+
+    def leave_group(
+        self, group: str, agents: list[str], member_groups: list[str], changed_by: str, reason: str | None = None
+    ) -> JSON:
+        """See `groups.leave`."""
+        return groups.leave(self.ledger, self.publisher, group, agents, member_groups, changed_by, reason)._asdict()
+
+    def remove_group(self, group: str, changed_by: str, reason: str | None = None) -> None:
+        """See `groups.remove`."""
+        groups.remove(self.ledger, self.publisher, group, changed_by, reason)
+
+    def find_groups(self, names: list[str] | None = None, after: str = "", limit: int = 1000) -> list[JSON]:
+        """See `groups.find`."""
+        return [each._asdict() for each in groups.find(self.ledger, names, after, limit)]
+
+    def find_budget_changes(self, kind: str, name: str, limit: int = 1000) -> list[JSON]:
+        """See `budgets.changes`."""
+        return [each._asdict() for each in budgets.changes(self.ledger, kind, name, limit)]
+
+    def apply_budgets(
+        self,
+        groups_wanted: JSON,
+        budgets_wanted: JSON,
+        changed_by: str,
+        reason: str | None = None,
+        prune: bool = False,
+        dry_run: bool = False,
+        shown: str | None = None,
+    ) -> JSON:
+        """See `apply.apply`."""
+        wanted = apply.wanted(groups_wanted, budgets_wanted)
+        return apply.apply(
+            self.ledger, self.publisher, wanted, changed_by, reason, prune=prune, dry_run=dry_run, shown=shown
+        )._asdict()
 
     def audit(self, day: str | None = None) -> JSON:
         """See `audit.audit`."""

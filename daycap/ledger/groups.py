@@ -8,6 +8,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from daycap.errors import GroupExists, InvalidInput, UnknownGroup
+from daycap.formats import shown
 from daycap.ledger.engine import Ledger, insert
 from daycap.ledger.membership import AGENT, GROUP, batches, check_levels, name_of
 from daycap.ledger.plans import Change, changing
@@ -44,6 +45,9 @@ class Members(NamedTuple):
 
 def members_of(agents: Iterable[object], member_groups: Iterable[object]) -> Members:
     """Return the members, checked. Raises `InvalidInput`."""
+    for names in (agents, member_groups):
+        if isinstance(names, str):
+            raise InvalidInput(f"members are a list of names, not {shown(names, 160)}")
     return Members(
         frozenset(agent_id(agent) for agent in agents), frozenset(name_of(group, "group") for group in member_groups)
     )

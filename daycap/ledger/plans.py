@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -58,6 +58,33 @@ def changing(
     for start in range(0, len(snapshots), _PUBLISHED_AT_ONCE):
         batch = snapshots[start : start + _PUBLISHED_AT_ONCE]
         publisher.publish(ledger, [each._replace(base_seq=each.seq - 1) for each in batch])
+
+
+class Changed(NamedTuple):
+    """Which agents and budget periods changes of budgets and groups have touched. `last`: the last change's number."""
+
+    last: int
+    agents: set[str]
+    periods: list[AgentDay]
+
+
+def changed_since(ledger: Ledger, change: int) -> Changed:
+    """Return what has changed after change number `change`, and perhaps more that was changed at that time."""
+    columns = budget_changes.c
+    with ledger.reading() as connection:
+        last, since_ms = connection.execute(
+            sa.select(sa.func.max(columns.budget_change_id), sa.func.min(columns.changed_at)).where(
+                columns.budget_change_id > change
+            )
+        ).one()
+        if last is None:
+            return Changed(change, set(), [])
+        touched = sa.select(accounts.c.agent_account_id).where(accounts.c.updated_at >= since_ms)
+        of_periods = budget_periods.c
+        periods = sa.select(of_periods.budget_id, of_periods.period_id).where(of_periods.updated_at >= since_ms)
+        return Changed(
+            last, set(connection.scalars(touched)), [(each[0], each[1]) for each in connection.execute(periods)]
+        )
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any, Unpack, cast, overload
 
 from daycap.counters.per_loop import PerLoop
 from daycap.money import micros
+from daycap.periods import PeriodRule
 from daycap.pricing.usage import PricedCall
 from daycap.protocol.counter import SyncReply
 from daycap.settings import Settings
@@ -104,6 +105,29 @@ class AsyncWallet(BaseWallet[AsyncHold]):
     async def set_cap(self, agent: str, cap_micros: int) -> None:
         """See `Wallet.set_cap`."""
         await _in_thread(self._set_cap, agent, cap_micros)
+
+    async def add_group(self, name: str, agents: Collection[str] = (), groups: Collection[str] = ()) -> None:
+        """See `Wallet.add_group`."""
+        await _in_thread(self._add_group, name, agents, groups)
+
+    async def add_budget(
+        self,
+        name: str,
+        cap_micros: int,
+        *,
+        agent: str | None = None,
+        group: str | None = None,
+        period: str = "day",
+        zone: str = "UTC",
+        hour: int = 0,
+        weekday: int = 1,
+        monthday: int = 1,
+        labels: Mapping[str, str | Sequence[str]] | None = None,
+        mode: str = "enforce",
+    ) -> None:
+        """See `Wallet.add_budget`."""
+        rule = PeriodRule(period, zone, hour, weekday, monthday)
+        await _in_thread(self._add_budget, name, cap_micros, rule, agent, group, labels, mode)
 
     async def verify_identity_binding(self, agent: str, anchor: str) -> bool:
         """See `Wallet.verify_identity_binding`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +25,11 @@ from daycap.errors import (
 )
 from daycap.identity import identity_anchor
 from daycap.money import MAX_MICROS, micros
+from daycap.periods import PeriodRule
 from daycap.pricing.answer_cost import CallPricing
 from daycap.pricing.usage import PricedCall
 from daycap.process import here
+from daycap.protocol.labels import scope_patterns
 from daycap.protocol.wire import FinalizeEvent, agent_id
 from daycap.settings import Settings
 from daycap.urls import without_secrets
@@ -208,6 +210,26 @@ class BaseWallet(Generic[H]):
         agent, cap = agent_id(agent), micros(cap_micros)
         self._must_be_open()
         self._sender.transport.set_cap(agent, cap)
+
+    def _add_group(self, name: str, agents: Collection[str], groups: Collection[str]) -> None:
+        self._must_be_open()
+        self._sender.transport.add_group(name, agents, groups)
+
+    def _add_budget(
+        self,
+        name: str,
+        cap_micros: int,
+        rule: PeriodRule,
+        agent: str | None,
+        group: str | None,
+        labels: Mapping[str, str | Sequence[str]] | None,
+        mode: str,
+    ) -> None:
+        patterns = {key: list(values) for key, values in scope_patterns(labels or {})}
+        facts = {"cap_micros": micros(cap_micros), "period": rule.to_json(), "labels": patterns, "mode": mode}
+        scope = {kind: value for kind, value in (("agent", agent), ("group", group)) if value is not None}
+        self._must_be_open()
+        self._sender.transport.add_budget(name, {**facts, **scope})
 
     def _worst_case(self, estimate_micros: int | None, call: PricedCall) -> int:
         if estimate_micros is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import Any, Unpack, cast, overload
 
 from daycap.money import micros
+from daycap.periods import PeriodRule
 from daycap.pricing.usage import PricedCall
 from daycap.protocol.counter import SyncReply
 from daycap.settings import Settings
@@ -119,6 +120,42 @@ class Wallet(BaseWallet[Hold]):
     def set_cap(self, agent: str, cap_micros: int) -> None:
         """Change the agent's cap, from today on. Raises `UnknownAgent`, and otherwise what `add_agent` raises."""
         self._set_cap(agent, cap_micros)
+
+    def add_group(self, name: str, agents: Collection[str] = (), groups: Collection[str] = ()) -> None:
+        """Add a group of agents and other groups. A group that exists with these members is left as it is.
+
+        Raises `GroupExists` if it has others, `UnknownAgent`, `UnknownGroup`, `InvalidInput` for a cycle of groups, and
+        otherwise what `add_agent` raises.
+        """
+        self._add_group(name, agents, groups)
+
+    def add_budget(
+        self,
+        name: str,
+        cap_micros: int,
+        *,
+        agent: str | None = None,
+        group: str | None = None,
+        period: str = "day",
+        zone: str = "UTC",
+        hour: int = 0,
+        weekday: int = 1,
+        monthday: int = 1,
+        labels: Mapping[str, str | Sequence[str]] | None = None,
+        mode: str = "enforce",
+    ) -> None:
+        """Add a budget besides the agents' own caps. One that exists with this cap, scope and period is left as it is.
+
+        It caps what the calls of `agent`, or of the members of `group`, may cost in one `period`: `hour`, `day`,
+        `week`, `month`, `year`, or `once`, which never ends. `labels` narrows it to calls that have one of the values
+        for each key; `*` in a value stands for any text. With mode `watch` it counts but refuses nothing.
+
+        A period begins in the IANA time zone `zone` at `hour`, a week on `weekday` (1 is Monday), a month on
+        `monthday`. Raises `BudgetExists` if the budget exists and differs, `UnknownAgent`, `UnknownGroup`,
+        `InvalidInput`, also if a call could count in more than 16 budgets, and otherwise what `add_agent` raises.
+        """
+        rule = PeriodRule(period, zone, hour, weekday, monthday)
+        self._add_budget(name, cap_micros, rule, agent, group, labels, mode)
 
     def verify_identity_binding(self, agent: str, anchor: str) -> bool:
         """Return whether the ledger has `anchor` as the agent's identity anchor. False if the agent has none.

@@ -227,7 +227,7 @@ BAD: list[tuple[dict[str, Any], type[DaycapError], str]] = [
     ({"agent": "a", "period": {"period": "day", "zone": "Mars/Base"}}, InvalidInput, "unknown time zone"),
     ({"agent": "a", "period": {"period": "day", "weekday": 3}}, InvalidInput, "does not apply"),
     ({"agent": "a", "labels": {"model": 5}}, InvalidInput, "needs a value"),
-    ({"agent": "a", "colour": "red"}, InvalidInput, "budget x has no 'colour'"),
+    ({"agent": "a", "colour": "red"}, InvalidInput, "budget x: there is no 'colour'"),
 ]
 
 
@@ -346,6 +346,16 @@ def test_failure_changes_nothing(office: Office, monkeypatch: pytest.MonkeyPatch
         office.budget("x", group="team")
     assert (office.rows(tables.budgets), office.rows(tables.plans)) == ([], [])
     assert office.seqs() == dict.fromkeys("abc", 1)
+
+
+def test_changes_since_a_number(office: Office, clock: ServerClock) -> None:
+    office.group("team", "ab")
+    before = plans.changed_since(office.ledger, 0)
+    clock.ms += 1
+    assert plans.changed_since(office.ledger, before.last) == (before.last, set(), [])
+    office.budget("x", group="team")
+    after = plans.changed_since(office.ledger, before.last)
+    assert (after.last, after.agents, after.periods) == (before.last + 1, {"a", "b"}, [])
 
 
 def test_pages_by_name(office: Office) -> None:

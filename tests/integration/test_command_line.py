@@ -92,6 +92,24 @@ def test_what_is_wrong_with_an_identity_is_said(spine: Spine) -> None:
         assert "Traceback" not in said
 
 
+def test_a_budgets_life(spine: Spine, daycap: Daycap, tmp_path: Path) -> None:
+    spine.add("agent-7", 5_000_000)
+    daycap("group", "add", "team", "agent-7")
+    (added,) = daycap("budget", "add", "month", "--group", "team", "--cap", "5", "--period", "month")
+    assert (added["budget"], added["cap_micros"], added["period_cap_micros"]) == ("month/1", 5_000_000, 5_000_000)
+    (changed,) = daycap("budget", "set", "month", "--cap", "7.50", "--by", "ann", "--reason", "more to do")
+    assert daycap("budget", "list", "--agent", "agent-7") == daycap("budget", "show", "month") == [changed]
+    assert daycap("budget", "history", "month")[1]["reason"] == "more to do"
+    assert spine.rows("SELECT plan_id FROM agent_accounts")[0]["plan_id"] == 1
+
+    file = tmp_path / "budgets.toml"
+    file.write_text('[groups.team]\nagents = ["agent-7"]\n[budgets.tool]\nagent = "agent-7"\ncap = 2\n')
+    applied = daycap("apply", str(file), "--yes", "--prune")
+    assert [(step["action"], step["name"]) for step in applied["steps"]] == [("add", "tool"), ("remove", "month")]
+    assert [each["budget"] for each in daycap("budget", "list")] == ["tool/1"]
+    assert daycap("group", "list") == [{"group": "team", "agents": ["agent-7"], "groups": [], "budgets": []}]
+
+
 def test_reserve_status_finalize(spine: Spine, daycap: Daycap) -> None:
     spine.add("agent-7", 5_000_000)
 

@@ -18,14 +18,17 @@ import pytest
 from daycap import (
     AgentExists,
     AgentPaused,
+    BudgetExists,
     BudgetUnavailable,
     CapExceeded,
+    GroupExists,
     InvalidAmount,
     InvalidInput,
     InvalidSetting,
     LedgerUnavailable,
     Settings,
     UnknownAgent,
+    UnknownGroup,
     Wallet,
 )
 from daycap.clock import DAY_MS, day_of, wall_ms
@@ -356,6 +359,32 @@ def test_adding_an_agent_again_changes_nothing(opened: Open, file: Path) -> None
     assert all("@" in by for _, by in changes)
 
 
+def test_adding_a_budget_again_changes_nothing(opened: Open, file: Path) -> None:
+    wallet = opened()
+    wallet.add_agent("agent-7", 100)
+    for _ in range(2):
+        wallet.add_group("team", ["agent-7"])
+        wallet.add_budget(
+            "week", 500, group="team", period="week", zone="Europe/Zurich", weekday=7, labels={"tool": "x"}
+        )
+    for call, error in (
+        (lambda: wallet.add_group("team"), GroupExists),
+        (lambda: wallet.add_group("other", ["agent-8"]), UnknownAgent),
+        (lambda: wallet.add_group("other", "agent-7"), InvalidInput),
+        (lambda: wallet.add_budget("week", 501, group="team"), BudgetExists),
+        (lambda: wallet.add_budget("day", 1, group="nobody"), UnknownGroup),
+        (lambda: wallet.add_budget("day", 1, agent="agent-7", zone="Mars"), InvalidInput),
+        (lambda: wallet.add_budget("day", 1, agent="agent-7", group="team"), InvalidInput),
+        (lambda: wallet.add_budget("day", 0.5, agent="agent-7"), InvalidAmount),
+    ):
+        with pytest.raises(error):
+            call()
+    with closing(sqlite3.connect(file)) as connection:
+        changes = connection.execute("SELECT name, changed_by FROM budget_changes").fetchall()
+    assert [name for name, _ in changes] == ["team", "team", "week"]
+    assert all("@" in by for _, by in changes)
+
+
 @pytest.mark.parametrize("face", FACES.values())
 def test_other_set_ups_name_the_command(face: Any) -> None:
     servers: dict[str, Any] = {"redis_url": "redis://127.0.0.1:1/0", "broker_url": "redis://127.0.0.1:1/1"}
@@ -365,6 +394,10 @@ def test_other_set_ups_name_the_command(face: Any) -> None:
                 wallet.add_agent("agent-7", 100)
             with pytest.raises(InvalidSetting, match="daycap cap set agent-7 USD"):
                 wallet.set_cap("agent-7", 100)
+            with pytest.raises(InvalidSetting, match="daycap group add team"):
+                wallet.add_group("team")
+            with pytest.raises(InvalidSetting, match="daycap budget add day --cap USD"):
+                wallet.add_budget("day", 1, agent="agent-7")
 
 
 def test_cap_changed_by_others_applies_at_renewal(opened: Open, operator: Callable[..., None]) -> None:
