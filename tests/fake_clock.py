@@ -27,6 +27,8 @@ class FakeClock:
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # Otherwise each wait for Python's GIL ends at once, and threads spin: monotonic deadlines are not shifted.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
             "TZ": zone,
         }
         self.set_off(0)
