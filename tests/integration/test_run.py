@@ -79,10 +79,10 @@ def left_over(directory: Path) -> list[psutil.Process]:
 
 
 def test_the_main_job_from_nothing(start: Start, tmp_path: Path) -> None:
-    result = finished(start("run", "--seconds", "6", "--agents", "20", "--seed", "7", "--json"))
+    result = finished(start("run", "--seconds", "3", "--agents", "20", "--seed", "7", "--json"))
 
     assert (result["seed"], result["agents"]) == (7, 20)
-    assert result["calls"]["calls"] == 6 * 150
+    assert result["calls"]["calls"] == 3 * 150
     assert result["settled"] == result["calls"]["finalized"] > 0
     assert result["agents_refused"] > 0
     assert left_over(tmp_path) == []

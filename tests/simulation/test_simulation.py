@@ -11,5 +11,5 @@ from tests.simulation.seeds import SCENARIOS, Seeds
 @pytest.mark.timeout(300)
 def test_no_promise_is_broken(scenario: str) -> None:
     with Seeds() as seeds:
-        for seed in range(40):
+        for seed in range(20):
             seeds.run(scenario, seed)
