@@ -308,12 +308,25 @@ def test_an_id_has_one_spelling(kind: str) -> None:
         assert len(str(caught.value)) < 120
 
 
+def test_week_that_begins_before_year_1_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        PeriodRule("week", weekday=5).named("0001-W01")
+
+
 def test_ids_of_other_kinds_are_refused() -> None:
     ids = {kind: PeriodRule(kind).at(ms("2026-11-27T14:00Z")).id for kind in BAD_IDS}
     for kind, own in ids.items():
         for period_id in set(ids.values()) - {own}:
             with pytest.raises(InvalidInput):
                 PeriodRule(kind).named(period_id)
+
+
+def test_last_period_is_remembered() -> None:
+    """Finding it takes some 15 us, and `at` is called for each reservation."""
+    rule = PeriodRule("day", ZURICH)
+    period = rule.at(ms("2026-11-27T12:00Z"))
+    assert rule.at(period.end_ms - 1) is period
+    assert rule.named(period.id) is period
 
 
 def test_after_counts_the_id_alone() -> None:
