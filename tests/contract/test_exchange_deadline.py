@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from redis.connection import _RESP2Parser  # type: ignore[attr-defined]
@@ -94,6 +95,12 @@ def clients(port: int) -> set[str]:
         return {client["id"] for client in operator.client_list()} - {mine}
 
 
+def connected(proxy: Proxy) -> bool:
+    """Whether this process has a connection to the proxy that its peer has not ended."""
+    ours = (each for each in psutil.Process().net_connections("tcp") if each.raddr and each.raddr.port == proxy.port)
+    return any(each.status == psutil.CONN_ESTABLISHED for each in ours)
+
+
 def test_a_trickling_answer_ends_in_time(asked: Asked, proxy: Proxy, port: int) -> None:
     """And its connection is never used again: what is still to come of the answer is none to another question."""
     answered(asked)
@@ -114,9 +121,9 @@ def test_a_connection_closed_while_idle_is_replaced(asked: Asked, proxy: Proxy, 
     if how == "killed":
         with redis.Redis(port=port) as operator:
             operator.client_kill_filter(_type="normal", skipme=True)
-        wait_for(lambda: not clients(port))
     else:
         proxy.cut()
+    wait_for(lambda: not connected(proxy))  # The end has come through the proxy.
 
     assert [reply.answer for reply in asked.sync([question()])] == [Answer.NOT_OPEN]
 

@@ -85,7 +85,7 @@ def own_settings(ledger_url: str) -> dict[str, str]:
 @pytest.mark.parametrize("ledger_url", ["sqlite", "postgresql", "pgbouncer"], indirect=True)
 def test_two_workers_charge_each_event_once_and_never_past_the_cap(spine: Spine, second_worker: LocalWorker) -> None:
     """P1, P2, P3: four runner processes spend one small cap to its end, each third call within what it held."""
-    agent = spine.add("agent-7", 600_000)
+    agent = spine.add("agent-7", 300_000)
 
     runners = [
         subprocess.Popen(
@@ -100,7 +100,7 @@ def test_two_workers_charge_each_event_once_and_never_past_the_cap(spine: Spine,
 
     count, spent = spine.settled_once(agent)
     assert count == finalized
-    assert spent <= 600_000
+    assert spent <= 300_000
     # Both had their share of it, and nobody an event twice
     assert all(re.search("settled [1-9]", worker.logs()) for worker in (spine.worker.container, second_worker))
     assert spine.ask("daycap.audit")["differences"] == []

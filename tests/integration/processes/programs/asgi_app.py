@@ -1,4 +1,7 @@
-"""A user's ASGI application: each request spends 1,000 micros of "agent-7". It closes its wallet at the end."""
+"""A user's ASGI application: each request spends 1,000 micros of "agent-7", but not /ready.
+
+At its end it closes its wallet.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
+
+
+@app.get("/ready")
+async def ready() -> None:
+    pass
 
 
 @app.get("/")

@@ -1,4 +1,4 @@
-"""A user's WSGI application: each request spends 1,000 micros of "agent-7".
+"""A user's WSGI application: each request but /ready spends 1,000 micros of "agent-7".
 
 Its wallet spends already where the module is imported, if it can: in a server that preloads it, in the master too.
 """
@@ -20,6 +20,7 @@ except BudgetUnavailable as error:
 
 
 def app(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
-    wallet.reserve(AGENT, 2 * COST).finalize(COST)
+    if environ["PATH_INFO"] != "/ready":
+        wallet.reserve(AGENT, 2 * COST).finalize(COST)
     start_response("200 OK", [])
     return [str(os.getpid()).encode()]
