@@ -17,6 +17,7 @@ from daycap.protocol.counter import DaySnapshot, PublishReply
 EVENTS = Counter("daycap_events", "Finalize events by outcome", ["outcome"])
 CHARGED = Counter("daycap_charged_micros", "Micros booked as spent")
 UNCOVERED = Counter("daycap_uncovered_micros", "Micros that calls cost beyond what was left of the cap")
+UNLEASED = Counter("daycap_unleased_micros", "Micros charged to budgets of which the call had reserved nothing")
 GIVEN_UP = Counter("daycap_given_up_micros", "Micros leased by dead runners, returned to remaining")
 FENCES = Counter("daycap_fences", "Days that were opened behind a fence, because the counter had lost them")
 DRIFT = Counter("daycap_drift", "Days whose counter differed from the ledger and was repaired")
@@ -34,6 +35,7 @@ def count(outcome: Outcome) -> None:
         EVENTS.labels(letter.kind.value).inc()
     CHARGED.inc(outcome.charged_micros)
     UNCOVERED.inc(outcome.uncovered_micros)
+    UNLEASED.inc(outcome.unleased_micros)
 
 
 class CountedPublisher(CounterPublisher):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from daycap.clock import DAY_MS, day_start_ms, wall_ms
+from daycap.clock import DAY_MS, wall_ms
 from daycap.errors import CounterUnavailable
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import (
@@ -30,10 +30,12 @@ from daycap.protocol.counter import (
     PublishReply,
     SyncReply,
     SyncRequest,
+    span_of,
 )
 
 _UNKNOWN_MS = 10_000
 _DAY_FIELDS = 12
+_SWEEP_MS = 3_600_000
 
 
 @dataclass(slots=True)
@@ -67,6 +69,8 @@ class _Day:
     ttl_ms: int = 0
     recall_until_ms: int = 0
     fence_until_ms: int = 0
+    plan: int = 0
+    plan_text: str = ""
     leases: dict[str, _Lease] = field(default_factory=dict)
 
     @property
@@ -95,7 +99,7 @@ class MemoryCounter(Counter):
         self._now_ms = now_ms
         self._lock = threading.RLock()
         self._days: dict[tuple[str, str], _Day] = {}
-        self._swept = ""
+        self._swept_ms = 0
 
     def sync(self, requests: Sequence[SyncRequest]) -> list[SyncReply]:
         with self._once():
@@ -136,6 +140,11 @@ class MemoryCounter(Counter):
                 )
                 for day in days
             ]
+
+    def read_plan(self, agent: str, day: str) -> tuple[int, str] | None:
+        with self._once():
+            found = self._day(agent, day, self._now_ms())
+            return None if found is None or not found.plan else (found.plan, found.plan_text)
 
     def sizes(self, agent_days: Sequence[AgentDay]) -> list[int]:
         with self._once():
@@ -188,10 +197,10 @@ class MemoryCounter(Counter):
             return None
         return found
 
-    def _sweep(self, day: str, now_ms: int) -> None:
-        """Drop expired days, once per new day."""
-        if day > self._swept:
-            self._swept = day
+    def _sweep(self, now_ms: int) -> None:
+        """Drop expired days, at most once an hour."""
+        if now_ms >= self._swept_ms + _SWEEP_MS:
+            self._swept_ms = now_ms
             self._days = {where: each for where, each in self._days.items() if now_ms < each.expires_ms}
 
     def _read_lease(self, key: LeaseKey, now_ms: int) -> LeaseTotals | None:
@@ -203,8 +212,8 @@ class MemoryCounter(Counter):
 
     def _sync(self, request: SyncRequest) -> SyncReply:
         now_ms = self._now_ms()
-        start_ms = day_start_ms(request.day)
-        if request.need_micros > 0 and not start_ms <= now_ms < start_ms + DAY_MS:
+        start_ms, end_ms = span_of(request.day, request.span)
+        if request.need_micros > 0 and not start_ms <= now_ms < end_ms:
             return SyncReply(Answer.WRONG_DAY, now_ms)
         day = self._day(request.agent, request.day, now_ms)
         if day is None or not day.open:
@@ -212,7 +221,8 @@ class MemoryCounter(Counter):
 
         if request.farewell is not None and request.lease not in day.leases:
             granted = request.granted_micros
-            return SyncReply(Answer.OK, now_ms, granted, 0, 0, 0, day.ttl_ms, day.cap, day.used, day.leased)
+            totals = (granted, 0, 0, 0, day.ttl_ms, day.cap, day.used, day.leased)
+            return SyncReply(Answer.OK, now_ms, *totals, plan=day.plan)
         lease = day.leases.setdefault(request.lease, _Lease())
         with day.changing(lease):
             lease.granted = max(lease.granted, request.granted_micros)
@@ -253,6 +263,7 @@ class MemoryCounter(Counter):
             day.used,
             day.leased,
             now_ms < day.recall_until_ms or day.used + day.leased > day.cap,
+            day.plan,
         )
 
     def _publish(
@@ -274,11 +285,11 @@ class MemoryCounter(Counter):
                 self._days[where] = _Day(expires_ms=now_ms + _UNKNOWN_MS)
             return None
 
+        start_ms, end_ms = span_of(snapshot.day, snapshot.span)
         opened = day is None or not day.open
         if day is None or not day.open:
-            self._sweep(snapshot.day, now_ms)
-            start_ms = day_start_ms(snapshot.day)
-            day = _Day(expires_ms=start_ms + (1 + KEPT_DAYS) * DAY_MS)
+            self._sweep(now_ms)
+            day = _Day(expires_ms=end_ms + KEPT_DAYS * DAY_MS)
             if now_ms + terms.ttl_ms >= start_ms and now_ms >= first_until_ms:
                 day.fence_until_ms = now_ms + terms.ttl_ms + terms.guard_ms
             self._days[where] = day
@@ -297,7 +308,7 @@ class MemoryCounter(Counter):
                 with day.changing(lease):
                     lease.granted = lease.returned = 0
         if day.fence_until_ms > 0 and day.fence_until_ms + terms.grace_ms < expire_before_ms:
-            if now_ms < day_start_ms(snapshot.day) + DAY_MS:
+            if now_ms < end_ms:
                 given_up += max(0, day.cap - day.used - day.leased)
             day.fence_until_ms = 0
         day.given_up += given_up
@@ -321,9 +332,11 @@ def _behind(day: _Day | None, snapshot: DaySnapshot) -> int | None:
         drawn += max(0, totals.drawn_micros - known.drawn)
         missing |= totals.events > known.events or totals.last_event > known.last_event
     if day.seq < snapshot.seq:
-        return None if min(drawn, MAX_MICROS) == snapshot.drawn_micros else DIFFERS
-    own = (day.status, day.cap, day.spent, day.drawn)
-    said = (snapshot.status, snapshot.cap_micros, snapshot.spent_micros, snapshot.drawn_micros)
+        if min(drawn, MAX_MICROS) != snapshot.drawn_micros:
+            return DIFFERS
+        return day.seq if snapshot.plan not in (0, day.plan) and not snapshot.plan_text else None
+    own = (day.status, day.cap, day.spent, day.drawn, day.plan)
+    said = (snapshot.status, snapshot.cap_micros, snapshot.spent_micros, snapshot.drawn_micros, snapshot.plan)
     return DIFFERS if missing or drawn > day.drawn or own != said else None
 
 
@@ -332,6 +345,7 @@ def _take(day: _Day, snapshot: DaySnapshot) -> bool:
     before = (day.status, day.cap, day.spent)
     day.seq, day.status = snapshot.seq, snapshot.status
     day.cap, day.spent = snapshot.cap_micros, snapshot.spent_micros
+    day.plan, day.plan_text = snapshot.plan, snapshot.plan_text or day.plan_text
     drawn = day.drawn
     differs = before != (day.status, day.cap, day.spent) or snapshot.drawn_micros > drawn
     for totals in snapshot.leases:

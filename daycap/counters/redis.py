@@ -18,7 +18,6 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from daycap.clock import day_start_ms
 from daycap.counters.timed_connection import exchange_within, timed
 from daycap.errors import CounterUnavailable
 from daycap.protocol.counter import (
@@ -35,6 +34,7 @@ from daycap.protocol.counter import (
     PublishReply,
     SyncReply,
     SyncRequest,
+    span_of,
 )
 
 MAX_PER_ROUND_TRIP = 500
@@ -59,7 +59,7 @@ SYNC, PUBLISH, READ = Script.load("sync"), Script.load("publish"), Script.load("
 
 
 def counter_key(agent: str, day: str) -> str:
-    """Return the key of one agent's day. The braces keep all days of an agent on one node of a cluster."""
+    """Return the key of an agent's day or a budget's period. The braces keep those of an owner on one node of a cluster."""
     return f"daycap:{{{agent}}}:{day}"
 
 
@@ -71,7 +71,7 @@ def sync_call(request: SyncRequest) -> Call:
     """Return the arguments of `SYNC` for this request."""
     return (
         counter_key(request.agent, request.day),
-        day_start_ms(request.day),
+        *span_of(request.day, request.span),
         request.lease,
         request.granted_micros,
         request.returned_micros,
@@ -87,7 +87,8 @@ def sync_reply(reply: Sequence[Any]) -> SyncReply:
         answer, *rest = reply
         if len(rest) == 1:
             return SyncReply(Answer(answer), rest[0])
-        return SyncReply._make([Answer(answer), *rest[:-1], rest[-1] == 1])
+        *totals, recall, plan = rest
+        return SyncReply._make([Answer(answer), *totals, recall == 1, plan])
     except (TypeError, ValueError) as error:
         raise CounterUnavailable(f"the counter's reply did not come from its script: {reply!r:.80}") from error
 
@@ -133,12 +134,14 @@ class RedisCounter(Counter):
         calls = [
             (
                 counter_key(each.agent, each.day),
-                day_start_ms(each.day),
+                *span_of(each.day, each.span),
                 each.seq,
                 each.status,
                 each.cap_micros,
                 each.spent_micros,
                 each.drawn_micros,
+                each.plan,
+                each.plan_text or "",
                 _base(each),
                 terms.ttl_ms,
                 terms.guard_ms,
@@ -161,6 +164,11 @@ class RedisCounter(Counter):
             DayReading._make([*reply[:8], reply[8] == 1]) if len(reply) > 1 else None
             for reply in self._call(READ, calls)
         ]
+
+    def read_plan(self, agent: str, day: str) -> tuple[int, str] | None:
+        (fields,) = self._commands([("HMGET", counter_key(agent, day), "plan", "plan_text")])
+        plan, text = fields or (None, None)
+        return None if plan is None or text is None else (int(plan), text)
 
     def sizes(self, agent_days: Sequence[AgentDay]) -> list[int]:
         return [size or 0 for size in self._commands([("HLEN", counter_key(*where)) for where in agent_days])]

@@ -1,25 +1,28 @@
-"""The rows of agents' days: inserted when missing, locked while they are charged.
+"""The rows of agents' days and budgets' periods: inserted when missing, locked while they are charged.
 
 All transactions take locks in one order, so that none deadlock: accounts, missing days, existing days, each by day and
-then by the agents' bytes; then leases, settlements and dead letters. A transaction that has locked an existing day
-locks no account and inserts no day.
+then by the agents' bytes; then budgets, missing periods, existing periods, in the same way; then leases, settlements and
+dead letters. A transaction that has locked an existing day locks no account and inserts no day.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from daycap.errors import InvalidInput
 from daycap.ledger.agent_days import by_day
 from daycap.ledger.engine import Ledger, in_byte_order, insert
 from daycap.ledger.slices import Place
+from daycap.ledger.tables import AGENTS, Books, budget_periods, budgets
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
-from daycap.ledger.tables import drawn_micros
+from daycap.periods import PeriodRule
 from daycap.protocol.counter import AgentDay
 
 
@@ -42,15 +45,18 @@ def place_after(agent_days: list[AgentDay]) -> Place:
 
 
 def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
-    """Insert the missing rows with the account's cap. Returns the agent-days that this call inserted.
+    """Insert the missing rows with their owner's cap. Returns the agent-days that this call inserted.
 
-    `now_ms` is the counter's time. An agent without an account gets no row.
+    `now_ms` is the counter's time. An agent without an account gets no row, and neither does a period that its budget
+    does not have.
     """
     inserted: set[AgentDay] = set()
-    for day, agents in by_day(agent_days):
-        missing = set(agents).difference(connection.scalars(_PRESENT, {"day": day, "agents": agents}))
+    for books, day, owners in by_day(agent_days):
+        here = {"day": day, "owners": owners}
+        missing = sorted(set(owners).difference(connection.scalars(_statements(books, "").present, here)))
         if missing:
-            inserted |= _insert(connection, day, sorted(missing), now_ms)
+            add = _insert if books is AGENTS else _insert_periods
+            inserted |= add(connection, day, missing, now_ms)
     return inserted
 
 
@@ -80,6 +86,31 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
         .returning(days.c.agent_account_id)
     )
     return {(agent, day) for (agent,) in connection.execute(statement)}
+
+
+def _insert_periods(connection: sa.Connection, period: str, missing: list[str], now_ms: int) -> set[AgentDay]:
+    columns = budgets.c
+    statement = (
+        sa.select(columns.budget_id, columns.cap_micros, columns.period)
+        .where(columns.budget_id.in_(missing))
+        .order_by(in_byte_order(connection.dialect.name, columns.budget_id))
+        .with_for_update(read=True)  # Waits for a cap change under way; otherwise the row would miss it.
+    )
+    new = []
+    for budget, cap, rule in connection.execute(statement):
+        with suppress(InvalidInput):
+            _, start_ms, end_ms = PeriodRule.from_json(json.loads(rule)).named(period)
+            new.append((budget, period, start_ms, end_ms, cap, 0, 0, 0, 1, now_ms, 0))
+    if not new:
+        return set()
+    names = [column.name for column in budget_periods.columns]
+    added = (
+        insert(connection.dialect.name, budget_periods)
+        .values([dict(zip(names, row, strict=True)) for row in new])
+        .on_conflict_do_nothing()
+        .returning(budget_periods.c.budget_id)
+    )
+    return {(budget, period) for (budget,) in connection.execute(added)}
 
 
 class Numbers(NamedTuple):
@@ -114,33 +145,35 @@ def locked(
 
 def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[AgentDay, Numbers]:
     """Lock the existing rows against other settles and cap changes until the transaction ends; return their numbers."""
+    dialect = connection.dialect.name
     return {
-        (agent, day): Numbers(*numbers)
-        for day, agents in by_day(agent_days)
-        for agent, *numbers in connection.execute(_locked(connection.dialect.name), {"day": day, "agents": agents})
+        (owner, day): Numbers(*numbers)
+        for books, day, owners in by_day(agent_days)
+        for owner, *numbers in connection.execute(_statements(books, dialect).locked, {"day": day, "owners": owners})
     }
 
 
-_THESE = sa.and_(
-    days.c.spending_date == sa.bindparam("day"),
-    days.c.agent_account_id.in_(sa.bindparam("agents")),
-)
-_PRESENT = sa.select(days.c.agent_account_id).where(_THESE)
+class _Statements(NamedTuple):
+    """The statements about the rows of one day, whose parameters are `day` and `owners`."""
+
+    present: sa.Select[Any]
+    locked: sa.Select[Any]
 
 
 @functools.cache
-def _locked(dialect: str) -> sa.Select[Any]:
-    return (
-        sa.select(
-            days.c.agent_account_id,
-            days.c.cap_micros,
-            days.c.spent_micros,
-            days.c.uncovered_micros,
-            drawn_micros,
-            days.c.settled_count,
-            days.c.seq,
-        )
-        .where(_THESE)
-        .order_by(in_byte_order(dialect, days.c.agent_account_id))
-        .with_for_update()
+def _statements(books: Books, dialect: str) -> _Statements:
+    columns = books.rows.c
+    owner = columns[books.owner]
+    these = sa.and_(columns[books.period] == sa.bindparam("day"), owner.in_(sa.bindparam("owners")))
+    numbers = (
+        columns.cap_micros,
+        columns.spent_micros,
+        columns.uncovered_micros,
+        books.drawn,
+        columns.settled_count,
+        columns.seq,
+    )
+    return _Statements(
+        sa.select(owner).where(these),
+        sa.select(owner, *numbers).where(these).order_by(in_byte_order(dialect, owner)).with_for_update(),
     )

@@ -10,8 +10,7 @@ from daycap.clock import wall_ms
 from daycap.ledger import days
 from daycap.ledger.engine import Ledger
 from daycap.ledger.snapshots import read_rows
-from daycap.ledger.tables import daily_agent_spending as spending
-from daycap.ledger.tables import lease_totals, with_seq
+from daycap.ledger.tables import AGENTS, Books, books_of
 from daycap.protocol.counter import AgentDay, DaySnapshot
 
 _AT_ONCE = 1000
@@ -19,9 +18,9 @@ _AT_ONCE = 1000
 
 
 def fold(ledger: Ledger, finished: Mapping[AgentDay, Sequence[tuple[str, int]]]) -> list[DaySnapshot]:
-    """Fold each day's `finished` leases, given with the number of their events, and return the deltas that say so.
+    """Fold each day's `finished` leases and return the deltas that say so.
 
-    A lease of which the ledger has not every event stays as it is. At most a thousand leases of a day: what is left
+    They are given with the number of their events; those of budgets with what they drew. A lease of which the ledger has not every event stays as it is. At most a thousand leases of a day: what is left
     comes again.
     """
     folded: dict[AgentDay, tuple[str, ...]] = {}
@@ -29,20 +28,21 @@ def fold(ledger: Ledger, finished: Mapping[AgentDay, Sequence[tuple[str, int]]])
         return []
     with days.locked(ledger, finished.keys(), wall_ms()) as (connection, rows):
         for where, row in rows.items():
-            if leases := _fold(connection, row.seq + 1, dict(finished[where][:_AT_ONCE])):
+            if leases := _fold(connection, books_of(where[0]), row.seq + 1, dict(finished[where][:_AT_ONCE])):
                 folded[where] = leases
-                agent, day = where
-                mine = (spending.c.agent_account_id == agent, spending.c.spending_date == day)
-                connection.execute(sa.update(spending).where(*mine).values(**with_seq(row.seq + 1)))
+                books = books_of(where[0])
+                mine = books.these(books.rows, [where])
+                connection.execute(sa.update(books.rows).where(mine).values(**books.with_seq(row.seq + 1)))
         snapshots = read_rows(connection, folded)
     return [each._replace(base_seq=each.seq - 1, folded=folded[each.agent, each.day]) for each in snapshots]
 
 
-def _fold(connection: sa.Connection, seq: int, finished: dict[str, int]) -> tuple[str, ...]:
-    columns = lease_totals.c
-    statement = sa.select(columns.lease_id, columns.events, columns.last_event).where(columns.lease_id.in_(finished))
-    settled = {lease: (events, last) for lease, events, last in connection.execute(statement)}
+def _fold(connection: sa.Connection, books: Books, seq: int, finished: dict[str, int]) -> tuple[str, ...]:
+    columns = books.leases.c
+    said = (columns.events, columns.last_event) if books is AGENTS else (columns.drawn_micros, columns.drawn_micros)
+    statement = sa.select(columns.lease_id, *said).where(columns.lease_id.in_(finished))
+    settled = {lease: (first, second) for lease, first, second in connection.execute(statement)}
     # One that the ledger has never seen had no event.
-    done = [lease for lease, events in sorted(finished.items()) if settled.get(lease, (0, 0)) == (events, events)]
-    connection.execute(sa.update(lease_totals).where(columns.lease_id.in_(done)).values(folded=1, changed_seq=seq))
+    done = [lease for lease, all_ in sorted(finished.items()) if settled.get(lease, (0, 0)) == (all_, all_)]
+    connection.execute(sa.update(books.leases).where(columns.lease_id.in_(done)).values(folded=1, changed_seq=seq))
     return tuple(done)

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import ACTIVE, PAUSED
+from daycap.protocol.plan import is_budget
 
 metadata = sa.MetaData(
     naming_convention={
@@ -155,6 +158,48 @@ def with_seq(seq: Any) -> dict[str, Any]:
     return {"seq": seq, "drawn_seq": sa.case((days.drawn_seq == days.seq, seq), else_=days.drawn_seq)}
 
 
+@dataclass(frozen=True, eq=False)
+class Books:
+    """The tables of one kind of owner, agents or budgets: a row for each of its periods, and the leases of those."""
+
+    rows: sa.Table
+    leases: sa.Table
+    owner: str
+    """The column of both tables that names the owner."""
+    period: str
+    """The column of both tables that names the period: an agent's day, or a budget's period."""
+    drawn: sa.ColumnElement[int]
+    """What all leases of a row's period have drawn."""
+
+    def these(self, table: sa.Table, periods: Iterable[tuple[str, str]]) -> sa.ColumnElement[bool]:
+        """Return the condition that a row of `table` belongs to one of these (owner, period).
+
+        It names each period with its owners: SQLite would read the whole table for a list of pairs.
+        """
+        owners_of: dict[str, list[str]] = {}
+        for owner, period in sorted(set(periods)):
+            owners_of.setdefault(period, []).append(owner)
+        return sa.or_(
+            sa.false(),
+            *(
+                sa.and_(table.c[self.period] == period, table.c[self.owner].in_(owners))
+                for period, owners in owners_of.items()
+            ),
+        )
+
+    def with_seq(self, seq: Any) -> dict[str, Any]:
+        """Return the values of an UPDATE that raises a row's seq to `seq`."""
+        return with_seq(seq) if self.rows is daily_agent_spending else {"seq": seq}
+
+
+AGENTS = Books(daily_agent_spending, lease_totals, "agent_account_id", "spending_date", drawn_micros)
+
+
+def books_of(owner: str) -> Books:
+    """Return the tables that the owner, an agent or a budget, is in."""
+    return BUDGETS if is_budget(owner) else AGENTS
+
+
 _LEASE = "substr(rtrim(reservation_id, '0123456789'), 1, length(rtrim(reservation_id, '0123456789')) - 1)"
 """The lease's id, extracted from the reservation's, which is the lease's id, a hyphen and a number."""
 
@@ -290,6 +335,8 @@ budget_leases = sa.Table(
     **_CLUSTERED,
 )
 """Like `lease_totals`. Events are counted on the lease of the agent's own day alone."""
+
+BUDGETS = Books(budget_periods, budget_leases, "budget_id", "period_id", budget_periods.c.drawn_micros)
 
 contexts = sa.Table(
     "contexts",

@@ -13,6 +13,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
+from daycap.clock import DAY_MS, day_start_ms
+
 KEPT_DAYS = 2
 """How many days after its end a day stays in the counter."""
 
@@ -40,11 +42,24 @@ class Answer(StrEnum):
 _TAKEN = frozenset({Answer.OK, Answer.REFUSED, Answer.FENCED, Answer.PAUSED})
 
 
+Span = tuple[int, int]
+"""The bounds of a period: its first millisecond, and the first one after it, of the counter's time."""
+
+
+def span_of(day: str, span: Span | None) -> Span:
+    """Return `span`; if it is None, the bounds of the UTC date `day`."""
+    if span is not None:
+        return span
+    start_ms = day_start_ms(day)
+    return start_ms, start_ms + DAY_MS
+
+
 class SyncRequest(NamedTuple):
     """A runner's totals of one lease; with `need_micros` > 0, also how much more it needs and wants.
 
-    `farewell` makes it the last: how many events the lease had in all. A counter that does not know the lease keeps
-    nothing of it.
+    `farewell` makes it the last: how many events the lease had in all; of a budget's lease, what it has drawn. A counter
+    that does not know the lease keeps nothing of it.
+    `agent` and `day` may be a budget and one of its periods, whose bounds are then in `span`.
     """
 
     agent: str
@@ -55,13 +70,14 @@ class SyncRequest(NamedTuple):
     need_micros: int = 0
     want_micros: int = 0
     farewell: int | None = None
+    span: Span | None = None
 
 
 class SyncReply(NamedTuple):
     """The counter's totals of the lease and its day. If the totals were not taken, only `answer` and `now_ms` are set.
 
     `now_ms` is the counter's own clock. `spent_micros` includes what was drawn but not charged because the cap was
-    lowered meanwhile. `recall` asks for money that is set aside but not in use.
+    lowered meanwhile. `recall` asks for money that is set aside but not in use. `plan` is the agent's plan in force.
     """
 
     answer: Answer
@@ -75,6 +91,7 @@ class SyncReply(NamedTuple):
     spent_micros: int = 0
     leased_micros: int = 0
     recall: bool = False
+    plan: int = 0
 
 
 def settled_up_to(events: int, last_event: int) -> int:
@@ -83,7 +100,7 @@ def settled_up_to(events: int, last_event: int) -> int:
 
 
 AgentDay = tuple[str, str]
-"""An agent and a day."""
+"""An agent and a day; or a budget's id and the id of one of its periods."""
 
 NOTHING_OVERDUE: Mapping[AgentDay, Sequence[str]] = MappingProxyType({})
 
@@ -126,6 +143,12 @@ class DaySnapshot(NamedTuple):
     """Of a delta: the leases that were folded after `base_seq`. Of a repair: those of the counter that are folded."""
     repairs: bool = False
     """Of a whole snapshot: that `folded` is complete, so that an open counter may take it. Others only open a day."""
+    plan: int = 0
+    """The agent's plan in force."""
+    plan_text: str | None = None
+    """Its text, if the snapshot carries it. A counter that has another plan needs it."""
+    span: Span | None = None
+    """The bounds of a budget's period; None for an agent's day."""
 
     @property
     def remaining_micros(self) -> int:
@@ -234,6 +257,10 @@ class Counter(ABC):
     @abstractmethod
     def read(self, agent_days: Sequence[AgentDay]) -> list[DayReading | None]:
         """Return the days as they are now; None for a day that is not open."""
+
+    @abstractmethod
+    def read_plan(self, agent: str, day: str) -> tuple[int, str] | None:
+        """Return the id and the text of the agent's plan in force; None if the day is not open or has no plan."""
 
     @abstractmethod
     def sizes(self, agent_days: Sequence[AgentDay]) -> list[int]:

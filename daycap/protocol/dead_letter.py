@@ -12,6 +12,8 @@ class Kind(StrEnum):
     """It does not follow the wire format."""
     UNKNOWN_AGENT = "unknown_agent"
     """There is no account to charge."""
+    UNKNOWN_BUDGET = "unknown_budget"
+    """It names a budget, or a period of one, that does not exist."""
     WRONG_LEASE = "wrong_lease"
     """The lease belongs to another agent or another day."""
     WRONG_DAY = "wrong_day"

@@ -14,6 +14,8 @@ from daycap.clock import day_start_ms
 from daycap.errors import InvalidAmount, InvalidInput
 from daycap.formats import shown
 from daycap.money import MAX_MICROS, format_usd, micros
+from daycap.protocol.labels import Labels, call_labels
+from daycap.protocol.plan import MOST_BUDGETS, budget_id
 
 FINALIZE_TASK = "daycap.finalize"
 OPEN_DAY_TASK = "daycap.open_day"
@@ -29,6 +31,9 @@ SENT_HEADER = "daycap_sent_ms"
 """Message header: the counter's time, in milliseconds, when the runner handed the message to the broker."""
 
 WIRE_VERSION = 1
+BUDGETS_VERSION = 2
+"""The version of an event that names budgets or labels. Workers from before budgets keep it as a dead letter."""
+
 MAX_EVENTS_PER_MESSAGE = 500
 MAX_MESSAGE_BYTES = 1_000_000
 """The limit of a message body: about three times the largest message of events."""
@@ -36,6 +41,7 @@ MAX_MESSAGE_BYTES = 1_000_000
 _AGENT = re.compile(r"[A-Za-z0-9._:@-]{1,128}", re.ASCII)
 _LEASE = re.compile(r"[A-Za-z0-9._:@-]{1,64}", re.ASCII)
 _BOUND_LEASE = re.compile(r"([a-z2-7]{26})\.([a-z2-7]{6})", re.ASCII)
+_PERIOD = re.compile(r"[0-9A-Za-z+:-]{1,32}", re.ASCII)
 _HOLD_NUMBER = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
 
@@ -67,10 +73,23 @@ def _lease_check(name: str, agent: str, day: str) -> str:
     return base64.b32encode(digest).decode("ascii")[:6].lower()
 
 
+class Share(NamedTuple):
+    """What a hold had of another budget than its agent's own: the lease of which period, and how many micros of it.
+
+    A budget that only watches has no lease: "". `held_micros` is None where it equals the event's own.
+    """
+
+    budget: str
+    period: str
+    lease: str = ""
+    held_micros: int | None = None
+
+
 class FinalizeEvent(NamedTuple):
     """A hold that ended with a cost. All amounts are micros.
 
-    `hold` is the hold's number within its lease, `number` the event's own; both count from 1.
+    `hold` is the hold's number within its lease, `number` the event's own; both count from 1. `also` are the other
+    budgets that it counts in, by the agent's `plan` and the call's labels when it was reserved.
     """
 
     lease: str
@@ -81,6 +100,9 @@ class FinalizeEvent(NamedTuple):
     held_micros: int
     actual_micros: int
     at_ms: int
+    also: tuple[Share, ...] = ()
+    plan: int = 0
+    labels: Labels = ()
 
     @property
     def reservation(self) -> str:
@@ -94,8 +116,25 @@ class FinalizeEvent(NamedTuple):
 
     def to_wire(self) -> dict[str, Any]:
         """Encode the event as the JSON object that docs/design.md describes."""
+        if self[8:] != _ALONE:
+            return self._of_budgets()
+        return self._of_agent(WIRE_VERSION)
+
+    def _of_budgets(self) -> dict[str, Any]:
+        also = []
+        for share in self.also:
+            entry: dict[str, Any] = {"budget": share.budget, "period": share.period}
+            if share.lease:
+                entry["lease"] = share.lease
+            if share.held_micros is not None:
+                entry["held"] = share.held_micros
+            also.append(entry)
+        wire = {**self._of_agent(BUDGETS_VERSION), "plan": self.plan, "also": also}
+        return {**wire, "labels": dict(self.labels)} if self.labels else wire
+
+    def _of_agent(self, version: int) -> dict[str, Any]:
         return {
-            "v": WIRE_VERSION,
+            "v": version,
             "reservation": self.reservation,
             "lease": self.lease,
             "event": self.number,
@@ -110,12 +149,12 @@ class FinalizeEvent(NamedTuple):
     def from_wire(cls, payload: object) -> FinalizeEvent:
         """Decode a message from the queue. Raises `InvalidInput` or `InvalidAmount` with the reason.
 
-        Fields that version 1 does not know are ignored.
+        Fields that its version does not know are ignored.
         """
         if not isinstance(payload, dict):
             raise InvalidInput(f"an event is an object, not {type(payload).__name__}")
         version = payload.get("v")
-        if type(version) is not int or version != WIRE_VERSION:
+        if type(version) is not int or version not in (WIRE_VERSION, BUDGETS_VERSION):
             raise InvalidInput(f"unknown version: {shown(version, 40)}")
         try:
             reservation, lease, number, agent, day, held, actual, at_ms = _in_order(payload)
@@ -137,7 +176,37 @@ class FinalizeEvent(NamedTuple):
                 raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None
         if number == 0:
             raise InvalidInput("event counts from 1")
-        return cls(lease, int(reservation[len(lease) + 1 :]), number, agent, day, held, actual, at_ms)
+        event = cls(lease, int(reservation[len(lease) + 1 :]), number, agent, day, held, actual, at_ms)
+        return event if version == WIRE_VERSION else event._with_budgets(payload)
+
+    def _with_budgets(self, payload: dict[str, Any]) -> FinalizeEvent:
+        """Return the event with what version 2 adds."""
+        also, plan = payload.get("also", []), payload.get("plan", 0)
+        if not isinstance(also, list) or len(also) >= MOST_BUDGETS:
+            raise InvalidInput(f"also is not a list of at most {MOST_BUDGETS - 1} budgets: {shown(also, 80)}")
+        shares = tuple(_share(each) for each in also)
+        if len({share.budget for share in shares}) < len(shares):
+            raise InvalidInput("also names a budget twice")
+        if type(plan) is not int or not 0 <= plan <= MAX_MICROS:
+            raise InvalidInput(f"not a plan: {shown(plan, 40)}")
+        return self._replace(also=shares, plan=plan, labels=call_labels(payload.get("labels", {})))
+
+
+_ALONE: tuple[object, ...] = ((), 0, ())
+"""What an event that counts only in its agent's day has of budgets."""
+
+
+def _share(entry: object) -> Share:
+    if not isinstance(entry, dict):
+        raise InvalidInput(f"a budget of an event is an object, not {shown(entry, 80)}")
+    budget, period, lease, held = (entry.get(name) for name in ("budget", "period", "lease", "held"))
+    if not isinstance(period, str) or not _PERIOD.fullmatch(period):
+        raise InvalidInput(f"not a period's id: {shown(period, 40)}")
+    if lease is None:
+        lease = ""
+    elif not isinstance(lease, str) or not _LEASE.fullmatch(lease) or not lease_fits(lease, budget_id(budget), period):
+        raise InvalidInput(f"not a lease of budget {shown(budget, 180)} in {period}: {shown(lease, 80)}")
+    return Share(budget_id(budget), period, lease, None if held is None else micros(held))
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -13,10 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.ledger import accounts, settle
+from daycap.ledger import charging, accounts, settle
 from daycap.ledger.engine import Ledger, is_transient
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import open_days
+from daycap.ledger.charging import Charged
 from daycap.ledger.settle import Outcome
 from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_totals, settlements
 from daycap.money import MAX_MICROS
@@ -202,12 +203,15 @@ def test_an_event_that_the_ledger_refuses_is_set_aside_alone(
     ledger: Ledger, agent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a row that the ledger will not take, for a reason that no check of ours foresaw
-    write = settle._write
+    write = charging.write
 
-    def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], *more: Any) -> None:
-        write(connection, [(e, -1 if e.number == 2 else charge) for e, charge in charged], *more)
+    def refuses_number_2(connection: sa.Connection, charged: list[Charged], *more: Any) -> None:
+        write(connection, [each._replace(micros=-1) if of_number_2(each) else each for each in charged], *more)
 
-    monkeypatch.setattr(settle, "_write", refuses_number_2)
+    def of_number_2(charged: Charged) -> bool:
+        return charged.counted.event.number == 2
+
+    monkeypatch.setattr(settle, "write", refuses_number_2)
 
     outcome = settled(ledger, event(1), event(2), event(3))
 
@@ -219,12 +223,15 @@ def test_an_event_that_the_ledger_refuses_is_set_aside_alone(
 def test_a_batch_that_was_settled_one_by_one_is_reported_as_one(
     ledger: Ledger, agent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = settle._write
+    write = charging.write
 
-    def refuses_number_2(connection: sa.Connection, charged: list[tuple[FinalizeEvent, int]], *more: Any) -> None:
-        write(connection, [(e, -1 if e.number == 2 else charge) for e, charge in charged], *more)
+    def refuses_number_2(connection: sa.Connection, charged: list[Charged], *more: Any) -> None:
+        write(connection, [each._replace(micros=-1) if of_number_2(each) else each for each in charged], *more)
 
-    monkeypatch.setattr(settle, "_write", refuses_number_2)
+    def of_number_2(charged: Charged) -> bool:
+        return charged.counted.event.number == 2
+
+    monkeypatch.setattr(settle, "write", refuses_number_2)
     first = event(1, actual=70, held=70)
 
     others = event(1, agent="other", lease=B)

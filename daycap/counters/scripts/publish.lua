@@ -1,18 +1,19 @@
--- publish(counter; run_id, day_start_ms, seq, status, cap, spent, drawn, base, ttl_ms, guard_ms, grace_ms,
---         expire_before_ms, first_until_ms, lease_count, folded_count
+-- publish(counter; run_id, start_ms, end_ms, seq, status, cap, spent, drawn, plan, plan_text, base, ttl_ms, guard_ms,
+--         grace_ms, expire_before_ms, first_until_ms, lease_count, folded_count
 --         [, lease, drawn, events, last_event]... [, folded]... [, overdue]...) -> what it found
 --
--- KEYS[1]  the counter of one agent's day, daycap:{agent}:<day>
+-- KEYS[1]  the counter of an agent's day, or of a budget's period: daycap:{owner}:<period>
 -- ARGV[1]  run_id: identifies the server's life that the worker connected to
--- ARGV[2]  day_start_ms: first millisecond of the day in the key
--- ARGV[3]  seq, ARGV[4] status, ARGV[5] cap, ARGV[6] spent, ARGV[7] drawn: one snapshot of the ledger, micros
--- ARGV[8]  base: the snapshot is a delta and carries what changed in (base, seq]; -1: it is whole, to open the day;
+-- ARGV[2]  start_ms, ARGV[3] end_ms: first millisecond of the period in the key, and the first one after it
+-- ARGV[4]  seq, ARGV[5] status, ARGV[6] cap, ARGV[7] spent, ARGV[8] drawn: one snapshot of the ledger, micros
+-- ARGV[9]  plan: the agent's plan in force, 0 for none; ARGV[10] plan_text: its text, empty if it is not carried
+-- ARGV[11] base: the snapshot is a delta and carries what changed in (base, seq]; -1: it is whole, to open the period;
 --          -2: it is whole, to repair it, and names each lease of the counter that is folded
--- ARGV[9]  ttl_ms, ARGV[10] guard_ms, ARGV[11] grace_ms: the terms of every lease
--- ARGV[12] expire_before_ms: every event published before this is in the snapshot; 0 expires nothing
--- ARGV[13] first_until_ms: until this time a missing day may be opened without a fence; 0 always fences
--- ARGV[14] lease_count, ARGV[15] folded_count: how many of each follow
--- ARGV[16...] for each lease in the snapshot: its id, drawn micros, events settled, highest event
+-- ARGV[12] ttl_ms, ARGV[13] guard_ms, ARGV[14] grace_ms: the terms of every lease
+-- ARGV[15] expire_before_ms: every event published before this is in the snapshot; 0 expires nothing
+-- ARGV[16] first_until_ms: until this time a missing period may be opened without a fence; 0 always fences
+-- ARGV[17] lease_count, ARGV[18] folded_count: how many of each follow
+-- ARGV[19...] for each lease in the snapshot: its id, drawn micros, events settled, highest event
 -- then     the ids of leases that were folded; then those that may have to be given up (a whole snapshot tries all)
 --
 -- reply    answer (OK, UNKNOWN_AGENT, BEHIND), now_ms, current seq, opened, fenced, repaired, leased, given_up
@@ -23,16 +24,17 @@
 -- sync.lua describes the fields of the counter. `repaired`: something differed from what this snapshot or a script had
 -- written. A counter that cannot be parsed, or is inconsistent, counts as lost and is opened again.
 
-local DAY_MS, KEPT_DAYS, UNKNOWN_MS, MAX_MICROS = 86400000, 2, 10000, 9007199254740991
+local KEPT_MS, UNKNOWN_MS, MAX_MICROS, LEASES_FROM = 2 * 86400000, 10000, 9007199254740991, 19
 
-local key, run_id, day_start_ms = KEYS[1], ARGV[1], tonumber(ARGV[2])
-local seq, status, cap, spent, drawn = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]),
-  tonumber(ARGV[7])
-local base = tonumber(ARGV[8])
-local ttl_ms, guard_ms, grace_ms = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local expire_before_ms, first_until_ms = tonumber(ARGV[12]), tonumber(ARGV[13])
-local folded_from = 16 + 4 * tonumber(ARGV[14])
-local overdue_from = folded_from + tonumber(ARGV[15])
+local key, run_id, start_ms, end_ms = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local seq, status, cap, spent, drawn = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]),
+  tonumber(ARGV[8])
+local plan, plan_text = tonumber(ARGV[9]), ARGV[10]
+local base = tonumber(ARGV[11])
+local ttl_ms, guard_ms, grace_ms = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
+local expire_before_ms, first_until_ms = tonumber(ARGV[15]), tonumber(ARGV[16])
+local folded_from = LEASES_FROM + 4 * tonumber(ARGV[17])
+local overdue_from = folded_from + tonumber(ARGV[18])
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -40,8 +42,8 @@ local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local NOT_OPEN, DIFFERS = -1, -2
 local OPENING = -1
 local NUMBERS = { 'seq', 'cap', 'spent', 'drawn', 'folded', 'leased', 'given_up', 'ttl_ms', 'recall_until_ms',
-  'fence_until_ms' }
-local OPTIONAL = { folded = '0', recall_until_ms = '0', fence_until_ms = '0' }
+  'fence_until_ms', 'plan' }
+local OPTIONAL = { folded = '0', recall_until_ms = '0', fence_until_ms = '0', plan = '0' }
 
 local function whole(text)
   return text and #text <= 17 and string.match(text, '^%d+$') and tonumber(text)
@@ -107,7 +109,7 @@ end
 local function read_named()
   local fields = { 'run_id', 'status', unpack(NUMBERS) }
   local first = #fields
-  for i = 16, folded_from - 1, 4 do
+  for i = LEASES_FROM, folded_from - 1, 4 do
     fields[#fields + 1] = 'lease:' .. ARGV[i]
   end
   for i = folded_from, #ARGV do
@@ -157,7 +159,7 @@ end
 if not behind and known.run_id == run_id and status ~= 'unknown' then
   -- Whether this may be taken by a counter that is open.
   local sum, missing = known.drawn, false
-  for i = 16, folded_from - 1, 4 do
+  for i = LEASES_FROM, folded_from - 1, 4 do
     local lease = leases[ARGV[i]] or new_lease()
     sum = sum + math.max(0, tonumber(ARGV[i + 1]) - lease.drawn)
     missing = missing or tonumber(ARGV[i + 2]) > lease.events or tonumber(ARGV[i + 3]) > lease.last_event
@@ -166,9 +168,14 @@ if not behind and known.run_id == run_id and status ~= 'unknown' then
     -- It was opened meanwhile. What was folded since must be named.
     behind = known.seq
   elseif base >= 0 and known.seq < seq then
-    behind = math.min(sum, MAX_MICROS) ~= drawn and DIFFERS or nil
+    if math.min(sum, MAX_MICROS) ~= drawn then
+      behind = DIFFERS
+    elseif plan ~= known.plan and plan > 0 and plan_text == '' then
+      behind = known.seq -- What changed since is read with the plan's text.
+    end
   elseif base >= 0 and known.seq == seq then
     local same = status == known.status and cap == known.cap and spent == known.spent and drawn == known.drawn
+      and plan == known.plan
     behind = (missing or sum > known.drawn or not same) and DIFFERS or nil
   end
 end
@@ -190,7 +197,7 @@ local opened = known.run_id ~= run_id
 if opened then
   -- A day that existed before, under this run id or another, may have leases that are not in the hash; a day that
   -- begins later has none. The extra ttl: another server whose clock was ahead may have lent from it.
-  if now_ms + ttl_ms >= day_start_ms and (known.run_id or now_ms >= first_until_ms) then
+  if now_ms + ttl_ms >= start_ms and (known.run_id or now_ms >= first_until_ms) then
     fence_until_ms = now_ms + ttl_ms + guard_ms
   end
   -- What an old copy lent may have been given up and lent to others since. Live runners restore their leases.
@@ -211,9 +218,14 @@ local leased, drawn_before, folded = known.leased or 0, known.drawn or 0, known.
 local drawn_in_all = drawn_before
 
 if seq > own_seq or (base < 0 and seq == own_seq) then
-  known.seq, known.status, known.cap, known.spent = seq, status, cap, spent
+  known.seq, known.status, known.cap, known.spent, known.plan = seq, status, cap, spent, plan
+  if plan > 0 and plan_text ~= '' then
+    redis.call('HSET', key, 'plan', ARGV[9], 'plan_text', plan_text)
+  elseif plan == 0 then
+    redis.call('HDEL', key, 'plan', 'plan_text')
+  end
   local named, named_sum = {}, 0
-  for i = 16, folded_from - 1, 4 do
+  for i = LEASES_FROM, folded_from - 1, 4 do
     local id, its_drawn, events, last_event = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
     local lease = leases[id] or new_lease()
     leases[id], named[id], named_sum = lease, true, named_sum + its_drawn
@@ -278,7 +290,7 @@ local fenced = fence_until_ms > 0
 if fenced and fence_until_ms + grace_ms < expire_before_ms then
   -- Live runners have restored their leases by now. What is still free may have been lent to dead ones.
   -- (Nothing can be lent from a day that is over.)
-  if now_ms < day_start_ms + DAY_MS then
+  if now_ms < end_ms then
     given_up = given_up + math.max(0, known.cap - math.max(known.spent, drawn_in_all) - leased)
   end
   fenced, fence_until_ms = false, 0
@@ -303,7 +315,7 @@ if fenced then
 else
   redis.call('HDEL', key, 'fence_until_ms')
 end
-local expires_ms, left_ms = day_start_ms + (1 + KEPT_DAYS) * DAY_MS, redis.call('PTTL', key)
+local expires_ms, left_ms = end_ms + KEPT_MS, redis.call('PTTL', key)
 if math.abs(now_ms + left_ms - expires_ms) > 1000 then
   repaired = repaired or not opened
   redis.call('PEXPIREAT', key, digits(expires_ms))
