@@ -59,7 +59,7 @@ SYNC, PUBLISH, READ = Script.load("sync"), Script.load("publish"), Script.load("
 
 
 def counter_key(agent: str, day: str) -> str:
-    """Return the key of an agent's day or a budget's period. The braces keep those of an owner on one node of a cluster."""
+    """Return the key of an agent's day or a budget's period. The braces keep an owner's together in a cluster."""
     return f"daycap:{{{agent}}}:{day}"
 
 

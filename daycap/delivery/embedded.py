@@ -48,11 +48,12 @@ class _OnlyLender(CounterPublisher):
 
     def publish(self, ledger: Ledger, snapshots: Sequence[DaySnapshot], **options: Any) -> list[PublishReply | None]:
         readings = self.read([(snapshot.agent, snapshot.day) for snapshot in snapshots])
-        opening = [
-            snapshot if reading is not None else snapshot._replace(base_seq=None)
-            for snapshot, reading in zip(snapshots, readings, strict=True)
-        ]
-        return super().publish(ledger, opening, **{**options, "opened_at_ms": self.now_ms()})
+        new = [(each.agent, each.day) for each, reading in zip(snapshots, readings, strict=True) if reading is None]
+        if new:
+            with ledger.reading() as connection:
+                opening = {(each.agent, each.day): each._replace(base_seq=None) for each in read_rows(connection, new)}
+            snapshots = [opening.get((each.agent, each.day), each) for each in snapshots]
+        return super().publish(ledger, snapshots, **{**options, "opened_at_ms": self.now_ms()})
 
 
 class EmbeddedLedger(Transport):

@@ -306,7 +306,7 @@ def _contexts(connection: sa.Connection, charged: list[Charged]) -> dict[_Contex
 
 def _find_contexts(connection: sa.Connection, digests: Iterable[str]) -> dict[str, int]:
     statement = sa.select(contexts.c.digest, contexts.c.context_id).where(contexts.c.digest.in_(list(digests)))
-    return {digest: context for digest, context in connection.execute(statement)}
+    return {row.digest: row.context_id for row in connection.execute(statement)}
 
 
 class _Inserts(NamedTuple):

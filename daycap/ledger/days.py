@@ -1,8 +1,8 @@
 """The rows of agents' days and budgets' periods: inserted when missing, locked while they are charged.
 
 All transactions take locks in one order, so that none deadlock: accounts, missing days, existing days, each by day and
-then by the agents' bytes; then budgets, missing periods, existing periods, in the same way; then leases, settlements and
-dead letters. A transaction that has locked an existing day locks no account and inserts no day.
+then by the agents' bytes; then budgets, missing periods, existing periods, in the same way; then leases, settlements
+and dead letters. A transaction that has locked an existing day locks no account and inserts no day.
 """
 
 from __future__ import annotations

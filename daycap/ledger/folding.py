@@ -20,8 +20,8 @@ _AT_ONCE = 1000
 def fold(ledger: Ledger, finished: Mapping[AgentDay, Sequence[tuple[str, int]]]) -> list[DaySnapshot]:
     """Fold each day's `finished` leases and return the deltas that say so.
 
-    They are given with the number of their events; those of budgets with what they drew. A lease of which the ledger has not every event stays as it is. At most a thousand leases of a day: what is left
-    comes again.
+    Leases are given with the number of their events, those of budgets with what they drew. One of which the ledger has
+    not every event stays as it is. At most a thousand leases of a day: what is left comes again.
     """
     folded: dict[AgentDay, tuple[str, ...]] = {}
     if not finished:

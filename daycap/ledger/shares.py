@@ -21,14 +21,12 @@ class Counted(NamedTuple):
     shares: tuple[Share, ...] = ()
 
 
-def counted_in(
-    connection: sa.Connection, events: Iterable[FinalizeEvent], plan_of: Mapping[str, int]
-) -> list[Counted]:
+def counted_in(connection: sa.Connection, events: Iterable[FinalizeEvent], plan_of: Mapping[str, int]) -> list[Counted]:
     """Return each event with its shares. `plan_of` is the plan in force of each agent.
 
     An event without a plan is charged by the plan in force. A budget of the plan that the event does not name is
-    charged all the same, in the period that contains the event's time, within its day: nobody escapes a cap. What a call
-    held nothing of is drawn on a lease of the ledger's own (`is_unheld`).
+    charged all the same, in the period that contains the event's time, within its day: nobody escapes a cap. What a
+    call held nothing of is drawn on a lease of the ledger's own (`is_unheld`).
     """
     events = list(events)
     wanted = {event.plan or plan_of[event.agent] for event in events} - {0}

@@ -168,8 +168,8 @@ def _rows(connection: sa.Connection, books: Books, wanted: list[AgentDay]) -> di
         *bounds,
     ).where(books.these(books.rows, wanted))
     return {
-        (owner, period): _Row(*numbers[:4], (numbers[4], numbers[5]) if bounds else None)
-        for owner, period, *numbers in connection.execute(statement)
+        (owner, period): _Row(seq, cap, spent, drawn, (span[0], span[1]) if span else None)
+        for owner, period, seq, cap, spent, drawn, *span in connection.execute(statement)
     }
 
 

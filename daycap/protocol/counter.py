@@ -57,9 +57,9 @@ def span_of(day: str, span: Span | None) -> Span:
 class SyncRequest(NamedTuple):
     """A runner's totals of one lease; with `need_micros` > 0, also how much more it needs and wants.
 
-    `farewell` makes it the last: how many events the lease had in all; of a budget's lease, what it has drawn. A counter
-    that does not know the lease keeps nothing of it.
-    `agent` and `day` may be a budget and one of its periods, whose bounds are then in `span`.
+    `farewell` makes it the last: how many events the lease had in all; of a budget's lease, what it has drawn. A
+    counter that does not know the lease keeps nothing of it. `agent` and `day` may be a budget and one of its periods,
+    whose bounds are then in `span`.
     """
 
     agent: str

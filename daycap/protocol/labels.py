@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -24,14 +25,25 @@ def call_labels(labels: object) -> Labels:
     """
     if not isinstance(labels, Mapping):
         raise InvalidInput(f"labels are a mapping from text to text, not {shown(labels, 80)}")
+    try:
+        return _checked(tuple(labels.items()))
+    except TypeError:  # Unhashable.
+        return _checked.__wrapped__(tuple(labels.items()))
+
+
+@functools.lru_cache(maxsize=1000)
+def _checked(labels: tuple[tuple[object, object], ...]) -> Labels:
+    """Return the labels sorted, once they are checked. Cached, because a process makes many calls of a kind."""
     if len(labels) > MOST_LABELS:
         raise InvalidInput(f"a call has at most {MOST_LABELS} labels, not {len(labels)}")
-    for key, value in labels.items():
+    checked = []
+    for key, value in labels:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise InvalidInput(f"not a label's key (1..32 characters of a-z 0-9 _ . -): {shown(key, 80)}")
         if not isinstance(value, str) or not 1 <= len(value) <= _LONGEST_VALUE or not value.isprintable():
             raise InvalidInput(f"label {key} is not 1..{_LONGEST_VALUE} printable characters: {shown(value, 80)}")
-    return tuple(sorted(labels.items()))
+        checked.append((key, value))
+    return tuple(sorted(checked))
 
 
 Patterns = tuple[tuple[str, tuple[str, ...]], ...]

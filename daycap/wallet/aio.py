@@ -13,13 +13,13 @@ from daycap.counters.per_loop import PerLoop
 from daycap.money import micros
 from daycap.periods import PeriodRule
 from daycap.pricing.usage import PricedCall
-from daycap.protocol.counter import SyncReply
+from daycap.protocol.labels import Labels, call_labels
 from daycap.settings import Settings
 from daycap.wallet.base import BaseWallet, too_many_concurrent
 from daycap.wallet.hold import AsyncHold
-from daycap.wallet.metering import AgentOf, CostOf, P, T, agent_of, check_kind, note_cost
+from daycap.wallet.metering import AgentOf, CostOf, LabelsOf, P, T, agent_of, check_kind, note_cost, with_model
 from daycap.wallet.readings import Reading
-from daycap.wallet.top_up import Pause, Step, Steps
+from daycap.wallet.top_up import Answered, Pause, ReadPlan, Step, Steps
 from daycap.wallet.wiring import Parts
 
 
@@ -49,29 +49,39 @@ class AsyncWallet(BaseWallet[AsyncHold]):
             self._in_loop.forget()
 
     @overload
-    async def reserve(self, agent: str, estimate_micros: int) -> AsyncHold: ...
+    async def reserve(self, agent: str, estimate_micros: int, *, labels: LabelsOf = None) -> AsyncHold: ...
     @overload
-    async def reserve(self, agent: str, **call: Unpack[PricedCall]) -> AsyncHold: ...
-    async def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> AsyncHold:
+    async def reserve(self, agent: str, *, labels: LabelsOf = None, **call: Unpack[PricedCall]) -> AsyncHold: ...
+    async def reserve(
+        self, agent: str, estimate_micros: int | None = None, *, labels: LabelsOf = None, **call: Any
+    ) -> AsyncHold:
         """Reserve as `Wallet.reserve` does. If the task is cancelled while it waits, nothing is held."""
         if call:
             priced = cast(PricedCall, call)
             if self._prices is None:  # Loading them takes half a second.
                 await _in_thread(lambda: self.prices)
-            return self._priced(await self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
-        hold = self._from_memory(agent, estimate_micros)
-        return hold if hold is not None else await self._ask(agent, micros(estimate_micros))
+            worst_case = self._worst_case(estimate_micros, priced)
+            return self._priced(await self.reserve(agent, worst_case, labels=with_model(labels, call)), priced)
+        its = () if labels is None else call_labels(labels)
+        hold = self._from_memory(agent, estimate_micros, its)
+        return hold if hold is not None else await self._ask(agent, micros(estimate_micros), its)
 
     @overload
     def metered(
-        self, agent: AgentOf, estimate_micros: int, *, cost: CostOf = None
+        self, agent: AgentOf, estimate_micros: int, *, cost: CostOf = None, labels: LabelsOf = None
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
     @overload
     def metered(
-        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[PricedCall]
+        self, agent: AgentOf, *, cost: CostOf = None, labels: LabelsOf = None, **call: Unpack[PricedCall]
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
     def metered(
-        self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
+        self,
+        agent: AgentOf,
+        estimate_micros: int | None = None,
+        *,
+        cost: CostOf = None,
+        labels: LabelsOf = None,
+        **call: Any,
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
         """Decorate an `async def` as `Wallet.metered` does. A cancelled call is charged the whole hold."""
         amount = call if estimate_micros is None else {"estimate_micros": estimate_micros, **call}
@@ -81,7 +91,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
 
             @wraps(function)
             async def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
-                with await self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
+                with await self.reserve(agent_of(agent, *args, **kwargs), labels=labels, **amount) as hold:
                     result = await function(*args, **kwargs)
                     note_cost(hold, result, cost, call, lambda: self.prices)
                     return result
@@ -152,7 +162,7 @@ class AsyncWallet(BaseWallet[AsyncHold]):
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    async def _ask(self, agent: str, estimate: int) -> AsyncHold:
+    async def _ask(self, agent: str, estimate: int, labels: Labels) -> AsyncHold:
         """Run a top-up, one at a time per agent and event loop."""
         start_s = self._begin_to_ask(agent)
         if not self._sender.tried.is_set():
@@ -168,12 +178,12 @@ class AsyncWallet(BaseWallet[AsyncHold]):
             with self._asking(agent, locks):
                 if self._binding.must_look(agent):
                     await _in_thread(self._binding.check, agent)
-                return await self._drive(self._steps(agent, estimate, start_s), start_s)
+                return await self._drive(self._steps(agent, estimate, labels, start_s), start_s)
         finally:
             lock.release()
 
     async def _drive(self, steps: Steps[AsyncHold], start_s: float) -> AsyncHold:
-        answer: SyncReply | None = None
+        answer: Answered = None
         while True:
             try:
                 step = steps.send(answer)
@@ -184,16 +194,19 @@ class AsyncWallet(BaseWallet[AsyncHold]):
             except BaseException as error:  # Includes cancellation.
                 steps.throw(error)  # Puts back what the question earmarked, and re-raises.
 
-    async def _take(self, step: Step, start_s: float) -> SyncReply | None:
+    async def _take(self, step: Step, start_s: float) -> Answered:
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             return None
         with self._exchanging(start_s):
+            if isinstance(step, ReadPlan):
+                return await _in_thread(self._counter.read_plan, *step)
+            requests = [each.request for each in step.all]
             if self._in_loop is not None:
-                return await self._in_loop.sync(step.request)
+                return await asyncio.gather(*map(self._in_loop.sync, requests))  # They go in one exchange.
             if self._counter.immediate:
-                return self._counter.sync([step.request])[0]
-            return (await _in_thread(self._counter.sync, [step.request]))[0]
+                return self._counter.sync(requests)
+            return await _in_thread(self._counter.sync, requests)
 
 
 async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -29,7 +29,7 @@ from daycap.periods import PeriodRule
 from daycap.pricing.answer_cost import CallPricing
 from daycap.pricing.usage import PricedCall
 from daycap.process import here
-from daycap.protocol.labels import scope_patterns
+from daycap.protocol.labels import Labels, scope_patterns
 from daycap.protocol.wire import FinalizeEvent, agent_id
 from daycap.settings import Settings
 from daycap.urls import without_secrets
@@ -197,7 +197,7 @@ class BaseWallet(Generic[H]):
 
     # --- shared steps of reserve ----------------------------------------------------------------------------
 
-    def reserve(self, agent: str, estimate_micros: int) -> Any:
+    def reserve(self, agent: str, estimate_micros: int, *, labels: Mapping[str, str] | None = None) -> Any:
         """See `Wallet.reserve`."""
         raise NotImplementedError
 
@@ -241,7 +241,7 @@ class BaseWallet(Generic[H]):
         hold._pricing = CallPricing(self.prices, call["model"], call.get("provider"), call.get("service_tier"))
         return hold
 
-    def _from_memory(self, agent: str, estimate_micros: object) -> H | None:
+    def _from_memory(self, agent: str, estimate_micros: object, labels: Labels = ()) -> H | None:
         """Reserve from what this process has leased; return None if the counter must be asked."""
         estimate = estimate_micros
         if type(estimate) is not int or not 0 <= estimate <= MAX_MICROS:
@@ -251,15 +251,15 @@ class BaseWallet(Generic[H]):
         if self._outbox is not None and self._outbox.full:
             raise OutboxFull
         try:
-            return self._book.reserve(agent, estimate)
+            return self._book.reserve(agent, estimate, labels)
         except TypeError:  # Unhashable: agent_id raises the right error.
             agent_id(agent)
             raise
 
-    def _steps(self, agent: str, estimate: int, start_s: float) -> Steps[H]:
+    def _steps(self, agent: str, estimate: int, labels: Labels, start_s: float) -> Steps[H]:
         """Return the steps of a top-up, limited to the time that reserve may take."""
         end_s = start_s + self._settings.open_timeout_seconds
-        return top_up(self._book, agent, estimate, end_s=end_s, ask_to_open=self._renewer.ask_to_open)
+        return top_up(self._book, agent, estimate, labels, end_s=end_s, ask_to_open=self._renewer.ask_to_open)
 
     def _begin_to_ask(self, agent: str) -> float:
         """Check that a top-up may start, start the threads, and return the start time (monotonic seconds)."""

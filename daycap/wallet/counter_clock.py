@@ -29,7 +29,11 @@ class CounterClock:
         offset_ms = self._offset_ms
         return None if offset_ms is None else self._now_ns() // _MS + offset_ms
 
-    def today(self) -> str:
-        """Return the UTC day by the counter's clock if known, else by this host's."""
+    def now_ms(self) -> int:
+        """Return the counter's time if it is known, else this host's."""
         counter_ms = self.ms()
-        return day_of(wall_ms() if counter_ms is None else counter_ms)
+        return wall_ms() if counter_ms is None else counter_ms
+
+    def today(self) -> str:
+        """Return the UTC day of `now_ms`."""
+        return day_of(self.now_ms())

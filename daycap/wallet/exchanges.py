@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Generic
 
-from daycap.clock import DAY_MS, day_start_ms
-from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, UnknownAgent
+from daycap.clock import day_of
+from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, FullBudget, InvalidInput, UnknownAgent
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import Answer, SyncReply, SyncRequest
+from daycap.protocol.labels import Labels
+from daycap.protocol.plan import ENFORCE, MOST_BUDGETS, NO_PLAN, Plan
+from daycap.protocol.wire import Share
 from daycap.wallet.hold import H, Pending
 from daycap.wallet.holds import Holds
-from daycap.wallet.lease import Lease
-from daycap.wallet.leases import expired
+from daycap.wallet.lease import Lease, Route
 from daycap.wallet.unsettled import Unsettled
 
 logger = logging.getLogger("daycap")
@@ -44,107 +46,194 @@ class Exchanges(Generic[H]):
     def clear(self) -> None:
         """Start with no question. Called in a forked child."""
         self._questions = count(1)
+        self._plans = {NO_PLAN.id: NO_PLAN}
+        """Every plan that was read. A plan never changes."""
         self._deadline_ns = 0
         self.ttl_ms = 0
         """The shortest known ttl of a lease in use; 0 if there is none."""
 
     # --- topping up: one reservation that memory cannot serve ---------------------------------------------
 
-    def begin_hand_back(self, agent: str) -> list[Pending]:
-        """Build a sync for each retired lease that still has the agent's money for the day, to hand that money back."""
+    def begin_hand_back(self, agent: str, labels: Labels = ()) -> list[Pending]:
+        """Build a sync for each retired lease that still has money of the call's budgets, to hand that money back."""
         book = self._book
-        if agent not in book.leases.replaced:
+        if not book.leases.replaced:
             return []
-        now_ns = book.now_ns()
+        now_ns, now_ms = book.now_ns(), book.clock.now_ms()
         with book.lock:
             book.catch_up_locked()
-            today = book.clock.today()
-            leases = [lease for lease in book.leases.replaced.get(agent, ()) if lease.day == today]
-            return [self._report(lease, lease.free, now_ns) for lease in leases if lease.unsure or lease.free]
+            lease = book.leases.current.get(agent)
+            route = lease.routes.get(labels) if lease is not None else None
+            owners = [agent, *(other.agent for other in (route.others if route else ()))]
+            leases = [each for owner in owners for each in book.leases.replaced.get(owner, ())]
+            return [
+                self._report(each, each.free, now_ns)
+                for each in leases
+                if not each.over(now_ms) and (each.unsure or each.free)
+            ]
 
-    def begin_top_up(self, agent: str, estimate: int) -> Pending:
-        """Build the sync that asks for what `estimate` needs beyond the lease's own free money.
+    def begin_top_up(self, agent: str, estimate: int, labels: Labels = ()) -> Pending:
+        """Build the sync that asks for what `estimate` needs beyond the leases' own free money.
 
-        Preferably one at a time per agent: the free money is earmarked for this reservation alone until
-        `finish_top_up` or `abandon` puts it back. Of two concurrent ones, one may have to ask again.
+        What is free of each lease, up to the estimate, is earmarked for this reservation alone until `finish_top_up`
+        or `abandon` puts it back. The agent's own day is always asked: its reply tells the plan in force. Other budgets
+        are asked (`Pending.others`) if their leases lack money. Preferably one at a time per agent: of two concurrent
+        ones, one may have to ask again.
         """
         book = self._book
-        now_ns = book.now_ns()
+        now_ns, now_ms = book.now_ns(), book.clock.now_ms()
         with book.lock:
             book.catch_up_locked()
-            lease = book.leases.find(agent, book.clock.today(), estimate, now_ns)
-            if now_ns >= lease.deadline_ns:
-                _hand_back(lease, lease.free, now_ns)
-            lease.owed_ns, lease.unsure = now_ns, True
-            earmarked = lease.free
-            need = max(0, estimate - earmarked)
-            elapsed_ns = max(now_ns - lease.window_ns, _SHORTEST_WINDOW_NS)
-            rate = max(lease.rate, lease.used * 1e9 / elapsed_ns)
-            want = min(need + int(rate * self.slice_seconds), MAX_MICROS)
-            request = SyncRequest(agent, lease.day, lease.id, lease.granted, lease.returned, need, want)
-            pending = Pending(book, lease, request, now_ns, earmarked)
-            pending.handed_back = book.leases.handed_back(lease)
-            number = pending._number = next(self._questions)
-            out = lease.out
-            try:
-                lease.questions[number] = earmarked
-                lease.out = out + earmarked
-                pending._ended = False
-            except BaseException:  # From a signal handler.
-                if pending.ended:
-                    lease.out = out
-                    lease.questions.pop(number, None)
-                raise
+            lease = book.leases.find(agent, day_of(now_ms), estimate, now_ns)
+            route = self._find_route(lease, labels, estimate, now_ns, now_ms)
+            pending = self._ask(lease, estimate, now_ns)
+            pending.labels = labels
+            for other in route.others if route is not None else ():
+                lacks = other.free < estimate or now_ns >= other.deadline_ns
+                also = self._ask(other, estimate, now_ns)
+                if lacks:
+                    pending.others = (*pending.others, also)
+                else:
+                    pending.kept = (*pending.kept, also)
         return pending
 
-    def finish_top_up(self, pending: Pending, reply: SyncReply, estimate: int) -> H | None:
-        """Apply the reply and reserve. Returns None to ask again; raises the error that matches the refusal.
+    def finish_top_up(
+        self, pending: Pending, reply: SyncReply, estimate: int, others: Sequence[SyncReply] = ()
+    ) -> H | None:
+        """Apply the replies and reserve. Returns None to ask again; raises the error that matches the refusal.
 
-        Raises `CapExceeded`, `AgentPaused`, `UnknownAgent` or, for a fence, `BudgetUnavailable`.
+        `others` are the replies to `Pending.others`. Raises `CapExceeded`, `AgentPaused`, `UnknownAgent` or, for a
+        fence, `BudgetUnavailable`.
         """
         book = self._book
         lease = pending.lease
+        replies = list(zip(pending.all, (reply, *others), strict=True))
         with book.lock:
             book.catch_up_locked()
-            free_before = lease.free
-            book.put_back(pending)
-        self.apply(pending, reply)
+            for each in (*pending.all, *pending.kept):
+                book.put_back(each)
+        for each, its in replies:
+            self.apply(each, its)
         late = book.now_ns() - pending.sent_ns > self._guard_ns
         if reply.answer is Answer.PAUSED:
             raise AgentPaused(lease.agent)
         if reply.answer is Answer.UNKNOWN_AGENT:
             raise UnknownAgent(lease.agent)
-        if not reply.answer.taken:
+        if not all(its.answer.taken for _, its in replies):
             return None
-        if (hold := book.reserve(lease.agent, estimate)) is not None:
+        if (hold := book.reserve(lease.agent, estimate, pending.labels)) is not None:
             return hold
+        if late:
+            return None
         with book.lock:
             book.catch_up_locked()
-            if late or free_before > 0 or lease.earmarked or lease.returned != pending.request.returned_micros:
-                return None  # The totals have changed since the answer, or another question may put money back.
-            if book.now_ns() < lease.deadline_ns and lease.free >= estimate:
-                return None  # Money was freed just now.
-            if book.leases.current.get(lease.agent) is not lease or pending.handed_back is None:
-                return None  # Another lease of this agent may still hand money back.
-            if book.leases.handed_back(lease) != pending.handed_back:
-                return None
-            if reply.answer is Answer.FENCED:
+            final = [(each, its) for each, its in replies if self._is_final(each, its, estimate)]
+            if any(its.answer is Answer.FENCED for _, its in final):
                 raise BudgetUnavailable(
                     f"agent {lease.agent}: the counter lost its data and lends nothing until live runners had time to "
                     "restore their leases; try again in a minute"
                 )
-            if reply.answer is Answer.REFUSED:
-                raise self._refusal(lease, reply, estimate)
+            if final:
+                raise self._refusal(lease, final, estimate)
         return None
+
+    def _is_final(self, pending: Pending, reply: SyncReply, estimate: int) -> bool:
+        """Return whether the reply refuses, and nothing since may have made it wrong. The lock is held."""
+        book, lease = self._book, pending.lease
+        if reply.answer is Answer.FENCED:
+            return lease.free < estimate
+        if reply.answer is not Answer.REFUSED or lease.returned != pending.request.returned_micros:
+            return False
+        if book.leases.current.get(lease.agent) is not lease or pending.handed_back is None:
+            return False  # Another lease of this owner may still hand money back.
+        if book.leases.handed_back(lease) != pending.handed_back:
+            return False
+        # Other questions may put back what they earmark.
+        remaining = max(0, reply.cap_micros - reply.spent_micros - reply.leased_micros)
+        return estimate > lease.free + lease.earmarked + remaining
+
+    def begin_return(self, pending: Pending) -> list[Pending]:
+        """Build the syncs that hand back what a refused question was granted by some of several budgets."""
+        book = self._book
+        now_ns = book.now_ns()
+        if not (pending.others or pending.kept):
+            return []
+        with book.lock:
+            book.catch_up_locked()
+            back = [(each.lease, min(each.lease.free, each.lease.granted - each.granted)) for each in pending.all]
+            return [self._report(lease, amount, now_ns) for lease, amount in back if amount > 0]
 
     def abandon(self, pending: Pending) -> None:
         """Put earmarked money back after a sync without an answer. The next sync reports what was granted unseen."""
         book = self._book
-        lease = pending.lease
         with book.lock:
             book.catch_up_locked()
-            book.put_back(pending)
-            lease.owed_ns, lease.unsure = book.now_ns(), True
+            for each in (*pending.all, *pending.kept):
+                book.put_back(each)
+            for each in pending.all:
+                each.lease.owed_ns, each.lease.unsure = book.now_ns(), True
+
+    def learn_plan(self, agent: str, plan: Plan) -> None:
+        """Note the plan that the counter has for the agent now."""
+        self._plans[plan.id] = plan
+        with self._book.lock:
+            lease = self._book.leases.current.get(agent)
+            if lease is not None and lease.plan != plan.id:
+                lease.plan, lease.routes = plan.id, {}
+
+    def lacks_plan(self, agent: str) -> bool:
+        """Return whether the agent's plan in force must be read first."""
+        lease = self._book.leases.current.get(agent)
+        return lease is not None and lease.plan not in self._plans
+
+    def _find_route(self, lease: Lease, labels: Labels, estimate: int, now_ns: int, now_ms: int) -> Route | None:
+        """Return the leases of the call's other budgets in their current periods; None if the plan is not known."""
+        plan = self._plans.get(lease.plan)
+        if plan is None:
+            return None
+        if not plan.budgets and not labels:
+            lease.routes.pop(labels, None)
+            return None
+        others, watched = [], []
+        for each in plan.of_call(labels):
+            period = each.rule.at(now_ms)
+            if each.mode == ENFORCE:
+                span = (period.start_ms, period.end_ms)
+                others.append(self._book.leases.find(each.budget, period.id, estimate, now_ns, span))
+            else:
+                watched.append(Share(each.budget, period.id))
+        if len(others) + len(watched) >= MOST_BUDGETS:
+            raise InvalidInput(f"agent {lease.agent}: a call counts in at most {MOST_BUDGETS} budgets")
+        return self._book.add_route(lease, Route(plan.id, labels, tuple(others), tuple(watched)))
+
+    def _ask(self, lease: Lease, estimate: int, now_ns: int) -> Pending:
+        """Earmark what the lease has free, up to the estimate, and build the sync that asks for the rest."""
+        book = self._book
+        if now_ns >= lease.deadline_ns:
+            _hand_back(lease, lease.free, now_ns)
+        lease.owed_ns, lease.unsure = now_ns, True
+        earmarked = min(lease.free, estimate)
+        need = estimate - earmarked
+        elapsed_ns = max(now_ns - lease.window_ns, _SHORTEST_WINDOW_NS)
+        rate = max(lease.rate, lease.used * 1e9 / elapsed_ns)
+        want = min(need + int(rate * self.slice_seconds), MAX_MICROS)
+        request = SyncRequest(
+            lease.agent, lease.day, lease.id, lease.granted, lease.returned, need, want, span=lease.span
+        )
+        pending = Pending(book, lease, request, now_ns, earmarked)
+        pending.handed_back = book.leases.handed_back(lease)
+        number = pending._number = next(self._questions)
+        out = lease.out
+        try:
+            lease.questions[number] = earmarked
+            lease.out = out + earmarked
+            pending._ended = False
+        except BaseException:  # From a signal handler.
+            if pending.ended:
+                lease.out = out
+                lease.questions.pop(number, None)
+            raise
+        return pending
 
     # --- renewing: every lease in use, in batches ----------------------------------------------------------
 
@@ -167,16 +256,15 @@ class Exchanges(Generic[H]):
         longer needed.
         """
         book = self._book
-        now_ns = book.now_ns()
-        today = book.clock.today()
+        now_ns, now_ms = book.now_ns(), book.clock.now_ms()
         pending: list[Pending] = []
         forgotten: list[Lease] = []
         with book.lock:
             book.catch_up_locked()
             for lease in leases:
-                if book.leases.tidy(lease, today) and lease.live_holds:
+                if book.leases.tidy(lease, now_ms) and lease.live_holds:
                     forgotten.append(lease)
-                if not lease.in_use or expired(lease.day, today):
+                if not lease.in_use or lease.expired(now_ms):
                     continue
                 dead = now_ns >= lease.deadline_ns
                 back = lease.free if hand_back or lease.recalled or dead else self._idle(lease, now_ns)
@@ -198,12 +286,11 @@ class Exchanges(Generic[H]):
         with book.lock:
             book.catch_up_locked()
             return [
-                self._report(lease, lease.free, now_ns, farewell=lease.finalized)
+                self._report(lease, lease.free, now_ns, farewell=lease.finalized if lease.span is None else lease.drawn)
                 for lease in book.leases.all()
                 if lease.granted
-                and not lease.live_holds
                 and not lease.questions
-                and (handed_over or not lease.unsettled)
+                and (lease.held == 0 if lease.span else not lease.live_holds and (handed_over or not lease.unsettled))
             ]
 
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
@@ -228,8 +315,8 @@ class Exchanges(Generic[H]):
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
             lease.granted = max(lease.granted, reply.granted_micros)
             # A lease is as dead before its day begins as after it ends.
-            day_ms = reply.now_ms - day_start_ms(lease.day)
-            day_left_ms = DAY_MS - day_ms if 0 <= day_ms < DAY_MS else 0
+            start_ms, end_ms = lease.bounds
+            day_left_ms = end_ms - reply.now_ms if start_ms <= reply.now_ms < end_ms else 0
             # The guard protects against what the counter does at its deadline. At the end of the day the counter does
             # nothing: a hold made just before may be sent just after.
             deadline_ns = pending.sent_ns + min(reply.ttl_ms * _MS - self._guard_ns, day_left_ms * _MS)
@@ -243,6 +330,8 @@ class Exchanges(Generic[H]):
             over_cap = reply.spent_micros + reply.leased_micros > reply.cap_micros
             must_ask = paused or retired or over_cap or book.closed or book.asks_always
             lease.deadline_ns = 0 if must_ask else max(lease.deadline_ns, deadline_ns)
+            if reply.plan != lease.plan:
+                lease.plan, lease.routes = reply.plan, {}  # In force for new holds from now on.
             lease.recalled = reply.recall
             lease.drawn = max(lease.drawn, reply.drawn_micros)
             self._unsettled.hear(lease, reply, now_ns)
@@ -258,27 +347,29 @@ class Exchanges(Generic[H]):
     def _report(self, lease: Lease, back: int, now_ns: int, farewell: int | None = None) -> Pending:
         """Hand back `back` and build the sync that reports the lease's totals."""
         _hand_back(lease, back, now_ns)
-        request = SyncRequest(lease.agent, lease.day, lease.id, lease.granted, lease.returned, farewell=farewell)
+        totals = (lease.granted, lease.returned)
+        request = SyncRequest(lease.agent, lease.day, lease.id, *totals, farewell=farewell, span=lease.span)
         return Pending(self._book, lease, request, now_ns)
 
-    def _refusal(self, lease: Lease, reply: SyncReply, estimate: int) -> CapExceeded:
-        """Build the error of a refusal; its amounts add up to the cap."""
-        book = self._book
-        own = [lease, *(other for other in book.leases.replaced.get(lease.agent, ()) if other.day == lease.day)]
+    def _refusal(self, lease: Lease, final: list[tuple[Pending, SyncReply]], estimate: int) -> CapExceeded:
+        """Build the error that names every budget that was full; the amounts of each add up to its cap."""
+        return CapExceeded(lease.agent, estimate, [self._full(each.lease, reply) for each, reply in final])
+
+    def _full(self, lease: Lease, reply: SyncReply) -> FullBudget:
+        own = [lease, *(other for other in self._book.leases.replaced.get(lease.agent, ()) if other.day == lease.day)]
         aside = min(reply.leased_micros, sum(each.aside for each in own))
         free = min(aside, lease.free)
         held = min(aside - free, sum(each.held for each in own))
-        return CapExceeded(
-            lease.agent,
-            estimate_micros=estimate,
+        return FullBudget(
+            budget=None if lease.span is None else lease.agent,
+            period=lease.day,
             cap_micros=reply.cap_micros,
             spent_micros=reply.spent_micros,
             held_micros=held,
             waiting_micros=aside - free - held,
             leased_micros=reply.leased_micros - aside,
             remaining_micros=reply.cap_micros - reply.spent_micros - reply.leased_micros + free,
-            day=lease.day,
-            day_ends_in_s=(day_start_ms(lease.day) + DAY_MS - reply.now_ms) / 1000,
+            ends_in_s=(lease.bounds[1] - reply.now_ms) / 1000,
         )
 
     def _idle(self, lease: Lease, now_ns: int) -> int:

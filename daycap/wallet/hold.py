@@ -13,7 +13,8 @@ from daycap.money import MAX_MICROS, micros
 from daycap.pricing.answer_cost import CallPricing
 from daycap.pricing.usage import AnyUsage
 from daycap.protocol.counter import SyncRequest
-from daycap.wallet.lease import Lease
+from daycap.protocol.labels import Labels
+from daycap.wallet.lease import Lease, Route
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -22,7 +23,7 @@ class Book(Protocol):
     """The part of the lease book that a hold calls."""
 
     reserve_more: Any
-    """The wallet's `reserve`."""
+    """The wallet's `reserve`, which is given the labels of the hold that is extended."""
 
     def finalize(self, hold: BaseHold, actual: int, *, again: bool = False) -> None:
         """See `BaseHold.finalize`."""
@@ -78,18 +79,29 @@ class Pending(Taken):
     The sync of a renewal earmarks nothing.
     """
 
-    __slots__ = ("handed_back", "request", "sent_ns")
+    __slots__ = ("handed_back", "kept", "labels", "others", "request", "sent_ns")
 
     __del__ = _forgotten
 
     handed_back: int | None
     """What the agent's retired leases of the day had handed back when it was built; None if they may owe more."""
 
+    labels: Labels
+    """Of the question about an agent's own day: the call's labels."""
+
+    others: tuple[Pending, ...]
+    """Of the question about an agent's own day: those about other budgets, which go in the same exchange."""
+
+    kept: tuple[Pending, ...]
+    """What the question earmarks of leases that need not be asked. They are not sent."""
+
     def __init__(self, book: Book, lease: Lease, request: SyncRequest, sent_ns: int, earmarked: int = 0) -> None:
         super().__init__(book, lease, earmarked)
         self.request = request
         self.sent_ns = sent_ns
         self.handed_back = None
+        self.labels = ()
+        self.others = self.kept = ()
 
     @property
     def lease(self) -> Lease:
@@ -101,6 +113,16 @@ class Pending(Taken):
         """How many micros it earmarks, or did."""
         return self.held_micros
 
+    @property
+    def granted(self) -> int:
+        """What had been granted when it was built."""
+        return self.request.granted_micros
+
+    @property
+    def all(self) -> tuple[Pending, ...]:
+        """It and the others, in the order of their replies."""
+        return (self, *self.others)
+
 
 class BaseHold(Taken):
     """One reservation. End it once: with `finalize` and the actual cost, or with `release`.
@@ -110,10 +132,13 @@ class BaseHold(Taken):
     is finalized the same way, and logged.
     """
 
-    __slots__ = ("_actual", "_pricing", "_since_ns")
+    __slots__ = ("_actual", "_pricing", "_route", "_since_ns")
 
     _pricing: CallPricing | None
     """The prices of its call; None for a hold that was reserved without a model."""
+
+    _route: Route | None
+    """What it draws on besides the lease of its agent's day; None if nothing, and without labels."""
 
     _since_ns: int
     """When the money was taken, on the book's clock."""
@@ -146,6 +171,11 @@ class BaseHold(Taken):
     def day(self) -> str:
         """The UTC day that the cost will be charged to."""
         return self._lease.day
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of the call."""
+        return {} if self._route is None else dict(self._route.labels)
 
     def used(self, usage: AnyUsage) -> None:
         """Set `actual` from the call's usage. Raises `InvalidInput`, `UnknownModel`; see `Prices.actual_micros`."""
@@ -218,7 +248,7 @@ class Hold(BaseHold):
         After the end of its day a hold cannot be extended: on `BudgetUnavailable`, call `settle_part` with the cost so
         far and reserve again. On an error the hold is unchanged.
         """
-        self._book.join(self, self._book.reserve_more(self.agent, more_micros))
+        self._book.join(self, self._book.reserve_more(self.agent, more_micros, labels=self.labels))
 
 
 class AsyncHold(BaseHold):
@@ -228,7 +258,7 @@ class AsyncHold(BaseHold):
 
     async def extend(self, more_micros: int) -> None:
         """Extend as `Hold.extend` does."""
-        self._book.join(self, await self._book.reserve_more(self.agent, more_micros))
+        self._book.join(self, await self._book.reserve_more(self.agent, more_micros, labels=self.labels))
 
 
 def kinds(hold_type: type[H], *, traced: bool) -> tuple[type[H], Callable[[], H]]:

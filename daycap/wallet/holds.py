@@ -25,16 +25,18 @@ from typing import Any, Generic, NamedTuple
 
 from daycap.clock import boot_ns
 from daycap.errors import BudgetUnavailable, HoldEnded
-from daycap.protocol.wire import FinalizeEvent
+from daycap.protocol.labels import Labels
+from daycap.protocol.wire import FinalizeEvent, Share
 from daycap.wallet.counter_clock import CounterClock
 from daycap.wallet.hold import BaseHold, H, Hold, Taken, kinds
-from daycap.wallet.lease import Lease
+from daycap.wallet.lease import Lease, Route
 from daycap.wallet.leases import Leases
 
 logger = logging.getLogger("daycap")
 
 _MS = 1_000_000
-_RESENDS_BEFORE_SUCCESSOR = 2
+_MOST_ROUTES = 1000
+"""How many sets of labels of an agent are remembered."""
 
 _wall_ns = time.time_ns
 _new_event: Any = tuple.__new__
@@ -62,11 +64,14 @@ class _Ending(NamedTuple):
     how: _How
 
 
-_Move = tuple[Taken | None, Lease, int, int, int, FinalizeEvent | None, BaseHold | None, int]
-"""Everything that ends a `Taken`, as final values, so that applying it twice is harmless.
+_Outs = tuple[tuple[Lease, int], ...]
+"""Leases of other budgets, with their new `out`."""
 
-In order: what ends, its lease, the lease's new `out`, `last_hold` and `released`, the event; another hold, and the
-amount that it holds afterwards.
+_Move = tuple[Taken | None, Lease, int, int, int, FinalizeEvent | None, BaseHold | None, int, _Outs]
+"""Everything that begins or ends a `Taken`, as final values, so that applying it twice is harmless.
+
+In order: what ends, its lease, the lease's new `out`, `last_hold` and `released`, the event; another hold, which begins
+if it has not, and the amount that it holds afterwards; the other leases.
 """
 
 
@@ -120,8 +125,8 @@ class Holds(Generic[H]):
 
     # --- the hot path -----------------------------------------------------------------------------------
 
-    def reserve(self, agent: str, estimate: int) -> H | None:
-        """Reserve from the lease's free money; return None if the counter must be asked. No I/O.
+    def reserve(self, agent: str, estimate: int, labels: Labels = ()) -> H | None:
+        """Reserve from the leases' free money; return None if the counter must be asked. No I/O.
 
         Raises `BudgetUnavailable` in a thread that was interrupted inside the book.
         """
@@ -132,13 +137,17 @@ class Holds(Generic[H]):
         lease = self._current.get(agent)
         if lease is None:
             return None
+        if labels or lease.plan:
+            return self._reserve_on_route(lease, estimate, labels)
         hold = self._make_hold()
         hold._book = self
         hold._lease = lease
-        hold._actual = hold._pricing = None
+        hold._actual = hold._pricing = hold._route = None
         hold.held_micros = estimate
         try:
             with self.lock:
+                if self._move is not None:
+                    self._complete()
                 out = lease.out
                 if lease.granted - lease.returned - out < estimate:
                     return None
@@ -165,6 +174,60 @@ class Holds(Generic[H]):
             self.catch_up()
         return hold
 
+    def _reserve_on_route(self, lease: Lease, estimate: int, labels: Labels) -> H | None:
+        """Reserve for a call that has labels or counts in other budgets: from all its leases, or from none."""
+        route = lease.routes.get(labels)
+        if route is None:
+            if lease.plan:
+                return None
+            route = self.add_route(lease, Route(0, labels))
+        hold = self._make_hold()
+        hold._book = self
+        hold._lease = lease
+        hold._actual = hold._pricing = None
+        hold._route = route
+        try:
+            with self.lock:
+                self.catch_up_locked()
+                out = lease.out
+                if lease.granted - lease.returned - out < estimate:
+                    return None
+                outs = []
+                for other in route.others:
+                    its_out = other.out
+                    if other.granted - other.returned - its_out < estimate:
+                        return None
+                    outs.append((other, its_out + estimate))
+                number = hold._number = lease.last_hold + 1
+                self._move = (None, lease, out + estimate, number, lease.released, None, hold, estimate, tuple(outs))
+                self._complete()
+                lease.used += estimate
+        except BaseException:
+            self._leave_lock()
+            raise
+        # Read the clock once, after taking the money, for every lease's deadline.
+        hold._since_ns = now_ns = self.now_ns()
+        in_time = now_ns < lease.deadline_ns
+        for other in route.others:
+            in_time = in_time and now_ns < other.deadline_ns
+            other.used += estimate
+        if not in_time:
+            for each in (lease, *route.others):
+                each.used -= estimate
+            self.release(hold)
+            return None
+        if self._inbox:
+            self.catch_up()
+        return hold
+
+    @staticmethod
+    def add_route(lease: Lease, route: Route) -> Route:
+        """Remember the route for calls with its labels, and return it."""
+        if len(lease.routes) >= _MOST_ROUTES:
+            lease.routes = {}
+        lease.routes[route.labels] = route
+        return route
+
     def finalize(self, hold: BaseHold, actual: int, *, again: bool = False) -> None:
         """See `Hold.finalize`; `actual` is in micros. With `again`, a hold that has already ended is no error."""
         at_ms = _wall_ns() // _MS
@@ -173,18 +236,25 @@ class Holds(Generic[H]):
             return
         try:
             with self.lock:
+                if self._move is not None:
+                    self._complete()
                 lease = hold._lease
                 if hold._ended or lease.foreign:
                     if again and hold._ended:
                         return
                     raise _ended(hold)
+                if hold._route is not None:
+                    self.catch_up_locked()
+                    self._apply_end(hold, actual, at_ms, _How.CHARGED)
+                    return
                 held = before = hold.held_micros
                 if actual > held and self.now_ns() < lease.deadline_ns:
                     # The lease's own free money covers an overage first, so that it is not lent twice.
                     held += min(actual - held, lease.free)
                 number = lease.finalized + 1
                 event = _new_event(
-                    FinalizeEvent, (lease.id, hold._number, number, lease.agent, lease.day, held, actual, at_ms)
+                    FinalizeEvent,
+                    (lease.id, hold._number, number, lease.agent, lease.day, held, actual, at_ms, (), 0, ()),
                 )
                 out = lease.out - before + (actual if actual < held else held)
                 try:
@@ -202,7 +272,7 @@ class Holds(Generic[H]):
                     # Emit under the lock, so that events are sent in the order of their numbers.
                     self.emit(event)
                 except BaseException as error:
-                    self._move = (hold, lease, out, lease.last_hold, lease.released, event, None, 0)
+                    self._move = (hold, lease, out, lease.last_hold, lease.released, event, None, 0, ())
                     self._complete()
                     if not isinstance(error, Exception):
                         raise
@@ -222,10 +292,10 @@ class Holds(Generic[H]):
         with self.lock:
             self.catch_up_locked()
             lease = hold._lease
-            together = not hold._ended and lease is more._lease
+            together = not hold._ended and lease is more._lease and _others(hold) == _others(more)
             if together:
                 held = hold.held_micros + more.held_micros
-                self._move = (more, lease, lease.out, lease.last_hold, lease.released + 1, None, hold, held)
+                self._move = (more, lease, lease.out, lease.last_hold, lease.released + 1, None, hold, held, ())
                 self._complete()
         if together:
             return
@@ -334,12 +404,13 @@ class Holds(Generic[H]):
         if not isinstance(taken, BaseHold):
             self.put_back(taken)
         elif how is _How.RELEASED:
-            self._move = (taken, lease, lease.out - held, lease.last_hold, lease.released + 1, None, None, 0)
+            outs = tuple([(other, other.out - held) for other in _others(taken)])
+            self._move = (taken, lease, lease.out - held, lease.last_hold, lease.released + 1, None, None, 0, outs)
             self._complete()
         elif how is _How.IN_PART:
             part, number = min(actual, held), lease.last_hold + 1
-            event, out = self._charge(taken, number, part, actual, at_ms)
-            self._move = (None, lease, out, number, lease.released, event, taken, held - part)
+            event, out, outs = self._charge(taken, number, part, actual, at_ms)
+            self._move = (None, lease, out, number, lease.released, event, taken, held - part, outs)
             self._complete()
         else:
             if how is _How.DROPPED:
@@ -347,27 +418,57 @@ class Holds(Generic[H]):
                 now_ns = self.now_ns()
                 age_s = (now_ns - getattr(taken, "_since_ns", now_ns)) / 1e9
                 self._dropped.append(Dropped(lease.agent, actual, age_s, getattr(taken, "where", "")))
-            event, out = self._charge(taken, taken._number, held, actual, at_ms)
-            self._move = (taken, lease, out, lease.last_hold, lease.released, event, None, 0)
+            event, out, outs = self._charge(taken, taken._number, held, actual, at_ms)
+            self._move = (taken, lease, out, lease.last_hold, lease.released, event, None, 0, outs)
             self._complete()
 
-    def _charge(self, taken: Taken, number: int, held: int, actual: int, at_ms: int) -> tuple[FinalizeEvent, int]:
-        """Return the event that charges `actual` against `held`, and the lease's `out` after it."""
-        lease, before = taken._lease, held
-        if actual > held and self.now_ns() < lease.deadline_ns:
-            # The lease's own free money covers an overage first, so that it is not lent twice.
-            held += min(actual - held, lease.free)
-        event = FinalizeEvent(lease.id, number, lease.finalized + 1, lease.agent, lease.day, held, actual, at_ms)
-        return event, lease.out - before + event.drawn_micros
+    def _charge(
+        self, hold: BaseHold, number: int, held: int, actual: int, at_ms: int
+    ) -> tuple[FinalizeEvent, int, _Outs]:
+        """Return the event that charges `actual` against `held`, and each lease's `out` after it."""
+        lease, route, before = hold._lease, hold._route, held
+        plan = 0
+        labels: Labels = ()
+        shares: tuple[Share, ...] = ()
+        outs: _Outs = ()
+        if route is not None:
+            plan, labels, shares = route.plan, route.labels, route.shares
+        if actual <= held:
+            if route is not None:
+                outs = tuple([(other, other.out - held + actual) for other in route.others])
+        else:
+            # The free money of each lease covers an overage of its own first, so that it is not lent twice.
+            now_ns = self.now_ns()
+            held = _with_free(lease, before, actual, now_ns)
+            if route is not None:
+                helds = [_with_free(other, before, actual, now_ns) for other in route.others]
+                pairs = list(zip(route.others, helds, strict=True))
+                outs = tuple([(other, other.out - before + min(actual, its)) for other, its in pairs])
+                shares = (
+                    *(
+                        share if its == held else share._replace(held_micros=its)
+                        for share, its in zip(shares, helds, strict=False)
+                    ),
+                    *shares[len(helds) :],
+                )
+        facts = (lease.id, number, lease.finalized + 1, lease.agent, lease.day, held, actual, at_ms)
+        event: FinalizeEvent = _new_event(FinalizeEvent, (*facts, shares, plan, labels))
+        return event, lease.out - before + min(actual, held), outs
 
     def _complete(self) -> None:
         """Apply `_move` from the beginning: an earlier try may have been interrupted anywhere."""
         move = self._move
         assert move is not None  # noqa: S101
-        ended, lease, out, last_hold, released, event, other, other_held = move
+        ended, lease, out, last_hold, released, event, other, other_held, outs = move
         lease.out, lease.last_hold, lease.released = out, last_hold, released
+        for its_lease, its_out in outs:
+            its_lease.out = its_out
+            if event is not None and not its_lease.owed_ns:
+                its_lease.owed_ns = self.now_ns()  # It is renewed until its own counter has what was drawn.
         if other is not None:
             other.held_micros = other_held
+            if other.ended:
+                other._ended = False
         if event is not None:
             unsettled = lease.unsettled
             if not unsettled:
@@ -396,8 +497,19 @@ class Holds(Generic[H]):
             lease.owed_ns = self.now_ns()
             lease.questions.pop(pending._number, None)
             out = lease.out - pending.held_micros
-            self._move = (pending, lease, out, lease.last_hold, lease.released, None, None, 0)
+            self._move = (pending, lease, out, lease.last_hold, lease.released, None, None, 0, ())
             self._complete()
+
+
+def _others(hold: Taken) -> tuple[Lease, ...]:
+    """Return the leases of other budgets that the hold draws on."""
+    route = hold._route if isinstance(hold, BaseHold) else None
+    return () if route is None else route.others
+
+
+def _with_free(lease: Lease, held: int, actual: int, now_ns: int) -> int:
+    """Return what a hold of `held` has of its lease, with the lease's free money up to the `actual` cost."""
+    return held + min(actual - held, lease.free) if now_ns < lease.deadline_ns else held
 
 
 def _ended(hold: BaseHold) -> HoldEnded:

@@ -1,8 +1,11 @@
-"""A lease: what a runner process has been granted for one agent and day."""
+"""A lease: what a runner process has been granted for one agent and day, or for a period of a budget."""
 
 from __future__ import annotations
 
-from daycap.protocol.wire import FinalizeEvent
+from daycap.clock import DAY_MS
+from daycap.protocol.counter import KEPT_DAYS, Span, span_of
+from daycap.protocol.labels import Labels
+from daycap.protocol.wire import FinalizeEvent, Share
 
 
 class _Touched:
@@ -18,16 +21,38 @@ class _Touched:
         "id",
         "last_hold",
         "out",
+        "plan",
         "progress_ns",
         "released",
         "returned",
+        "routes",
         "unsettled",
         "used",
     )
 
 
+class Route:
+    """What the calls of one agent with the same labels draw on besides the lease of its own day.
+
+    `others` are the leases of other budgets, `shares` what an event says of them, with budgets that only watch.
+    """
+
+    __slots__ = ("labels", "others", "plan", "shares")
+
+    def __init__(
+        self, plan: int, labels: Labels, others: tuple[Lease, ...] = (), watched: tuple[Share, ...] = ()
+    ) -> None:
+        self.plan = plan
+        self.labels = labels
+        self.others = others
+        self.shares = (*(Share(lease.agent, lease.day, lease.id) for lease in others), *watched)
+
+
 class Lease(_Touched):
     """What the counter has set aside for this process, one agent, one day. Amounts are micros.
+
+    A lease of another budget has its id as `agent`, the period's id as `day`, and the period's `span`. Calls of several
+    agents may draw on it; their events are counted on the leases of their own days.
 
     `granted` and `returned` are running totals that only grow. Free money is derived from them and `out`, so that each
     move of money is a single store, which nothing can interrupt halfway.
@@ -43,15 +68,17 @@ class Lease(_Touched):
         "rate",
         "recalled",
         "resends",
+        "span",
         "spent",
         "ttl_ms",
         "unsure",
         "window_ns",
     )
 
-    def __init__(self, agent: str, day: str, lease_id: str, now_ns: int) -> None:
+    def __init__(self, agent: str, day: str, lease_id: str, now_ns: int, span: Span | None = None) -> None:
         self.agent = agent
         self.day = day
+        self.span = span
         self.id = lease_id
         self.foreign = False
         """Whether it belongs to the parent of this forked process."""
@@ -83,6 +110,12 @@ class Lease(_Touched):
         """When the counter last confirmed an event, or when the first unsettled one was created."""
         self.resends = 0
         """How often the unsettled events were resent without progress."""
+
+        # Other budgets.
+        self.plan = 0
+        """The agent's plan, by the counter's last reply."""
+        self.routes: dict[Labels, Route] = {}
+        """The route of each set of labels that calls have had since the plan changed."""
 
         # What the counter last said.
         self.deadline_ns = 0
@@ -120,8 +153,23 @@ class Lease(_Touched):
         return sum(self.questions.values())
 
     @property
+    def bounds(self) -> Span:
+        """The first millisecond of its day or period, and the first one after it."""
+        return span_of(self.day, self.span)
+
+    def over(self, now_ms: int) -> bool:
+        """Return whether its day or period is over."""
+        return now_ms >= self.bounds[1]
+
+    def expired(self, now_ms: int) -> bool:
+        """Return whether the counter no longer keeps its day or period."""
+        return now_ms >= self.bounds[1] + KEPT_DAYS * DAY_MS
+
+    @property
     def held(self) -> int:
-        """What live holds hold."""
+        """What live holds hold. Of another budget's lease, with what has ended but is not known to be settled."""
+        if self.span is not None:
+            return self.out - self.earmarked - self.drawn
         return self.out - self.earmarked - self.ended - sum(event.drawn_micros for event in self.unsettled)
 
     @property

@@ -1,4 +1,4 @@
-"""Which leases a runner process has: one current lease per agent, and retired ones until nothing is left of them."""
+"""Which leases a runner process has: a current one per agent and budget, and retired ones until nothing is left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from daycap.clock import DAY_MS, day_start_ms
 from daycap.money import MAX_MICROS
-from daycap.protocol.counter import KEPT_DAYS
+from daycap.protocol.counter import KEPT_DAYS, Span
 from daycap.protocol.wire import new_lease_id
 from daycap.wallet.lease import Lease
 
@@ -22,10 +22,10 @@ class Leases:
     def clear(self) -> None:
         """Start with none. Called in a forked child."""
         self.current: dict[str, Lease] = {}
-        """The lease of each agent that new holds are made from."""
+        """The lease of each agent, and of each other budget, that new holds are made from."""
         self.retired: dict[Lease, None] = {}
         self.replaced: dict[str, list[Lease]] = {}
-        """The retired leases whose day is not over: their free money counts against the agent."""
+        """The retired leases whose day is not over, by owner: their free money counts against it."""
 
     def all(self) -> tuple[Lease, ...]:
         """Return every lease."""
@@ -36,19 +36,27 @@ class Leases:
         lease = self.current.get(agent)
         return lease if lease is not None and lease.granted > 0 else None
 
-    def find(self, agent: str, day: str, estimate: int, now_ns: int) -> Lease:
-        """Return the lease that can hold `estimate` on `day`, which is today. Retires what cannot, and makes one."""
+    def find(self, agent: str, day: str, estimate: int, now_ns: int, span: Span | None = None) -> Lease:
+        """Return the lease that can hold `estimate` on `day`, which is today. Retires what cannot, and makes one.
+
+        `agent` and `day` may be a budget and its current period, whose bounds are `span`.
+        """
+        former = 0
         lease = self.current.get(agent)
         if lease is not None and lease.day != day:
+            former = lease.plan
             self.retire(lease)
             lease = None
         elif lease is not None and lease.granted + estimate > MAX_MICROS and estimate <= lease.cap - lease.spent:
             # Its running totals would exceed what every tier counts exactly. (A request that the counter refuses anyway
             # stays on this lease. If the cap was raised and it does not refuse, it grants what it can.)
+            former = lease.plan
             self.replace(lease)
             lease = None
         if lease is None:
-            lease = self.current[agent] = Lease(agent, day, new_lease_id(agent, day, self.random(16)), now_ns)
+            lease = Lease(agent, day, new_lease_id(agent, day, self.random(16)), now_ns, span)
+            lease.plan = former  # A guess, which saves an exchange; the counter's reply confirms it.
+            self.current[agent] = lease
         return lease
 
     def replace(self, lease: Lease) -> None:
@@ -62,16 +70,16 @@ class Leases:
         self.retired[lease] = None  # First, so that the lease stays in the book wherever this is interrupted.
         del self.current[lease.agent]
 
-    def tidy(self, lease: Lease, today: str) -> bool:
+    def tidy(self, lease: Lease, now_ms: int) -> bool:
         """Retire the lease if its day is over; remove it and return True if it is no longer needed."""
         if self.current.get(lease.agent) is lease:
-            if lease.day < today:
+            if lease.over(now_ms):
                 self.retire(lease)
             elif lease.granted == 0 and not lease.in_use:
                 del self.current[lease.agent]  # Made for a question that was refused.
         if lease not in self.retired:
             return False
-        let_go = not lease.in_use or (expired(lease.day, today) and not lease.unsettled)
+        let_go = not lease.in_use or (lease.expired(now_ms) and not lease.unsettled)
         if let_go:
             del self.retired[lease]
             if lease in (replaced := self.replaced.get(lease.agent, [])):

@@ -29,6 +29,15 @@ CostOf: TypeAlias = Callable[[Any], int] | None
 """A function that returns a call's cost in micros from its result."""
 
 
+LabelsOf: TypeAlias = Mapping[str, str] | None
+"""A call's labels: at most 8 pairs of text."""
+
+
+def with_model(labels: LabelsOf, call: Mapping[str, Any]) -> LabelsOf:
+    """Return the labels with the call's model, unless they have one."""
+    return {"model": call["model"], **(labels or {})}
+
+
 def check_kind(function: Callable[..., object], *, coroutine: bool) -> None:
     """Raise `InvalidInput` for a generator, or for a coroutine function where none is expected and vice versa."""
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -10,14 +10,14 @@ from typing import Any, Unpack, cast, overload
 from daycap.money import micros
 from daycap.periods import PeriodRule
 from daycap.pricing.usage import PricedCall
-from daycap.protocol.counter import SyncReply
+from daycap.protocol.labels import Labels, call_labels
 from daycap.settings import Settings
 from daycap.signal_safe import Busy, Turn
 from daycap.wallet.base import BaseWallet, too_many_concurrent
 from daycap.wallet.hold import Hold
-from daycap.wallet.metering import AgentOf, CostOf, P, T, agent_of, check_kind, note_cost
+from daycap.wallet.metering import AgentOf, CostOf, LabelsOf, P, T, agent_of, check_kind, note_cost, with_model
 from daycap.wallet.readings import Reading
-from daycap.wallet.top_up import Pause, Step, Steps
+from daycap.wallet.top_up import Answered, Pause, ReadPlan, Step, Steps
 from daycap.wallet.wiring import Parts
 
 
@@ -39,39 +39,51 @@ class Wallet(BaseWallet[Hold]):
         self._topping_up: dict[str, Turn] = {}
 
     @overload
-    def reserve(self, agent: str, estimate_micros: int) -> Hold: ...
+    def reserve(self, agent: str, estimate_micros: int, *, labels: LabelsOf = None) -> Hold: ...
     @overload
-    def reserve(self, agent: str, **call: Unpack[PricedCall]) -> Hold: ...
-    def reserve(self, agent: str, estimate_micros: int | None = None, **call: Any) -> Hold:
+    def reserve(self, agent: str, *, labels: LabelsOf = None, **call: Unpack[PricedCall]) -> Hold: ...
+    def reserve(self, agent: str, estimate_micros: int | None = None, *, labels: LabelsOf = None, **call: Any) -> Hold:
         """Hold the most that a call can cost, before the call: an amount in micros, or a model and its tokens.
 
         `wallet.reserve("agent-7", 50_000)` or, with `daycap[prices]`, `wallet.reserve("agent-7", model="gpt-4o",
         input_tokens=1200, max_output_tokens=500)`. With a model, the hold can be finalized with the call's usage.
 
+        The call counts in the agent's daily cap and in every other budget that applies: it fits all of them, or it is
+        refused. `labels` say what kind of call it is (`{"tool": "search"}`), for budgets that only some calls count in;
+        `model` is a label by itself.
+
         Answers from memory, in microseconds, while this process has leased enough for the agent. Otherwise it asks
         the counter; each exchange takes at most `DAYCAP_REDIS_TIMEOUT_SECONDS`.
 
-        Raises `CapExceeded` if the estimate would exceed the agent's cap for the day; `AgentPaused`, `UnknownAgent`,
-        `NotYourAgent`, `InvalidAmount` or `InvalidInput`; and `BudgetUnavailable` if the budget could not be checked
-        safely (`OutboxFull` if the event could not be kept). With a model, also raises what
+        Raises `CapExceeded`, which names every budget that is full, if the estimate would exceed one; `AgentPaused`,
+        `UnknownAgent`, `NotYourAgent`, `InvalidAmount` or `InvalidInput`; and `BudgetUnavailable` if the budget could
+        not be checked safely (`OutboxFull` if the event could not be kept). With a model, also raises what
         `Prices.worst_case_micros` raises.
         """
         if call:
             priced = cast(PricedCall, call)
-            return self._priced(self.reserve(agent, self._worst_case(estimate_micros, priced)), priced)
-        hold = self._from_memory(agent, estimate_micros)
-        return hold if hold is not None else self._ask(agent, micros(estimate_micros))
+            worst_case = self._worst_case(estimate_micros, priced)
+            return self._priced(self.reserve(agent, worst_case, labels=with_model(labels, call)), priced)
+        its = () if labels is None else call_labels(labels)
+        hold = self._from_memory(agent, estimate_micros, its)
+        return hold if hold is not None else self._ask(agent, micros(estimate_micros), its)
 
     @overload
     def metered(
-        self, agent: AgentOf, estimate_micros: int, *, cost: CostOf = None
+        self, agent: AgentOf, estimate_micros: int, *, cost: CostOf = None, labels: LabelsOf = None
     ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
     @overload
     def metered(
-        self, agent: AgentOf, *, cost: CostOf = None, **call: Unpack[PricedCall]
+        self, agent: AgentOf, *, cost: CostOf = None, labels: LabelsOf = None, **call: Unpack[PricedCall]
     ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
     def metered(
-        self, agent: AgentOf, estimate_micros: int | None = None, *, cost: CostOf = None, **call: Any
+        self,
+        agent: AgentOf,
+        estimate_micros: int | None = None,
+        *,
+        cost: CostOf = None,
+        labels: LabelsOf = None,
+        **call: Any,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
         """Decorate a function that makes one call: reserve before each call, finalize after it.
 
@@ -87,7 +99,7 @@ class Wallet(BaseWallet[Hold]):
 
             @wraps(function)
             def call_it(*args: P.args, **kwargs: P.kwargs) -> T:
-                with self.reserve(agent_of(agent, *args, **kwargs), **amount) as hold:
+                with self.reserve(agent_of(agent, *args, **kwargs), labels=labels, **amount) as hold:
                     result = function(*args, **kwargs)
                     note_cost(hold, result, cost, call, lambda: self.prices)
                     return result
@@ -192,7 +204,7 @@ class Wallet(BaseWallet[Hold]):
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    def _ask(self, agent: str, estimate: int) -> Hold:
+    def _ask(self, agent: str, estimate: int, labels: Labels) -> Hold:
         """Run a top-up, one at a time per agent."""
         start_s = self._begin_to_ask(agent)
         self._sender.try_broker(self._settings.redis_timeout_seconds)
@@ -200,7 +212,7 @@ class Wallet(BaseWallet[Hold]):
         def ask() -> Hold:
             with self._asking(agent, self._topping_up):
                 self._binding.check(agent)  # Every lease in the book passed this check.
-                return self._drive(self._steps(agent, estimate, start_s), start_s)
+                return self._drive(self._steps(agent, estimate, labels, start_s), start_s)
 
         turn = self._topping_up.setdefault(agent, Turn())
         try:
@@ -209,7 +221,7 @@ class Wallet(BaseWallet[Hold]):
             raise too_many_concurrent(agent) from None
 
     def _drive(self, steps: Steps[Hold], start_s: float) -> Hold:
-        answer: SyncReply | None = None
+        answer: Answered = None
         while True:
             try:
                 step = steps.send(answer)
@@ -220,9 +232,11 @@ class Wallet(BaseWallet[Hold]):
             except BaseException as error:
                 steps.throw(error)  # Puts back what the question earmarked, and re-raises.
 
-    def _take(self, step: Step, start_s: float) -> SyncReply | None:
+    def _take(self, step: Step, start_s: float) -> Answered:
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return None
         with self._exchanging(start_s):
-            return self._counter.sync([step.request])[0]
+            if isinstance(step, ReadPlan):
+                return self._counter.read_plan(*step)
+            return self._counter.sync([each.request for each in step.all])

@@ -5,69 +5,124 @@ No I/O: the caller, a thread or an event loop, sends each sync that it yields, a
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
-from daycap.errors import BudgetUnavailable, CounterUnavailable
+from daycap.errors import BudgetUnavailable, CapExceeded, CounterUnavailable, InvalidInput
 from daycap.protocol.counter import Answer, SyncReply
+from daycap.protocol.labels import Labels
+from daycap.protocol.plan import read_plan
 from daycap.wallet.hold import H, Pending
 from daycap.wallet.lease_book import LeaseBook
 
 
 class Pause(NamedTuple):
-    """A wait before the next step; answered with None."""
+    """A wait before the next step."""
 
     seconds: float
 
 
-Step = Pending | Pause
-"""A sync to send, answered with its reply or by throwing `CounterUnavailable`; or a pause."""
+class ReadPlan(NamedTuple):
+    """Reading the plan in force of an agent, which the counter has with this day."""
 
-Steps = Generator[Step, SyncReply | None, H]
+    agent: str
+    day: str
+
+
+Step = Pending | ReadPlan | Pause
+"""Syncs to send in one exchange (`Pending.all`), a plan to read, or a pause."""
+
+Answered = list[SyncReply] | tuple[int, str] | None
+"""A step is answered with the replies, the plan, or None; or by throwing `CounterUnavailable`."""
+
+Steps = Generator[Step, Answered, H]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 
 
 def top_up(
-    book: LeaseBook[H], agent: str, estimate: int, *, end_s: float, ask_to_open: Callable[[str, str], None]
+    book: LeaseBook[H],
+    agent: str,
+    estimate: int,
+    labels: Labels = (),
+    *,
+    end_s: float,
+    ask_to_open: Callable[[str, str], None],
 ) -> Steps[H]:
     """Reserve `estimate` micros by asking the counter, until `end_s` (monotonic) at the latest.
 
     Preferably one at a time per agent. Raises what `Wallet.reserve` raises.
     """
     why, pause_s = "", 0.0
-    while (hold := book.reserve(agent, estimate)) is None:
+    exchanges = book.exchanges
+    while (hold := book.reserve(agent, estimate, labels)) is None:
         if why and time.monotonic() >= end_s:
             raise BudgetUnavailable(f"agent {agent}: {why}")
-        for back in book.exchanges.begin_hand_back(agent):
-            book.exchanges.apply(back, (yield from _asked(book, back)))
-        pending = book.exchanges.begin_top_up(agent, estimate)
-        reply = yield from _asked(book, pending)
-        if (hold := book.exchanges.finish_top_up(pending, reply, estimate)) is not None:
+        for back in exchanges.begin_hand_back(agent, labels):
+            exchanges.apply(back, (yield from _asked(book, back))[0])
+        pending = exchanges.begin_top_up(agent, estimate, labels)
+        reply, *others = yield from _asked(book, pending)
+        try:
+            hold = exchanges.finish_top_up(pending, reply, estimate, others)
+        except (CapExceeded, BudgetUnavailable):
+            for back in exchanges.begin_return(pending):
+                exchanges.apply(back, (yield from _asked(book, back))[0])
+            raise
+        if hold is not None:
             break
-        if reply.answer is Answer.NOT_OPEN:
-            why = f"{pending.request.day} is not open in the counter; is a worker running?"
-            ask_to_open(agent, pending.request.day)
-        elif reply.answer is Answer.OK:
-            why = f"{pending.request.day} is ending, or the counter answers too late"
-        else:
-            why = "the agent's totals kept changing; try again"
+        if exchanges.lacks_plan(agent):
+            yield from _learn_plan(book, agent, pending.request.day)
+            why = "its plan of budgets cannot be read"
+            continue
+        why = _reason(pending, reply, others, ask_to_open)
         if pause_s:
-            yield Pause(pause_s)
+            # Two runners in step, each of which holds what the other lacks, would refuse each other again.
+            part = random.uniform(0.5, 1) if pending.others else 1  # noqa: S311
+            yield Pause(pause_s * part)
         pause_s = min(max(pause_s * 1.5, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
     return hold
 
 
-def _asked(book: LeaseBook[Any], pending: Pending) -> Generator[Step, SyncReply | None, SyncReply]:
-    """Return the reply to a sync. Without one, put back what it earmarked, and raise."""
+def _reason(
+    pending: Pending, reply: SyncReply, others: list[SyncReply], ask_to_open: Callable[[str, str], None]
+) -> str:
+    """Say why it must be asked again. Has what is not open opened."""
+    answers = list(zip(pending.all, (reply, *others), strict=True))
+    closed = [each.request for each, its in answers if its.answer is Answer.NOT_OPEN]
+    for request in closed:
+        ask_to_open(request.agent, request.day)
+    if closed:
+        what = closed[0].day if closed[0].span is None else f"{closed[0].day} of budget {closed[0].agent}"
+        return f"{what} is not open in the counter; is a worker running?"
+    for each, its in answers[1:]:
+        if its.answer in (Answer.PAUSED, Answer.UNKNOWN_AGENT):
+            return f"budget {each.request.agent} was removed a moment ago; try again"
+    if all(its.answer is Answer.OK for _, its in answers):
+        return f"{pending.request.day} is ending, or the counter answers too late"
+    return "the agent's totals kept changing; try again"
+
+
+def _learn_plan(book: LeaseBook[Any], agent: str, day: str) -> Generator[Step, Answered, None]:
     try:
-        reply = yield pending
-        assert reply is not None, "a sync is answered"  # noqa: S101
+        answer = yield ReadPlan(agent, day)
+        if answer is not None:
+            assert isinstance(answer, tuple)  # noqa: S101
+            book.exchanges.learn_plan(agent, read_plan(*answer))
+    except (CounterUnavailable, InvalidInput) as error:
+        raise BudgetUnavailable(f"agent {agent}: {error}") from error
+
+
+def _asked(book: LeaseBook[Any], pending: Pending) -> Generator[Step, Answered, list[SyncReply]]:
+    """Return the replies to syncs. Without them, put back what they earmarked, and raise."""
+    try:
+        replies = yield pending
+        assert isinstance(replies, list), "a sync is answered"  # noqa: S101
     except CounterUnavailable as error:
         book.exchanges.abandon(pending)
         raise BudgetUnavailable(f"agent {pending.request.agent}: {error}") from error
     except BaseException:
         book.exchanges.abandon(pending)
         raise
-    return reply
+    return replies

@@ -13,11 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.ledger import charging, accounts, settle
+from daycap.ledger import accounts, charging, settle
+from daycap.ledger.charging import Charged
 from daycap.ledger.engine import Ledger, is_transient
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import open_days
-from daycap.ledger.charging import Charged
 from daycap.ledger.settle import Outcome
 from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_totals, settlements
 from daycap.money import MAX_MICROS
@@ -163,7 +163,7 @@ def test_a_lease_is_one_agents_and_one_days(ledger: Ledger, agent: str) -> None:
     [
         (None, "malformed"),
         ([], "malformed"),
-        (event(v=2), "malformed"),
+        (event(v=3), "malformed"),
         (event(v=True), "malformed"),
         (event(held=1.0), "malformed"),
         (event(actual=-1), "malformed"),
@@ -261,7 +261,7 @@ def test_what_only_time_can_help_is_raised_and_nothing_is_set_aside(
             raise ValueError("this batch it refuses")
         raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database is locked"))
 
-    monkeypatch.setattr(settle, "_write", fails)
+    monkeypatch.setattr(settle, "write", fails)
 
     with pytest.raises(sa.exc.OperationalError):
         settled(ledger, event(1))

@@ -35,26 +35,30 @@ class Edit(NamedTuple):
 
 
 _BOOK, _EXCHANGES = "daycap/wallet/holds.py", "daycap/wallet/exchanges.py"
-_SETTLE = "daycap/ledger/settle.py"
+_SETTLE, _CHARGING = "daycap/ledger/settle.py", "daycap/ledger/charging.py"
 _SYNC, _PUBLISH = "daycap/counters/scripts/sync.lua", "daycap/counters/scripts/publish.lua"
 
 GUARDS: dict[str, list[Edit]] = {
     "charge clamped to what is left": [
         Edit(
-            _SETTLE,
-            "charge = min(event.actual_micros, max(0, self.cap_micros - self.spent_micros))",
-            "charge = event.actual_micros",
+            _CHARGING,
+            "charge = min(actual, max(0, self.cap_micros - self.spent_micros))",
+            "charge = actual",
         ),
     ],
     "settled-already check": [
         Edit(_SETTLE, "            outcome.duplicates += 1\n", "            kept.append(event)\n"),
-        Edit(_SETTLE, "sa.insert(settlements)\n", 'sa.insert(settlements).prefix_with("OR REPLACE")\n'),
+        Edit(_CHARGING, "= sa.insert(settlements), ", '= sa.insert(settlements).prefix_with("OR REPLACE"), '),
     ],
     "older seq ignored": [Edit(_PUBLISH, "if seq > own_seq or (base < 0 and seq == own_seq) then", "if true then")],
     "a cap change raises seq": [Edit("daycap/ledger/accounts.py", "**with_seq(days.seq + 1), ", '"seq": days.seq, ')],
     "fence": [Edit(_PUBLISH, "    fence_until_ms = now_ms + ttl_ms + guard_ms\n", "")],
     "free money deducted before it is sent": [
-        Edit(_BOOK, "if lease.granted - lease.returned - out < estimate:", "if lease.granted - out < estimate:"),
+        Edit(
+            _BOOK,
+            "if lease.granted - lease.returned - out < estimate:\n                    return None\n                number",
+            "if lease.granted - out < estimate:\n                    return None\n                number",
+        ),
     ],
     "finalize frees only held - drawn": [
         Edit(_BOOK, "out = lease.out - before + (actual if actual < held else held)", "out = lease.out - before"),
@@ -83,13 +87,13 @@ GUARDS: dict[str, list[Edit]] = {
     ],
     "a delta needs its base": [Edit(_PUBLISH, "  elseif known.seq < base then\n", "  elseif false then\n")],
     "the sum of what was drawn is compared": [
-        Edit(_PUBLISH, "behind = math.min(sum, MAX_MICROS) ~= drawn and DIFFERS or nil", "behind = nil"),
+        Edit(_PUBLISH, "if math.min(sum, MAX_MICROS) ~= drawn then", "if false then"),
     ],
     "a farewell creates no lease": [Edit(_SYNC, "if farewell and not known[10] then", "if false then")],
     "only a lease with all its events is folded": [
-        Edit("daycap/ledger/folding.py", "settled.get(lease, (0, 0)) == (events, events)", "True"),
+        Edit("daycap/ledger/folding.py", "settled.get(lease, (0, 0)) == (all_, all_)", "True"),
     ],
-    "an event of a folded lease unfolds it": [Edit(_SETTLE, "        if self.folded:\n", "        if False:\n")],
+    "an event of a folded lease unfolds it": [Edit(_CHARGING, "        if self.folded:\n", "        if False:\n")],
     "what is not settled is sent again": [
         Edit("daycap/wallet/unsettled.py", "                    events += lease.unsettled\n", "")
     ],

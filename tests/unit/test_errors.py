@@ -19,7 +19,7 @@ import pytest
 
 import daycap
 from daycap import CapExceeded, errors
-from daycap.errors import AgentExists, DaycapError, UnknownModel
+from daycap.errors import AgentExists, DaycapError, FullBudget, UnknownModel
 from daycap.integrations.httpx import _with_roots
 from tests.in_memory import CAP, Deployment
 from tests.refused import adds_up, ask_for_a_price, reserve_too_much
@@ -67,18 +67,18 @@ def all_errors() -> list[type[DaycapError]]:
 def refusal(
     estimate: int = 50_000, *, cap: int = 1_000_000, spent: int = 900_000, held: int = 30_000, waiting: int = 10_000
 ) -> CapExceeded:
-    return CapExceeded(
-        "agent-7",
-        estimate_micros=estimate,
+    own = FullBudget(
+        budget=None,
+        period="2026-11-24",
         cap_micros=cap,
         spent_micros=spent,
         held_micros=held,
         waiting_micros=waiting,
         leased_micros=20_000,
         remaining_micros=cap - spent - held - waiting - 20_000,
-        day="2026-11-24",
-        day_ends_in_s=12_000.0,
+        ends_in_s=12_000.0,
     )
+    return CapExceeded("agent-7", estimate, [own])
 
 
 def made(kind: type[DaycapError]) -> DaycapError:

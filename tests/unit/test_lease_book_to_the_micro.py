@@ -168,12 +168,22 @@ def test_an_answer_to_totals_that_are_no_more_is_no_refusal(runner: Runner) -> N
     pending = runner.book.exchanges.begin_top_up("agent", 50_000)
     (reply,) = runner.counter.sync([pending.request])
     assert reply.answer is Answer.REFUSED
-    hold.finalize(59_999)
-    assert free(runner) == 1
+    hold.finalize(50_000)
+    assert free(runner) == 10_000
 
     assert runner.book.exchanges.finish_top_up(pending, reply, 50_000) is None
+    assert runner.ask(50_000) is not None
+
+
+def test_a_refusal_stands_when_too_little_came_free(runner: Runner) -> None:
+    hold = held(runner, 60_000)
+    pending = runner.book.exchanges.begin_top_up("agent", 50_000)
+    (reply,) = runner.counter.sync([pending.request])
+    hold.finalize(50_001)
+    assert (free(runner), reply.cap_micros - reply.leased_micros) == (9_999, 40_000)
+
     with pytest.raises(CapExceeded):
-        runner.ask(50_000)
+        runner.book.exchanges.finish_top_up(pending, reply, 50_000)
 
 
 def test_a_late_refusal_is_asked_anew(runner: Runner) -> None:

@@ -20,7 +20,7 @@ HELD = 1_000
 def runner() -> Runner:
     runner = Runner()
     runner.book.exchanges.slice_seconds = 0  # Nothing is lent ahead.
-    runner.book.reserve_more = lambda agent, more_micros: held(runner, more_micros)
+    runner.book.reserve_more = lambda agent, more_micros, **_: held(runner, more_micros)
     return runner
 
 
@@ -94,7 +94,7 @@ def test_what_a_hold_is_extended_by_is_its_own_and_no_second_hold(runner: Runner
 
 
 def test_a_hold_of_an_event_loop_is_extended_too(runner: Runner, hold: Hold) -> None:
-    async def reserve_more(agent: str, more_micros: int) -> Hold:
+    async def reserve_more(agent: str, more_micros: int, **_: Any) -> Hold:
         return held(runner, more_micros)
 
     runner.book.reserve_more = reserve_more

@@ -33,7 +33,7 @@ def reserve(runner: Runner, estimate: int) -> Hold:
         except StopIteration as done:
             hold: Hold = done.value
             return hold
-        answer = runner.counter.sync([step.request])[0] if isinstance(step, Pending) else None
+        answer = runner.counter.sync([step.request]) if isinstance(step, Pending) else None
 
 
 def raise_cap(runner: Runner) -> None:

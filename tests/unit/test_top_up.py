@@ -11,10 +11,10 @@ from daycap import BudgetUnavailable
 from daycap.errors import CounterUnavailable
 from daycap.protocol.counter import SyncReply
 from daycap.wallet.hold import Hold, Pending
-from daycap.wallet.top_up import Step, top_up
+from daycap.wallet.top_up import Answered, Step, top_up
 from tests.runner_without_io import DAY, Runner
 
-Steps = Generator[Step, SyncReply | None, Hold]
+Steps = Generator[Step, Answered, Hold]
 
 
 def begun(runner: Runner, seconds: float, asked: list[tuple[str, str]]) -> Steps:
@@ -22,10 +22,9 @@ def begun(runner: Runner, seconds: float, asked: list[tuple[str, str]]) -> Steps
     return top_up(runner.book, "agent", 500, end_s=end_s, ask_to_open=lambda agent, day: asked.append((agent, day)))
 
 
-def answer(runner: Runner, step: Step) -> SyncReply:
+def answer(runner: Runner, step: Step) -> list[SyncReply]:
     assert isinstance(step, Pending)
-    (reply,) = runner.counter.sync([step.request])
-    return reply
+    return runner.counter.sync([each.request for each in step.all])
 
 
 def test_unopened_day_is_awaited_with_backoff() -> None:
