@@ -56,8 +56,8 @@ GUARDS: dict[str, list[Edit]] = {
     "free money deducted before it is sent": [
         Edit(
             _BOOK,
-            "if lease.granted - lease.returned - out < estimate:\n                    return None\n                number",
-            "if lease.granted - out < estimate:\n                    return None\n                number",
+            "lease.granted - lease.returned - out < estimate:\n                    return None\n                number",
+            "lease.granted - out < estimate:\n                    return None\n                number",
         ),
     ],
     "finalize frees only held - drawn": [
