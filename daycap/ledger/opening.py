@@ -1,4 +1,4 @@
-"""Open agents' days: insert their rows and publish them, for one agent on request or for all before midnight."""
+"""Open agents' days and budgets' periods: on request, or for all shortly before they begin."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of
 from daycap.ledger import days
 from daycap.ledger.engine import Ledger
+from daycap.ledger.plans import rule_of
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
 from daycap.ledger.snapshots import read_rows, read_snapshots
 from daycap.ledger.tables import agent_accounts as accounts
-from daycap.ledger.tables import daily_agent_spending
+from daycap.ledger.tables import budgets, daily_agent_spending
 from daycap.protocol.counter import ACTIVE, AgentDay
+from daycap.protocol.plan import budget_id, is_budget
 from daycap.protocol.wire import agent_id
 
 logger = logging.getLogger("daycap.worker")
@@ -46,14 +48,28 @@ def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[
 def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day: str) -> int:
     """Open a day for a runner whose counter answered NOT_OPEN. Only yesterday, today and tomorrow can be opened.
 
-    An agent without an account is published as unknown, so that the runner does not wait. Raises `InvalidInput`.
+    Or a period of a budget, which must have a part in those days. An agent without an account, or a budget that does
+    not exist, is published as unknown, so that the runner does not wait. Raises `InvalidInput`.
     """
-    agent_id(agent)
     now_ms = publisher.authoritative_ms()
+    if is_budget(agent):
+        return _open_period(ledger, publisher, budget_id(agent), day, now_ms)
+    agent_id(agent)
     if day not in {day_of(now_ms + offset_ms) for offset_ms in (-DAY_MS, 0, DAY_MS)}:
         logger.warning("not opening %s for agent %s: it is not yesterday, today or tomorrow", day, agent)
         return 0
     return open_days(ledger, publisher, [(agent, day)])
+
+
+def _open_period(ledger: Ledger, publisher: CounterPublisher, budget: str, period: str, now_ms: int) -> int:
+    with ledger.reading() as connection:
+        rule = connection.scalar(sa.select(budgets.c.period).where(budgets.c.budget_id == budget))
+    if rule is not None:
+        _, start_ms, end_ms = rule_of(rule).named(period)
+        if not start_ms - DAY_MS <= now_ms < end_ms + DAY_MS:
+            logger.warning("not opening %s of budget %s: it is too far from now", period, budget)
+            return 0
+    return open_days(ledger, publisher, [(budget, period)])
 
 
 def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int, place: Place) -> Slice:
