@@ -140,16 +140,16 @@ class Exchanges(Generic[H]):
     def _is_final(self, pending: Pending, reply: SyncReply, estimate: int) -> bool:
         """Return whether the reply refuses, and nothing since may have made it wrong. The lock is held."""
         book, lease = self._book, pending.lease
-        if reply.answer is Answer.FENCED:
-            return lease.free < estimate
-        if reply.answer is not Answer.REFUSED or lease.returned != pending.request.returned_micros:
+        if reply.answer not in (Answer.FENCED, Answer.REFUSED) or lease.returned != pending.request.returned_micros:
             return False
         if book.leases.current.get(lease.agent) is not lease or pending.handed_back is None:
             return False  # Another lease of this owner may still hand money back.
         if book.leases.handed_back(lease) != pending.handed_back:
             return False
+        remaining = 0
+        if reply.answer is Answer.REFUSED:
+            remaining = max(0, reply.cap_micros - reply.spent_micros - reply.leased_micros)
         # Other questions may put back what they earmark.
-        remaining = max(0, reply.cap_micros - reply.spent_micros - reply.leased_micros)
         return estimate > lease.free + lease.earmarked + remaining
 
     def begin_return(self, pending: Pending) -> list[Pending]:

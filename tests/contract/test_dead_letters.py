@@ -43,7 +43,7 @@ def parts(ledger: Ledger) -> Deployment:
 
 
 LETTERS: dict[Kind, Any] = {
-    Kind.MALFORMED: event("agent-7", TODAY, number=2, v=2),
+    Kind.MALFORMED: event("agent-7", TODAY, number=2, v=3),
     Kind.UNKNOWN_AGENT: event("agent-8", TODAY, lease="c" * 32),
     Kind.WRONG_LEASE: event("agent-7", TODAY, number=3, lease=OTHERS),
     Kind.WRONG_DAY: event("agent-7", "2999-01-01", number=4),

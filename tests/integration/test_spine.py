@@ -267,7 +267,7 @@ def test_bad_events_do_not_hold_up_the_rest_of_their_batch(spine: Spine) -> None
     bad = [
         "not an object",
         None,
-        event(agent, spine.today, number=2, v=2),
+        event(agent, spine.today, number=2, v=3),
         event(agent, spine.today, number=3, actual=-1),
         event(agent, spine.today, number=4, actual=1.5),
         event(agent, spine.today, number=5, held=True),

@@ -119,16 +119,16 @@ def begin_top_up(book: Book, terms: Terms, now: int, estimate: int, wish: int = 
     """Ask for what `estimate` needs beyond the lease's own free money, and would like `wish` more."""
     if not _alive(book, terms, now):
         book = hand_back(book, terms)
-    need = max(0, estimate - book.free)
-    asked = Asked(book.granted, book.returned, need, need + wish, earmarked=book.free)
-    return book._replace(free=0, earmarked=book.earmarked + book.free, owed=1, unsure=1), asked
+    kept = min(book.free, estimate)
+    need = estimate - kept
+    asked = Asked(book.granted, book.returned, need, need + wish, earmarked=kept)
+    return book._replace(free=book.free - kept, earmarked=book.earmarked + kept, owed=1, unsure=1), asked
 
 
 def finish_top_up(
     book: Book, terms: Terms, now: int, asked: Asked, sent_at: int, reply: Reply, estimate: int, day_left: int = FAR
 ) -> tuple[Book, str]:
     """Apply the reply and reserve: HELD, or why not: ASK_ANEW, or the answer that means no."""
-    free_before = book.free
     book = apply(_put_back(book, asked), terms, now, asked, sent_at, reply, day_left)
     if reply.answer == "PAUSED":
         return book, "PAUSED"
@@ -136,10 +136,11 @@ def finish_top_up(
         return book, "ASK_ANEW"
     if (held := reserve(book, terms, now, estimate)) is not None:
         return held, "HELD"
-    others = book.earmarked and "no refusal while another question keeps free money" not in terms.without
-    if now - sent_at > terms.guard or free_before > 0 or others or book.returned != asked.returned:
+    if now - sent_at > terms.guard or book.returned != asked.returned or reply.answer not in ("FENCED", "REFUSED"):
         return book, "ASK_ANEW"
-    return book, reply.answer if reply.answer in ("FENCED", "REFUSED") else "ASK_ANEW"
+    others = 0 if "no refusal while another question keeps free money" in terms.without else book.earmarked
+    remaining = max(0, reply.cap - reply.spent - reply.leased) if reply.answer == "REFUSED" else 0
+    return book, reply.answer if estimate > book.free + others + remaining else "ASK_ANEW"
 
 
 def abandon(book: Book, asked: Asked) -> Book:

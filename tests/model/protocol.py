@@ -275,8 +275,10 @@ class Protocol:
         else:
             request = self._request(s, exchange)
             served, reply, unjust = self._sync(rest, request, exchange.estimate)
+            # Of these the runner only asks whether too much is out, and of a refusal what remained.
             over = int(reply.spent + reply.leased > reply.cap)
-            kept = reply._replace(cap=0, spent=over, leased=0)  # Of these the runner only asks this.
+            remaining = 0 if over or reply.answer != "REFUSED" else reply.cap - reply.spent - reply.leased
+            kept = reply._replace(cap=remaining, spent=over, leased=0)
             answered = exchange._replace(reply=(unjust, *kept), day_left=self.day_left(s, exchange.lease))
             served = served._replace(exchanges=plus(served.exchanges, answered), focus=exchange.lease)
             yield f"sync of {name}: {reply.answer}, granted {reply.granted}", served, ""

@@ -214,11 +214,11 @@ class World:
             while True:
                 if isinstance(step, Pending):
                     try:
-                        reply = self._exchange(runner, [step.request])[0]
+                        replies = self._exchange(runner, [each.request for each in step.all])
                     except CounterUnavailable as error:
                         step = steps.throw(error)
                     else:
-                        step = steps.send(reply)
+                        step = steps.send(replies)
                 else:
                     self._meanwhile(runner)
                     step = next(steps)
