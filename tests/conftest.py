@@ -33,10 +33,17 @@ def pytest_configure() -> None:
     logging.getLogger("daycap").addHandler(logging.NullHandler())
 
 
-def pytest_collection_finish() -> None:
+_imported = 0
+"""How many modules there were when their objects were frozen."""
+
+
+def pytest_runtest_setup() -> None:
     """Keep what was imported, two million objects, out of all later garbage collections."""
-    gc.collect()
-    gc.freeze()
+    global _imported  # noqa: PLW0603
+    if len(sys.modules) > _imported + 100:  # Tests import clients of models when they need them.
+        gc.collect()
+        gc.freeze()
+        _imported = len(sys.modules)
 
 
 @pytest.hookimpl(wrapper=True)
