@@ -174,7 +174,8 @@ class _Difference:
             groups.end(change, name)
 
     def _lock(self, change: Change, members: list[Members]) -> None:
-        changed = [definition for _, *both in self._changed.values() for definition in both]
+        replanned = [(old, new) for _, old, new in self._changed.values() if not new.plans_as(old)]
+        changed = [definition for both in replanned for definition in both]
         scope = definitions.scope_of(*self._new.values(), *changed, *(old for _, old in self._ended.values()))
         change.lock(
             agents=scope["agents"].union(*(each.agents for each in members)),

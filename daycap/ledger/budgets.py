@@ -85,7 +85,7 @@ def alter(
         if facts.get("agent") is not None or facts.get("group") is not None:
             kept = {fact: value for fact, value in kept.items() if fact not in ("agent", "group")}
         wanted = defined(name, {**kept, **facts})
-        change.lock(**scope_of(old, wanted), budget_ids=[budget_id])
+        change.lock(**scope_of(*(() if wanted.plans_as(old) else (old, wanted))), budget_ids=[budget_id])
         replace(change, budget_id, old, wanted)
     return find(ledger, publisher, [name])[0]
 

@@ -1,8 +1,8 @@
 """The rows of agents' days and budgets' periods: inserted when missing, locked while they are charged.
 
-All transactions take locks in one order, so that none deadlock: accounts, missing days, existing days, each by day and
-then by the agents' bytes; then budgets, missing periods, existing periods, in the same way; then leases, settlements
-and dead letters. A transaction that has locked an existing day locks no account and inserts no day.
+All transactions take locks in one order, so that none deadlock: accounts, by the agents' bytes; missing days, existing
+days, each by day and then by the agents' bytes; then budgets, missing periods, existing periods, in the same way; then
+leases, settlements and dead letters. A transaction that has locked an existing day locks no account and inserts no day.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from daycap.errors import InvalidInput
-from daycap.ledger.agent_days import by_day
+from daycap.ledger.agent_days import AT_ONCE, by_day
 from daycap.ledger.engine import Ledger, in_byte_order, insert
 from daycap.ledger.slices import Place
-from daycap.ledger.tables import AGENTS, Books, budget_periods, budgets
+from daycap.ledger.tables import AGENTS, BUDGETS, Books, budget_periods, budgets
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
 from daycap.periods import PeriodRule
@@ -50,14 +50,25 @@ def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], no
     `now_ms` is the counter's time. An agent without an account gets no row, and neither does a period that its budget
     does not have.
     """
-    inserted: set[AgentDay] = set()
+    missing: dict[Books, list[tuple[str, list[str]]]] = {AGENTS: [], BUDGETS: []}
     for books, day, owners in by_day(agent_days):
         here = {"day": day, "owners": owners}
-        missing = sorted(set(owners).difference(connection.scalars(_statements(books, "").present, here)))
-        if missing:
-            add = _insert if books is AGENTS else _insert_periods
-            inserted |= add(connection, day, missing, now_ms)
+        absent = set(owners).difference(connection.scalars(_statements(books, "").present, here))
+        missing[books] += [(day, sorted(absent))] if absent else []
+    inserted: set[AgentDay] = set()
+    for books, add in ((AGENTS, _insert), (BUDGETS, _insert_periods)):
+        if len(missing[books]) > 1:  # Each day locks its owners, and those of the next one may come before them.
+            _lock_owners(connection, books, {owner for _, owners in missing[books] for owner in owners})
+        for day, owners in missing[books]:
+            inserted |= add(connection, day, owners, now_ms)
     return inserted
+
+
+def _lock_owners(connection: sa.Connection, books: Books, owners: set[str]) -> None:
+    in_order, column = sorted(owners), accounts.c.agent_account_id if books is AGENTS else budgets.c.budget_id
+    statement = sa.select(column).order_by(in_byte_order(connection.dialect.name, column)).with_for_update(read=True)
+    for start in range(0, len(in_order), AT_ONCE):
+        connection.execute(statement.where(column.in_(in_order[start : start + AT_ONCE])))
 
 
 def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int) -> set[AgentDay]:

@@ -42,6 +42,10 @@ class Definition(NamedTuple):
             "mode": self.mode,
         }
 
+    def plans_as(self, other: Definition) -> bool:
+        """Return whether plans are the same with either: only the cap differs, if anything."""
+        return self._replace(cap_micros=0) == other._replace(cap_micros=0)
+
     def counts_as(self, other: Definition) -> bool:
         """Return whether the same calls count in the same periods."""
         return self._replace(cap_micros=0, mode=ENFORCE) == other._replace(cap_micros=0, mode=ENFORCE)

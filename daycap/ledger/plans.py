@@ -106,28 +106,31 @@ class Change:
         That is the agents whose plans it may change: those named and those in `groups`, as they are before it. Raises
         `UnknownAgent` for a name without an account.
         """
-        named = set(agents)
-        column, dialect = accounts.c.agent_account_id, self.connection.dialect.name
-        for batch in batches(named | agents_of(self.connection, groups)):
-            statement = sa.select(column, accounts.c.plan_id).where(column.in_(batch))
-            in_order = statement.order_by(in_byte_order(dialect, column)).with_for_update()
-            self._plan_of |= {row.agent_account_id: row.plan_id for row in self.connection.execute(in_order)}
-        if unknown := sorted(named - self._plan_of.keys()):
-            raise UnknownAgent(unknown[0])
+        self._lock_accounts(set(agents), agents_of(self.connection, groups))
         # The counter may have these days.
         on = _days_from(self.connection, day_of(self.now_ms - KEPT_DAYS * DAY_MS))
         self._days = list(days.lock(self.connection, [(agent, day) for day in on for agent in self._plan_of]))
-        self._lock_budgets(list(budget_ids))
+        self._lock_budgets(set(budget_ids))
 
-    def _lock_budgets(self, budget_ids: Iterable[str]) -> None:
-        of_budgets, of_periods, dialect = budgets.c.budget_id, budget_periods.c, self.connection.dialect.name
+    def _lock_accounts(self, named: set[str], others: set[str]) -> None:
+        for batch in batches(named | others):
+            rows = self.connection.execute(self._in_order(accounts, accounts.c.agent_account_id, batch))
+            self._plan_of |= {row.agent_account_id: row.plan_id for row in rows}
+        if unknown := sorted(named - self._plan_of.keys()):
+            raise UnknownAgent(unknown[0])
+
+    def _in_order(self, table: sa.Table, key: sa.Column[Any], names: list[str]) -> sa.Select[Any]:
+        in_order = sa.select(table).where(key.in_(names)).order_by(in_byte_order(self.connection.dialect.name, key))
+        return in_order.with_for_update(key_share=True)  # Its key does not change: rows that refer to it may be added.
+
+    def _lock_budgets(self, budget_ids: set[str]) -> None:
+        columns, periods = budget_periods.c, []
         for batch in batches(budget_ids):
-            statement = sa.select(of_budgets).where(of_budgets.in_(batch)).order_by(in_byte_order(dialect, of_budgets))
-            self.connection.execute(statement.with_for_update())
-        for batch in batches(budget_ids):
-            order = [in_byte_order(dialect, column) for column in (of_periods.budget_id, of_periods.period_id)]
-            statement = sa.select(of_periods.period_id).where(of_periods.budget_id.in_(batch)).order_by(*order)
-            self.connection.execute(statement.where(of_periods.end_ms > self.now_ms).with_for_update())
+            self.connection.execute(self._in_order(budgets, budgets.c.budget_id, batch))
+            these = sa.and_(columns.budget_id.in_(batch), columns.end_ms > self.now_ms)
+            found = self.connection.execute(sa.select(columns.budget_id, columns.period_id).where(these))
+            periods += [(budget, period) for budget, period in found]
+        days.lock(self.connection, periods)
 
     def record(self, kind: str, name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> None:
         """Record what was changed."""

@@ -23,7 +23,21 @@ import pytest
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, wall_ms
-from daycap.ledger import accounts, agent_days, anchors, days, dead_letters, opening, retention, settle, tables
+from daycap.ledger import (
+    accounts,
+    agent_days,
+    anchors,
+    apply,
+    budgets,
+    days,
+    dead_letters,
+    groups,
+    membership,
+    opening,
+    retention,
+    settle,
+    tables,
+)
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import all_of
@@ -44,11 +58,16 @@ _runs = itertools.count()
 class World:
     """Four agents of a run's own, whose order in English is a B c D, and by their bytes B D a c."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, with_budgets: bool) -> None:
         self.ledger, self.run = ledger, next(_runs)
         self.agents = self.a, self.b, self.c, self.d = [f"{name}{self.run}" for name in "aBcD"]
         accounts.add(ledger, NOWHERE, {agent: 1000 for agent in self.agents if agent != self.a}, "test")
         accounts.add(ledger, NOWHERE, {self.a: 1000}, "test")
+        # Z is before y by their bytes, and its periods are after those of y.
+        self.budgets = {f"Z{self.run}": (self.c, "hour"), f"y{self.run}": (self.b, "day")}
+        for budget, (agent, period) in self.budgets.items() if with_budgets else ():
+            facts = {"agent": agent, "cap_micros": 1000, "period": {"period": period}}
+            budgets.add(ledger, NOWHERE, budget, facts, "test")
         with ledger.writing() as connection:
             connection.execute(
                 sa.delete(tables.daily_agent_spending).where(
@@ -99,6 +118,18 @@ class World:
         new = [f"{name}-{self.run}-{next(_runs)}" for name in "aBc"]
         accounts.add(self.ledger, NOWHERE, dict.fromkeys(new, 1), "test", {each: f"of {each}" for each in new})
 
+    def define(self) -> None:
+        team = f"team{self.run}"
+        facts = {budget: {"group": team, "cap_micros": 5} for budget in (f"new{self.run}", *self.budgets)}
+        apply.apply(self.ledger, NOWHERE, apply.wanted({team: {"agents": self.agents}}, facts), "test")
+
+    def set_caps(self) -> None:
+        facts = {
+            budget: {"agent": agent, "cap_micros": 5, "period": {"period": period}}
+            for budget, (agent, period) in self.budgets.items()
+        }
+        apply.apply(self.ledger, NOWHERE, apply.wanted({}, facts), "test")
+
     def prune(self) -> None:
         settings = Settings(retention_days=8)
         all_of(lambda place: retention.prune(self.ledger, settings, wall_ms() + 9 * DAY_MS, place))
@@ -127,7 +158,7 @@ class Pause:
         self.go_on.set()
         sa.event.remove(self._ledger.engine, "after_cursor_execute", self._after)
 
-    def run(self, work: Callable[[], None]) -> None:
+    def run(self, work: Callable[[], object]) -> None:
         self._thread = threading.get_ident()
         try:
             work()
@@ -148,10 +179,12 @@ class Pause:
         return self._left <= 0
 
 
-def meet(ledger: Ledger, watch: sa.Connection, first: Callable[[], None], second: Callable[[], None], nth: int) -> bool:
+def meet(
+    ledger: Ledger, watch: sa.Connection, first: Callable[[], object], second: Callable[[], object], nth: int
+) -> bool:
     """Run `second` after the `nth` statement of `first` that locks rows. Returns whether there is one."""
     with ThreadPoolExecutor(2) as pool, Pause(ledger, nth) as pause:
-        works: list[Future[None]] = [pool.submit(pause.run, first)]
+        works: list[Future[Any]] = [pool.submit(pause.run, first)]
         assert pause.reached.wait(20)
         works.append(pool.submit(second))
         while not works[1].done() and not watch.exec_driver_sql(_WAITS).scalar():
@@ -209,6 +242,12 @@ _PAIRS = [
     (World.drop, World.settle_all),
     (World.drop, World.drop),
     (World.add, World.settle_all),
+    (World.define, World.settle_backwards),
+    (World.define, World.change),
+    (World.settle_all, World.define),
+    (World.roll_over, World.define),
+    (World.set_caps, World.settle_backwards),
+    (World.settle_all, World.set_caps),
 ]
 
 
@@ -216,14 +255,37 @@ _PAIRS = [
 def test_no_two_wait_for_each_other(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, first: Callable[[World], None], second: Callable[[World], None]
 ) -> None:
+    monkeypatch.setattr(membership, "_AT_ONCE", 2)
     monkeypatch.setattr(
         agent_days, "AT_ONCE", 2
     )  # Several statements for one batch, as for one of thousands of agents.
     with sa.create_engine(ledger.engine.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as watch:
         before = watch.exec_driver_sql(_DEADLOCKS).scalar()
         for nth in itertools.count(1):
-            world = World(ledger)
+            world = World(ledger, with_budgets=bool({first, second} & {World.define, World.set_caps}))
             if not meet(ledger, watch, functools.partial(first, world), functools.partial(second, world), nth):
                 break
         ledger.close()  # What a session counts is sure to be seen when it has ended.
         assert (nth > 2, watch.exec_driver_sql(_DEADLOCKS).scalar()) == (True, before)
+
+
+def test_plans_of_two_changes_have_both(ledger: Ledger) -> None:
+    how = (ledger, NOWHERE)
+    with sa.create_engine(ledger.engine.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as watch:
+        for nth in itertools.count(1):
+            world = World(ledger, with_budgets=False)
+            team, budget = f"team{world.run}", f"budget{world.run}"
+            groups.add(*how, team, [], [], "test")
+            budgets.add(*how, f"{budget}-first", {"group": team, "cap_micros": 1}, "test")
+            join = functools.partial(groups.join, *how, team, [world.a], [], "test")
+            add = functools.partial(budgets.add, *how, budget, {"group": team, "cap_micros": 1}, "test")
+            needed = meet(ledger, watch, join, add, nth)
+            with ledger.reading() as connection:
+                of_plan = sa.select(tables.plans.c.rules).join_from(
+                    tables.agent_accounts, tables.plans, tables.plans.c.plan_id == tables.agent_accounts.c.plan_id
+                )
+                plan = connection.scalar(of_plan.where(tables.agent_accounts.c.agent_account_id == world.a))
+            assert f"{budget}/1" in (plan or "")
+            if not needed:
+                break
+    assert nth > 2
