@@ -35,8 +35,8 @@ class InLoop:
         made._wallet = wallet
         return made
 
-    def reserve(self, agent: str, estimate_micros: int) -> AsyncHold:
-        return _run(self._wallet.reserve(agent, estimate_micros))
+    def reserve(self, agent: str, estimate_micros: int, **labels: Any) -> AsyncHold:
+        return _run(self._wallet.reserve(agent, estimate_micros, **labels))
 
     def extend(self, hold: AsyncHold, more_micros: int) -> None:
         _run(hold.extend(more_micros))

@@ -33,7 +33,7 @@ from daycap import (
 )
 from daycap.clock import DAY_MS, day_of, wall_ms
 from daycap.delivery.outbox import Outbox
-from daycap.ledger import accounts
+from daycap.ledger import accounts, budgets
 from daycap.ledger.engine import Ledger
 from daycap.ledger.lock import LedgerInUse, LedgerLock
 from daycap.ledger.publish import CounterPublisher
@@ -409,6 +409,18 @@ def test_cap_changed_by_others_applies_at_renewal(opened: Open, operator: Callab
 
     operator(accounts.set_cap, "agent-7", 200)
     wait_for(lambda: not raises(CapExceeded, lambda: wallet.reserve("agent-7", 150)), 2)
+
+
+def test_budget_by_others_applies_at_renewal(opened: Open, operator: Callable[..., None]) -> None:
+    wallet = opened(**QUICK)
+    wallet.add_agent("agent-7", 5 * M)
+    wallet.reserve("agent-7", 50).finalize(50)
+    operator(budgets.add, "tool", {"agent": "agent-7", "cap_micros": 60, "labels": {"tool": ["search"]}})
+    wait_for(lambda: raises(CapExceeded, lambda: wallet.reserve("agent-7", 61, labels={"tool": "search"})), 2)
+    wallet.reserve("agent-7", 61).release()
+
+    operator(budgets.alter, "tool", {"cap_micros": 100})
+    wait_for(lambda: not raises(CapExceeded, lambda: wallet.reserve("agent-7", 61, labels={"tool": "search"})), 2)
 
 
 def test_pause_by_others_applies_at_renewal(opened: Open, operator: Callable[..., None]) -> None:

@@ -80,8 +80,12 @@ ELSEWHERE = {
     "docs/how-to/testing.md": "test_the_tests_of_the_page_pass",
 }
 
-EMBEDDED = {"README.md", "docs/how-to/embedded.md"}
-"""Pages whose wallet keeps its ledger in a file of its own."""
+EMBEDDED: Mapping[str, tuple[str, ...]] = {
+    "README.md": (),
+    "docs/how-to/embedded.md": (),
+    "docs/how-to/budgets.md": ("agent-7", "agent-8"),
+}
+"""Pages whose wallet keeps its ledger in a file of its own, and agents that the page adds from the shell."""
 
 
 def snippets(page: str) -> list[str]:
@@ -105,7 +109,9 @@ def test_snippets_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         caps_in_code(monkeypatch)
     names: Names = {"__name__": page, "client": Client()}
     if "Wallet.from_env(" not in snippets(page)[0]:
-        names["wallet"] = Wallet.from_env()
+        names |= {"wallet": Wallet.from_env(), "usd": usd}
+    for agent in EMBEDDED.get(page, ()):
+        names["wallet"].add_agent(agent, usd(5))
 
     with noting_calls() as called:
         for number, each in enumerate(snippets(page)):
