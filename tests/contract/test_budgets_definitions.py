@@ -95,6 +95,19 @@ def test_budget_of_nested_groups(office: Office, counter: MemoryCounter) -> None
     assert [each.name for each in budgets.find(*office.books, group="outer")] == ["month"]
 
 
+def test_counter_has_the_plan_at_once(office: Office, counter: MemoryCounter) -> None:
+    office.group("team", "ab")
+    office.budget("x", group="team")
+    (plan,) = office.rows(tables.plans)
+    assert [counter.read_plan(agent, DAY) for agent in "abc"] == [(plan.plan_id, plan.rules)] * 2 + [None]
+    office.set("x", cap_micros=5)
+    assert counter.read_plan("a", DAY) == (plan.plan_id, plan.rules)
+    office.leave("team", "a")
+    assert counter.read_plan("a", DAY) is None
+    budgets.remove(*office.books, "x", "ann")
+    assert counter.read_plan("b", DAY) is None
+
+
 def test_members_who_join_and_leave(office: Office) -> None:
     office.group("inner", "a")
     office.group("outer")
