@@ -102,6 +102,7 @@ class _Forker:
                 cwd=Path(__file__).resolve().parent.parent,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for pytest.
             )
 
     def start(self, request: Mapping[str, object], *files: int) -> None:

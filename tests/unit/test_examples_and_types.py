@@ -24,6 +24,7 @@ EXAMPLES = {
 
 def run(*words: str) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DAYCAP_")}
+    clean["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Otherwise it asks the network, and again.
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=100
     )
