@@ -102,8 +102,7 @@ class FullBudget(NamedTuple):
 
     - spent is settled, and includes what was drawn but not charged under a cap that was raised since;
     - held is in live holds of this process;
-    - waiting is the cost of this process's calls that have ended but are not settled yet (of a budget that agents share
-      it counts as held);
+    - waiting is the cost of this process's calls that have ended but are not settled yet;
     - leased is set aside for other runners;
     - remaining can still be reserved here. It is negative if the cap was lowered below the sum of the other four.
     """

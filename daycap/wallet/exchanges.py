@@ -6,7 +6,7 @@ The free money of a lease is earmarked for the question that it is part of.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Generic
 
@@ -123,8 +123,8 @@ class Exchanges(Generic[H]):
             return None
         if (hold := book.reserve(lease.agent, estimate, pending.labels)) is not None:
             return hold
-        if late:
-            return None
+        if late or self.lacks_plan(lease.agent):
+            return None  # A refusal names every budget that is full.
         with book.lock:
             book.catch_up_locked()
             final = [(each, its) for each, its in replies if self._is_final(each, its, estimate)]
@@ -152,15 +152,18 @@ class Exchanges(Generic[H]):
         # Other questions may put back what they earmark.
         return estimate > lease.free + lease.earmarked + remaining
 
-    def begin_return(self, pending: Pending) -> list[Pending]:
-        """Build the syncs that hand back what a refused question was granted by some of several budgets."""
+    def begin_return(self, granted: Mapping[Lease, int]) -> list[Pending]:
+        """Build the syncs that hand back what a refused question was granted by some of several budgets.
+
+        `granted` is what each lease had been granted before.
+        """
         book = self._book
         now_ns = book.now_ns()
-        if not (pending.others or pending.kept):
+        if len(granted) == 1:
             return []
         with book.lock:
             book.catch_up_locked()
-            back = [(each.lease, min(each.lease.free, each.lease.granted - each.granted)) for each in pending.all]
+            back = [(lease, min(lease.free, lease.granted - before)) for lease, before in granted.items()]
             return [self._report(lease, amount, now_ns) for lease, amount in back if amount > 0]
 
     def abandon(self, pending: Pending) -> None:
@@ -335,7 +338,8 @@ class Exchanges(Generic[H]):
             lease.recalled = reply.recall
             lease.drawn = max(lease.drawn, reply.drawn_micros)
             self._unsettled.hear(lease, reply, now_ns)
-            outstanding = reply.granted_micros - pending.request.returned_micros - reply.drawn_micros
+            # A reply to a sync from before a grant does not say what is out.
+            outstanding = lease.granted - pending.request.returned_micros - reply.drawn_micros
             if pending.sent_ns >= lease.owed_ns:
                 lease.unsure = lease.returned != pending.request.returned_micros
                 if outstanding <= 0:
@@ -359,7 +363,7 @@ class Exchanges(Generic[H]):
         own = [lease, *(other for other in self._book.leases.replaced.get(lease.agent, ()) if other.day == lease.day)]
         aside = min(reply.leased_micros, sum(each.aside for each in own))
         free = min(aside, lease.free)
-        held = min(aside - free, sum(each.held for each in own))
+        held = min(aside - free, max(0, sum(each.held for each in own) - self._unsettled_of(own)))
         return FullBudget(
             budget=None if lease.span is None else lease.agent,
             period=lease.day,
@@ -370,6 +374,17 @@ class Exchanges(Generic[H]):
             leased_micros=reply.leased_micros - aside,
             remaining_micros=reply.cap_micros - reply.spent_micros - reply.leased_micros + free,
             ends_in_s=(lease.bounds[1] - reply.now_ms) / 1000,
+        )
+
+    def _unsettled_of(self, leases: list[Lease]) -> int:
+        """Return what events of this process draw on these leases of another budget and are not known to be settled."""
+        ids = {lease.id for lease in leases if lease.span is not None}
+        return sum(
+            min(event.actual_micros, event.held_micros if share.held_micros is None else share.held_micros)
+            for each in (self._book.leases.all() if ids else ())
+            for event in each.unsettled
+            for share in event.also
+            if share.lease in ids
         )
 
     def _idle(self, lease: Lease, now_ns: int) -> int:

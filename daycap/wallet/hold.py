@@ -114,11 +114,6 @@ class Pending(Taken):
         return self.held_micros
 
     @property
-    def granted(self) -> int:
-        """What had been granted when it was built."""
-        return self.request.granted_micros
-
-    @property
     def all(self) -> tuple[Pending, ...]:
         """It and the others, in the order of their replies."""
         return (self, *self.others)

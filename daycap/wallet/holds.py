@@ -19,7 +19,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Generic, NamedTuple
 
@@ -64,7 +64,7 @@ class _Ending(NamedTuple):
     how: _How
 
 
-_Outs = tuple[tuple[Lease, int], ...]
+_Outs = Sequence[tuple[Lease, int]]
 """Leases of other budgets, with their new `out`."""
 
 _Move = tuple[Taken | None, Lease, int, int, int, FinalizeEvent | None, BaseHold | None, int, _Outs]
@@ -146,8 +146,6 @@ class Holds(Generic[H]):
         hold.held_micros = estimate
         try:
             with self.lock:
-                if self._move is not None:
-                    self._complete()
                 out = lease.out
                 if lease.granted - lease.returned - out < estimate:
                     return None
@@ -188,34 +186,32 @@ class Holds(Generic[H]):
         hold._route = route
         try:
             with self.lock:
-                self.catch_up_locked()
-                out = lease.out
-                if lease.granted - lease.returned - out < estimate:
-                    return None
+                if self._move is not None or self._inbox:
+                    self.catch_up_locked()
+                out = lease.out + estimate
+                enough = lease.granted - lease.returned >= out
                 outs = []
                 for other in route.others:
-                    its_out = other.out
-                    if other.granted - other.returned - its_out < estimate:
-                        return None
-                    outs.append((other, its_out + estimate))
-                number = hold._number = lease.last_hold + 1
-                self._move = (None, lease, out + estimate, number, lease.released, None, hold, estimate, tuple(outs))
-                self._complete()
-                lease.used += estimate
+                    its_out = other.out + estimate
+                    if other.granted - other.returned < its_out:
+                        enough = False
+                    outs.append((other, its_out))
+                if enough:
+                    number = hold._number = lease.last_hold + 1
+                    self._do((None, lease, out, number, lease.released, None, hold, estimate, outs))
+            number = 0  # See `finalize`.
         except BaseException:
             self._leave_lock()
             raise
+        if not enough:
+            return None
         # Read the clock once, after taking the money, for every lease's deadline.
         hold._since_ns = now_ns = self.now_ns()
-        in_time = now_ns < lease.deadline_ns
-        for other in route.others:
-            in_time = in_time and now_ns < other.deadline_ns
-            other.used += estimate
-        if not in_time:
-            for each in (lease, *route.others):
-                each.used -= estimate
-            self.release(hold)
-            return None
+        for each in (lease, *route.others):
+            if now_ns >= each.deadline_ns:
+                self.release(hold)
+                return None
+            each.used += estimate
         if self._inbox:
             self.catch_up()
         return hold
@@ -234,19 +230,16 @@ class Holds(Generic[H]):
         if self.inside():
             self._leave(hold, actual, at_ms, _How.CHARGED)
             return
+        if hold._route is not None:
+            self._finalize_on_route(hold, hold._route, actual, at_ms, again=again)
+            return
         try:
             with self.lock:
-                if self._move is not None:
-                    self._complete()
                 lease = hold._lease
                 if hold._ended or lease.foreign:
                     if again and hold._ended:
                         return
                     raise _ended(hold)
-                if hold._route is not None:
-                    self.catch_up_locked()
-                    self._apply_end(hold, actual, at_ms, _How.CHARGED)
-                    return
                 held = before = hold.held_micros
                 if actual > held and self.now_ns() < lease.deadline_ns:
                     # The lease's own free money covers an overage first, so that it is not lent twice.
@@ -258,7 +251,7 @@ class Holds(Generic[H]):
                 )
                 out = lease.out - before + (actual if actual < held else held)
                 try:
-                    # `_complete` inlined, for speed.
+                    # `_do` inlined, for speed.
                     lease.out = out
                     if lease.unsettled:
                         lease.unsettled.append(event)
@@ -272,11 +265,35 @@ class Holds(Generic[H]):
                     # Emit under the lock, so that events are sent in the order of their numbers.
                     self.emit(event)
                 except BaseException as error:
-                    self._move = (hold, lease, out, lease.last_hold, lease.released, event, None, 0, ())
-                    self._complete()
+                    self._do((hold, lease, out, lease.last_hold, lease.released, event, None, 0, ()))
                     if not isinstance(error, Exception):
                         raise
                 number = 0  # In CPython 3.11 the outer handler covers the end of this `try` only if code follows.
+        except BaseException:
+            self._leave_lock()
+            raise
+        if self._inbox:
+            self.catch_up()
+
+    def _finalize_on_route(self, hold: BaseHold, route: Route, actual: int, at_ms: int, *, again: bool) -> None:
+        """Finalize a call that has labels or counts in other budgets: on all its leases."""
+        try:
+            with self.lock:
+                if self._move is not None or self._inbox:
+                    self.catch_up_locked()
+                lease, held = hold._lease, hold.held_micros
+                if hold._ended or lease.foreign:
+                    if not (again and hold._ended):
+                        raise _ended(hold)
+                elif actual > held:
+                    self._apply_end(hold, actual, at_ms, _How.CHARGED)
+                else:
+                    facts = (lease.id, hold._number, lease.finalized + 1, lease.agent, lease.day, held, actual, at_ms)
+                    event = _new_event(FinalizeEvent, (*facts, route.shares, route.plan, route.labels))
+                    outs = [(other, other.out - held + actual) for other in route.others]
+                    out = lease.out - held + actual
+                    self._do((hold, lease, out, lease.last_hold, lease.released, event, None, 0, outs))
+            held = 0  # See `finalize`.
         except BaseException:
             self._leave_lock()
             raise
@@ -289,14 +306,18 @@ class Holds(Generic[H]):
 
     def join(self, hold: BaseHold, more: BaseHold) -> None:
         """Move what `more` holds into `hold`. On `BudgetUnavailable` or `HoldEnded`, `more` is released."""
-        with self.lock:
-            self.catch_up_locked()
-            lease = hold._lease
-            together = not hold._ended and lease is more._lease and _others(hold) == _others(more)
-            if together:
-                held = hold.held_micros + more.held_micros
-                self._move = (more, lease, lease.out, lease.last_hold, lease.released + 1, None, hold, held, ())
-                self._complete()
+        try:
+            with self.lock:
+                self.catch_up_locked()
+                lease = hold._lease
+                together = not hold._ended and lease is more._lease and _others(hold) == _others(more)
+                if together:
+                    held = hold.held_micros + more.held_micros
+                    self._do((more, lease, lease.out, lease.last_hold, lease.released + 1, None, hold, held, ()))
+            held = 0  # See `finalize`.
+        except BaseException:
+            self._leave_lock()
+            raise
         if together:
             return
         more.release()
@@ -376,11 +397,16 @@ class Holds(Generic[H]):
         if self.inside():
             self._leave(hold, actual, at_ms, how)
             return
-        with self.lock:
-            self.catch_up_locked()
-            if hold._ended or hold._lease.foreign:
-                raise _ended(hold)
-            self._apply_end(hold, actual, at_ms, how)
+        try:
+            with self.lock:
+                self.catch_up_locked()
+                if hold._ended or hold._lease.foreign:
+                    raise _ended(hold)
+                self._apply_end(hold, actual, at_ms, how)
+            at_ms = 0  # See `finalize`.
+        except BaseException:
+            self._leave_lock()
+            raise
         self.catch_up()
 
     def _leave(self, taken: Taken, actual: int, at_ms: int, how: _How) -> None:
@@ -391,7 +417,7 @@ class Holds(Generic[H]):
 
     def catch_up_locked(self) -> None:
         if self._move is not None:
-            self._complete()
+            self._do(self._move)
         inbox = self._inbox
         while inbox:
             taken, actual, at_ms, how = inbox[0]
@@ -404,14 +430,12 @@ class Holds(Generic[H]):
         if not isinstance(taken, BaseHold):
             self.put_back(taken)
         elif how is _How.RELEASED:
-            outs = tuple([(other, other.out - held) for other in _others(taken)])
-            self._move = (taken, lease, lease.out - held, lease.last_hold, lease.released + 1, None, None, 0, outs)
-            self._complete()
+            outs: _Outs = [(other, other.out - held) for other in _others(taken)]
+            self._do((taken, lease, lease.out - held, lease.last_hold, lease.released + 1, None, None, 0, outs))
         elif how is _How.IN_PART:
             part, number = min(actual, held), lease.last_hold + 1
             event, out, outs = self._charge(taken, number, part, actual, at_ms)
-            self._move = (None, lease, out, number, lease.released, event, taken, held - part, outs)
-            self._complete()
+            self._do((None, lease, out, number, lease.released, event, taken, held - part, outs))
         else:
             if how is _How.DROPPED:
                 actual = held if taken._actual is None else taken._actual
@@ -419,8 +443,7 @@ class Holds(Generic[H]):
                 age_s = (now_ns - getattr(taken, "_since_ns", now_ns)) / 1e9
                 self._dropped.append(Dropped(lease.agent, actual, age_s, getattr(taken, "where", "")))
             event, out, outs = self._charge(taken, taken._number, held, actual, at_ms)
-            self._move = (taken, lease, out, lease.last_hold, lease.released, event, None, 0, outs)
-            self._complete()
+            self._do((taken, lease, out, lease.last_hold, lease.released, event, None, 0, outs))
 
     def _charge(
         self, hold: BaseHold, number: int, held: int, actual: int, at_ms: int
@@ -455,40 +478,47 @@ class Holds(Generic[H]):
         event: FinalizeEvent = _new_event(FinalizeEvent, (*facts, shares, plan, labels))
         return event, lease.out - before + min(actual, held), outs
 
-    def _complete(self) -> None:
-        """Apply `_move` from the beginning: an earlier try may have been interrupted anywhere."""
-        move = self._move
-        assert move is not None  # noqa: S101
-        ended, lease, out, last_hold, released, event, other, other_held, outs = move
-        lease.out, lease.last_hold, lease.released = out, last_hold, released
-        for its_lease, its_out in outs:
-            its_lease.out = its_out
-            if event is not None and not its_lease.owed_ns:
-                its_lease.owed_ns = self.now_ns()  # It is renewed until its own counter has what was drawn.
-        if other is not None:
-            other.held_micros = other_held
-            if other.ended:
-                other._ended = False
-        if event is not None:
-            unsettled = lease.unsettled
-            if not unsettled:
-                lease.progress_ns = self.now_ns()
-                lease.unsettled = [event]
-            elif unsettled[-1] is not event:
-                unsettled.append(event)
-            lease.finalized = event.number
-            # Emit under the lock, so that events are sent in the order of their numbers.
-            try:
-                self.emit(event)
-            except Exception as error:
-                self.trouble = error  # The event is in `unsettled`, and is resent when it stalls.
-        if ended is not None:
-            if other is None and event is not None:
-                ended.held_micros = event.held_micros
-            ended._ended = True
-            if isinstance(ended, BaseHold):
-                ended.__class__ = self._ended_type
-        self._move = None
+    def _do(self, move: _Move, *, again: bool = False) -> None:
+        """Apply `move` as a whole: from the beginning once more if an exception from a signal handler interrupts it."""
+        try:
+            self._move = move
+            ended, lease, out, last_hold, released, event, other, other_held, outs = move
+            lease.out, lease.last_hold, lease.released = out, last_hold, released
+            for its_lease, its_out in outs:
+                its_lease.out = its_out
+                if event is not None and not its_lease.owed_ns:
+                    its_lease.owed_ns = self.now_ns()  # It is renewed until its own counter has what was drawn.
+            if other is not None:
+                other.held_micros = other_held
+                if other.ended:
+                    other._ended = False
+            if event is not None:
+                unsettled = lease.unsettled
+                if not unsettled:
+                    lease.progress_ns = self.now_ns()
+                    lease.unsettled = [event]
+                elif unsettled[-1] is not event:
+                    unsettled.append(event)
+                lease.finalized = event.number
+                self._hand_on(event)
+            if ended is not None:
+                if other is None and event is not None:
+                    ended.held_micros = event.held_micros
+                ended._ended = True
+                if isinstance(ended, BaseHold):
+                    ended.__class__ = self._ended_type
+            self._move = None
+        except BaseException:
+            if self._move is not None and not again:
+                self._do(move, again=True)
+            raise
+
+    def _hand_on(self, event: FinalizeEvent) -> None:
+        """Emit under the lock, so that events are sent in the order of their numbers."""
+        try:
+            self.emit(event)
+        except Exception as error:
+            self.trouble = error  # The event is in `unsettled`, and is resent when it stalls.
 
     def put_back(self, pending: Taken) -> None:
         """Free the money that a question earmarked."""
@@ -497,8 +527,7 @@ class Holds(Generic[H]):
             lease.owed_ns = self.now_ns()
             lease.questions.pop(pending._number, None)
             out = lease.out - pending.held_micros
-            self._move = (pending, lease, out, lease.last_hold, lease.released, None, None, 0, ())
-            self._complete()
+            self._do((pending, lease, out, lease.last_hold, lease.released, None, None, 0, ()))
 
 
 def _others(hold: Taken) -> tuple[Lease, ...]:

@@ -15,6 +15,7 @@ from daycap.protocol.counter import Answer, SyncReply
 from daycap.protocol.labels import Labels
 from daycap.protocol.plan import read_plan
 from daycap.wallet.hold import H, Pending
+from daycap.wallet.lease import Lease
 from daycap.wallet.lease_book import LeaseBook
 
 
@@ -56,6 +57,7 @@ def top_up(
     Preferably one at a time per agent. Raises what `Wallet.reserve` raises.
     """
     why, pause_s = "", 0.0
+    granted: dict[Lease, int] = {}
     exchanges = book.exchanges
     while (hold := book.reserve(agent, estimate, labels)) is None:
         if why and time.monotonic() >= end_s:
@@ -63,18 +65,21 @@ def top_up(
         for back in exchanges.begin_hand_back(agent, labels):
             exchanges.apply(back, (yield from _asked(book, back))[0])
         pending = exchanges.begin_top_up(agent, estimate, labels)
+        for each in pending.all:
+            granted.setdefault(each.lease, each.request.granted_micros)
         reply, *others = yield from _asked(book, pending)
         try:
             hold = exchanges.finish_top_up(pending, reply, estimate, others)
         except (CapExceeded, BudgetUnavailable):
-            for back in exchanges.begin_return(pending):
+            for back in exchanges.begin_return(granted):
                 exchanges.apply(back, (yield from _asked(book, back))[0])
             raise
         if hold is not None:
             break
         if exchanges.lacks_plan(agent):
             yield from _learn_plan(book, agent, pending.request.day)
-            why = "its plan of budgets cannot be read"
+            if exchanges.lacks_plan(agent):
+                why = "its plan of budgets changed a moment ago; try again"
             continue
         why = _reason(pending, reply, others, ask_to_open)
         if pause_s:

@@ -178,7 +178,9 @@ def apply(book: Book, terms: Terms, now: int, asked: Asked, sent_at: int, reply:
         deadline = now + terms.ttl
     over = reply.spent + reply.leased > reply.cap and "no hold from memory past the cap" not in without
     ask = reply.answer == "PAUSED" or over or book.state == RETIRED
-    out = reply.granted - asked.returned - reply.drawn > 0 or book.returned != asked.returned
+    late = "a reply from before a grant does not say what is out" in without
+    granted = reply.granted if late else book.granted + more
+    out = granted - asked.returned - reply.drawn > 0 or book.returned != asked.returned
     return book._replace(
         granted=book.granted + more,
         free=book.free + more,

@@ -310,13 +310,8 @@ class Protocol:
             yield f"the reply to {self.name(lease)} is lost", self._with(lost, lease, unsure), ""
 
     def _apply(self, book: Book, asked: Asked, sent_at: int, said: tuple[Any, ...], left: int) -> Book:
-        """The reply of one counter; one that was asked before the last grant does not know what is out."""
-        reply = Reply(*said)
-        after = books.apply(book, self.terms, NOW, asked, sent_at, reply, left)
-        out = after.granted - asked.returned - reply.drawn > 0
-        if out and book.owed and "a reply from before a grant does not say what is out" not in self.without:
-            return after._replace(owed=1)
-        return after
+        """The reply of one counter."""
+        return books.apply(book, self.terms, NOW, asked, sent_at, Reply(*said), left)
 
     def _sync(self, s: State, request: Request) -> tuple[State, Reply, int]:
         budget = self.leases[request.lease][1]
