@@ -288,25 +288,39 @@ def _json(value: object) -> str:
 
 
 def _contexts(connection: sa.Connection, charged: list[Charged]) -> dict[_Context | None, int]:
-    """Return the id of each context, and insert the new ones."""
-    wanted = {context for each in charged if (context := _context(each.counted.event, each.counted.shares))}
-    if not wanted:
+    """Return the id of each context. Inserts the new ones, and moves the last day of the others."""
+    last_date: dict[_Context, str] = {}
+    for event, shares in (each.counted for each in charged):
+        if context := _context(event, shares):
+            last_date[context] = max(event.day, last_date.get(context, ""))
+    if not last_date:
         return {}
-    digest_of = {context: hashlib.sha256("\n".join(context).encode()).hexdigest()[:32] for context in wanted}
+    digest_of = {context: hashlib.sha256("\n".join(context).encode()).hexdigest()[:32] for context in last_date}
     found = _find_contexts(connection, digest_of.values())
-    if missing := sorted(context for context in wanted if digest_of[context] not in found):
-        rows = [
-            {"digest": digest_of[context], "budgets": context[0], "labels": context[1]}
-            for context in sorted(missing, key=lambda each: digest_of[each])  # All workers insert in one order.
-        ]
-        connection.execute(insert(connection.dialect.name, contexts).on_conflict_do_nothing(), rows)
-        found |= _find_contexts(connection, [digest_of[context] for context in missing])
-    return {context: found[digest] for context, digest in digest_of.items()}
+    behind = [
+        {"digest": digest, "budgets": context[0], "labels": context[1], "last_date": last_date[context]}
+        # All workers insert in one order.
+        for context, digest in sorted(digest_of.items(), key=lambda each: each[1])
+        if digest not in found or found[digest][1] < last_date[context]
+    ]
+    if behind:
+        connection.execute(_insert_contexts(connection.dialect.name), behind)
+        found |= _find_contexts(connection, [row["digest"] for row in behind])
+    return {context: found[digest][0] for context, digest in digest_of.items()}
 
 
-def _find_contexts(connection: sa.Connection, digests: Iterable[str]) -> dict[str, int]:
-    statement = sa.select(contexts.c.digest, contexts.c.context_id).where(contexts.c.digest.in_(list(digests)))
-    return {row.digest: row.context_id for row in connection.execute(statement)}
+def _find_contexts(connection: sa.Connection, digests: Iterable[str]) -> dict[str, tuple[int, str]]:
+    columns = contexts.c
+    statement = sa.select(columns.digest, columns.context_id, columns.last_date)
+    rows = connection.execute(statement.where(columns.digest.in_(list(digests))))
+    return {row.digest: (row.context_id, row.last_date) for row in rows}
+
+
+@functools.cache
+def _insert_contexts(dialect: str) -> Any:
+    new = insert(dialect, contexts)
+    later = sa.case((new.excluded.last_date > contexts.c.last_date, new.excluded.last_date), else_=contexts.c.last_date)
+    return new.on_conflict_do_update(index_elements=["digest"], set_={"last_date": later})
 
 
 class _Inserts(NamedTuple):

@@ -8,7 +8,6 @@ leases, settlements and dead letters. A transaction that has locked an existing 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -17,12 +16,12 @@ import sqlalchemy as sa
 
 from daycap.errors import InvalidInput
 from daycap.ledger.agent_days import AT_ONCE, by_day
+from daycap.ledger.budget_rows import span_in
 from daycap.ledger.engine import Ledger, in_byte_order, insert
 from daycap.ledger.slices import Place
 from daycap.ledger.tables import AGENTS, BUDGETS, Books, budget_periods, budgets
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
-from daycap.periods import PeriodRule
 from daycap.protocol.counter import AgentDay
 
 
@@ -102,26 +101,47 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
 def _insert_periods(connection: sa.Connection, period: str, missing: list[str], now_ms: int) -> set[AgentDay]:
     columns = budgets.c
     statement = (
-        sa.select(columns.budget_id, columns.cap_micros, columns.period)
+        sa.select(columns.budget_id, columns.period, columns.removed_at)
         .where(columns.budget_id.in_(missing))
         .order_by(in_byte_order(connection.dialect.name, columns.budget_id))
         .with_for_update(read=True)  # Waits for a cap change under way; otherwise the row would miss it.
     )
-    new = []
-    for budget, cap, rule in connection.execute(statement):
+    budgets_with: dict[tuple[str, int | None], list[str]] = {}
+    for budget, *facts in connection.execute(statement):
+        budgets_with.setdefault((facts[0], facts[1]), []).append(budget)
+    inserted: set[str] = set()
+    for (rule, removed_at), ids in sorted(budgets_with.items(), key=lambda each: each[1]):
         with suppress(InvalidInput):
-            _, start_ms, end_ms = PeriodRule.from_json(json.loads(rule)).named(period)
-            new.append((budget, period, start_ms, end_ms, cap, 0, 0, 0, 1, now_ms, 0))
-    if not new:
-        return set()
-    names = [column.name for column in budget_periods.columns]
-    added = (
-        insert(connection.dialect.name, budget_periods)
-        .values([dict(zip(names, row, strict=True)) for row in new])
+            start_ms, end_ms = span_in(rule, period, removed_at)
+            row = {"period": period, "start_ms": start_ms, "end_ms": end_ms, "now_ms": now_ms, "budgets": ids}
+            inserted.update(connection.scalars(_add_periods(connection.dialect.name), row))
+    return {(budget, period) for budget in inserted}
+
+
+@functools.cache
+def _add_periods(dialect: str) -> Any:
+    """Return the INSERT of a period of several budgets, with their caps."""
+    zero: Any = sa.literal_column("0")
+    number, names = budget_periods.c.end_ms.type, budget_periods.c
+    new = sa.select(
+        budgets.c.budget_id,
+        sa.bindparam("period", type_=names.period_id.type),
+        sa.bindparam("start_ms", type_=number),
+        sa.bindparam("end_ms", type_=number),
+        budgets.c.cap_micros,
+        zero.label("spent_micros"),
+        zero.label("uncovered_micros"),
+        zero.label("settled_count"),
+        sa.literal_column("1").label("seq"),
+        sa.bindparam("now_ms", type_=number),
+        zero.label("drawn_micros"),
+    ).where(budgets.c.budget_id.in_(sa.bindparam("budgets")))
+    return (
+        insert(dialect, budget_periods)
+        .from_select([column.name for column in names], new.order_by(in_byte_order(dialect, budgets.c.budget_id)))
         .on_conflict_do_nothing()
-        .returning(budget_periods.c.budget_id)
+        .returning(names.budget_id)
     )
-    return {(budget, period) for (budget,) in connection.execute(added)}
 
 
 class Numbers(NamedTuple):

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 
 from daycap.errors import InvalidAmount, InvalidInput, UnknownBudget
 from daycap.formats import shown
+from daycap.ledger.budget_rows import ENDS_AFTER_MS, patterns_of, rule_of
 from daycap.ledger.groups import check_exist
 from daycap.ledger.membership import batches, name_of
-from daycap.ledger.plans import Change, patterns_of, rule_of
+from daycap.ledger.plans import Change
 from daycap.ledger.tables import budget_periods, budgets
 from daycap.money import micros
 from daycap.periods import PeriodRule
@@ -105,19 +106,26 @@ def replace(change: Change, budget_id: str, old: Definition, wanted: Definition)
     if wanted == old:
         return
     if not wanted.counts_as(old):
-        _update(change, budget_id, removed_at=change.now_ms)
+        _remove(change, budget_id)
         _insert(change, wanted)
     else:
         _update(change, budget_id, cap_micros=wanted.cap_micros, mode=wanted.mode)
-        if wanted.cap_micros != old.cap_micros:
-            _set_cap(change, budget_id, wanted.cap_micros)
+        # While a budget only watches, the counter hears nothing of it.
+        _change_periods(change, budget_id, cap_micros=wanted.cap_micros)
     change.record("budget", wanted.name, old.to_json(), wanted.to_json())
 
 
 def end(change: Change, budget_id: str, old: Definition) -> None:
     """Remove a locked budget."""
-    _update(change, budget_id, removed_at=change.now_ms)
+    _remove(change, budget_id)
     change.record("budget", old.name, old.to_json(), None)
+
+
+def _remove(change: Change, budget_id: str) -> None:
+    _update(change, budget_id, removed_at=change.now_ms)
+    start_ms, end_ms, now_ms = budget_periods.c.start_ms, budget_periods.c.end_ms, change.now_ms
+    last_ms = sa.case((start_ms > now_ms, start_ms), else_=now_ms) + ENDS_AFTER_MS
+    _change_periods(change, budget_id, end_ms=sa.case((end_ms < last_ms, end_ms), else_=last_ms))
 
 
 def _insert(change: Change, wanted: Definition) -> None:
@@ -147,13 +155,13 @@ def _update(change: Change, budget_id: str, **values: Any) -> None:
     change.connection.execute(sa.update(budgets).where(these).values(**values, updated_at=change.now_ms))
 
 
-def _set_cap(change: Change, budget_id: str, cap_micros: int) -> None:
-    """Set the cap of the periods that have not ended, and publish them. Those that have ended keep their cap."""
+def _change_periods(change: Change, budget_id: str, **values: Any) -> None:
+    """Change the periods that have not ended, and publish them. Those that have ended stay as they are."""
     columns = budget_periods.c
     statement = (
         sa.update(budget_periods)
         .where(columns.budget_id == budget_id, columns.end_ms > change.now_ms)
-        .values(cap_micros=cap_micros, seq=columns.seq + 1, updated_at=change.now_ms)
+        .values(**values, seq=columns.seq + 1, updated_at=change.now_ms)
         .returning(columns.period_id)
     )
     change.periods += [(budget_id, period) for period in change.connection.scalars(statement)]

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
 from daycap.ledger import days
+from daycap.ledger.budget_rows import rule_of
 from daycap.ledger.engine import Ledger
-from daycap.ledger.plans import rule_of
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
 from daycap.ledger.snapshots import read_rows, read_snapshots

@@ -6,7 +6,6 @@ no caps: a change of a cap changes no plan.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections import Counter
@@ -20,15 +19,15 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of
 from daycap.errors import InvalidInput, UnknownAgent
 from daycap.ledger import days
+from daycap.ledger.budget_rows import patterns_of, rule_of
 from daycap.ledger.engine import Ledger, in_byte_order
 from daycap.ledger.membership import Containers, agents_of, batches
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.snapshots import read_rows
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import budget_changes, budget_periods, budgets, daily_agent_spending, plans, with_seq
-from daycap.periods import PeriodRule
 from daycap.protocol.counter import KEPT_DAYS, AgentDay
-from daycap.protocol.labels import Patterns, covers, scope_patterns
+from daycap.protocol.labels import Patterns, covers
 from daycap.protocol.plan import MOST_BUDGETS, PlannedBudget, plan_text
 
 _MUTEX = 4_919_137_230_158_114_602
@@ -219,18 +218,6 @@ class Planner:
             for name, budget, period, labels, mode in self._connection.execute(statement):
                 found[name].append(PlannedBudget(budget, rule_of(period), patterns_of(labels), mode))
         return found
-
-
-@functools.lru_cache(maxsize=1024)
-def rule_of(text: str) -> PeriodRule:
-    """Decode the rule of a budget's periods from its row."""
-    return PeriodRule.from_json(json.loads(text))
-
-
-@functools.lru_cache(maxsize=1024)
-def patterns_of(text: str) -> Patterns:
-    """Decode the labels of a budget's scope from its row."""
-    return scope_patterns(json.loads(text))
 
 
 _MOST_STEPS = 10_000

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from daycap.ledger.budget_rows import span_in
 from daycap.ledger.tables import AGENTS, BUDGETS, Books, agent_accounts, books_of, budget_periods, budgets, plans
 from daycap.money import MAX_MICROS
-from daycap.periods import PeriodRule
 from daycap.protocol.counter import ACTIVE, NOT_OPEN, PAUSED, UNKNOWN, AgentDay, DaySnapshot, LeaseTotals, Span
 
 _AT_ONCE = 300
@@ -96,6 +95,7 @@ class _Owner(NamedTuple):
     plan: int = 0
     plan_text: str | None = None
     period: str = ""
+    removed_at: int | None = None
 
 
 def _read(
@@ -117,7 +117,7 @@ def _read(
         if owner is None:
             snapshots[where] = DaySnapshot(*where, 0, UNKNOWN, 0, 0)
             continue
-        row = rows.get(where) or _Row(0, owner.cap_micros, 0, 0, _span(owner.period, where[1]))
+        row = rows.get(where) or _Row(0, owner.cap_micros, 0, 0, _span(owner, where[1]))
         snapshots[where] = DaySnapshot(
             *where,
             row.seq,
@@ -150,7 +150,7 @@ def _budgets(connection: sa.Connection, ids: Iterable[str]) -> dict[str, _Owner]
     columns = budgets.c
     statement = sa.select(columns.budget_id, columns.cap_micros, columns.removed_at, columns.period)
     return {
-        budget: _Owner(ACTIVE if removed_at is None else PAUSED, cap, period=period)
+        budget: _Owner(ACTIVE if removed_at is None else PAUSED, cap, period=period, removed_at=removed_at)
         for budget, cap, removed_at, period in connection.execute(statement.where(columns.budget_id.in_(ids)))
     }
 
@@ -187,8 +187,5 @@ def _leases(books: Books) -> sa.Select[Any]:
     )
 
 
-def _span(rule: str, period: str) -> Span | None:
-    if not rule:
-        return None
-    _, start_ms, end_ms = PeriodRule.from_json(json.loads(rule)).named(period)
-    return start_ms, end_ms
+def _span(owner: _Owner, period: str) -> Span | None:
+    return span_in(owner.period, period, owner.removed_at) if owner.period else None

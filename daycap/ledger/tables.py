@@ -265,6 +265,13 @@ budgets = sa.Table(
     sa.Index(None, "name"),
     sa.Index(None, "agent_account_id"),
     sa.Index(None, "group_id"),
+    sa.Index(
+        None,
+        "period",
+        "budget_id",
+        sqlite_where=sa.text("removed_at IS NULL AND mode = 'enforce'"),
+        postgresql_where=sa.text("removed_at IS NULL AND mode = 'enforce'"),
+    ),
     **_CLUSTERED,
 )
 """Caps besides each agent's own. The id is `<name>/<n>`: what a change of name, scope or period makes is a new row.
@@ -315,9 +322,10 @@ budget_periods = sa.Table(
     _count("updated_at"),
     *_micros("drawn_micros"),
     sa.CheckConstraint("length(period_id) BETWEEN 1 AND 32", name="period_id"),
-    sa.Index(None, "end_ms"),
+    sa.Index(None, "end_ms", "budget_id", "period_id"),
     **_CLUSTERED,
 )
+"""`end_ms`: at most a day after the budget was removed (`budget_rows.ENDS_AFTER_MS`), so that none stays for ever."""
 
 _PERIOD_KEY = ["budget_periods.budget_id", "budget_periods.period_id"]
 
@@ -345,10 +353,15 @@ contexts = sa.Table(
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("budgets", sa.Text, nullable=False),
     sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("last_date", sa.Text, nullable=False),
     sa.Index(None, "digest", unique=True),
+    sa.Index(None, "last_date"),
     **_STRICT,
 )
-"""Append-only: the budget periods that an event counted in, and its labels, as JSON. Events share them."""
+"""The budget periods that an event counted in, and its labels, as JSON. Events share them.
+
+`last_date`: the last day of a settlement that has it, so that it is kept as long as its settlements.
+"""
 
 shortfalls = sa.Table(
     "shortfalls",

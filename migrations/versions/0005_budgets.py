@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -56,6 +58,8 @@ def upgrade() -> None:
     )
     for column in ("name", "agent_account_id", "group_id"):
         _index("budgets", column)
+    in_force = sa.text("removed_at IS NULL AND mode = 'enforce'")
+    _index("budgets", "period", "budget_id", sqlite_where=in_force, postgresql_where=in_force)
     _create(
         "budget_changes",
         _count("budget_change_id"),
@@ -89,7 +93,7 @@ def upgrade() -> None:
         _refers("budget_periods", ["budget_id"], "budgets"),
         key=["budget_id", "period_id"],
     )
-    _index("budget_periods", "end_ms")
+    _index("budget_periods", "end_ms", "budget_id", "period_id")
     _create(
         "budget_leases",
         _text("lease_id"),
@@ -101,8 +105,17 @@ def upgrade() -> None:
         _refers("budget_leases", ["budget_id", "period_id"], "budget_periods"),
     )
     _index("budget_leases", "budget_id", "period_id", "changed_seq")
-    _create("contexts", _count("context_id"), _text("digest"), _text("budgets"), _text("labels"), numbered=True)
+    _create(
+        "contexts",
+        _count("context_id"),
+        _text("digest"),
+        _text("budgets"),
+        _text("labels"),
+        _text("last_date"),
+        numbered=True,
+    )
     _index("contexts", "digest", unique=True)
+    _index("contexts", "last_date")
     _create(
         "shortfalls",
         _text("reservation_id"),
@@ -144,8 +157,8 @@ def _create(table: str, *items: sa.schema.SchemaItem, key: list[str] | None = No
     )
 
 
-def _index(table: str, *columns: str, unique: bool = False) -> None:
-    op.create_index(f"ix_{table}_{'_'.join(columns)}", table, list(columns), unique=unique)
+def _index(table: str, *columns: str, **options: Any) -> None:
+    op.create_index(f"ix_{table}_{'_'.join(columns)}", table, list(columns), **options)
 
 
 def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
