@@ -6,23 +6,17 @@ import logging
 import time
 from collections.abc import Callable
 
-import sqlalchemy as sa
-
 from daycap.clock import DAY_MS, day_of
-from daycap.ledger import days
+from daycap.ledger import days, walks
 from daycap.ledger.engine import Ledger
 from daycap.ledger.folding import fold
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
 from daycap.ledger.snapshots import read_repairs, read_rows
-from daycap.ledger.tables import daily_agent_spending as spending
-from daycap.ledger.tables import with_seq
-from daycap.protocol.counter import AgentDay, CounterLease, DayReading, DaySnapshot
+from daycap.protocol.counter import KEPT_DAYS, AgentDay, CounterLease, DayReading, DaySnapshot
 from worker import metrics
 
 logger = logging.getLogger("daycap.worker")
-
-_AT_ONCE = 500
 
 _CROWDED = 40
 """From how many fields on a day's leases are folded. Fewer cost nothing, and each fold writes to the ledger."""
@@ -44,17 +38,19 @@ def expire(
 ) -> Slice:
     """Expire the leases of dead runners whose events are all settled, and fold the leases of ended ones. One step.
 
-    Counts `days` checked, days still `fenced`, leases `folded`, and `given_up_micros`. `settled_before_ms` maps the
-    counter's time to one before which every event is settled, 0 if unknown. Only the first step calls it. Leases are
-    folded where the counter has more than `fold_above` fields.
+    Goes through agents' days, then through budgets' periods. Counts `days` and periods checked, those still `fenced`,
+    leases `folded`, and `given_up_micros`. `settled_before_ms` maps the counter's time to one before which every event
+    is settled, 0 if unknown. Only the first step calls it. Leases are folded where the counter has more than
+    `fold_above` fields.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
         return Slice({"days": 0}, None)
     before_ms, *place = place or [settled_before_ms(now_ms)]
-    # Leases are granted today, and yesterday's may still be held. Older days were done long ago.
-    on = [day_of(now_ms - DAY_MS), day_of(now_ms)]
-    agent_days = _agent_days(ledger, on, place) if before_ms > 0 else []
+    if before_ms <= 0:
+        return Slice({"days": 0}, None)
+    # Leases are granted now, and those of a day ago may still be held. Older periods were done long ago.
+    agent_days, place = walks.step(ledger, place, [day_of(now_ms - DAY_MS), day_of(now_ms)], now_ms - DAY_MS, now_ms)
     if not agent_days:
         return Slice({"days": 0}, None)
     open_days = {
@@ -77,7 +73,7 @@ def expire(
         "folded": sum(len(each.folded) for each in folds),
         "given_up_micros": sum(reply.given_up_micros for reply in replies if reply is not None),
     }
-    return Slice(counts, [before_ms, *days.place_after(agent_days)])
+    return Slice(counts, [before_ms, *place])
 
 
 def _outstanding(leases: dict[str, CounterLease]) -> list[str]:
@@ -86,7 +82,7 @@ def _outstanding(leases: dict[str, CounterLease]) -> list[str]:
 
 
 def _finished(leases: dict[str, CounterLease]) -> list[tuple[str, int]]:
-    """Return those that said farewell and have nothing set aside, with the number of their events."""
+    """Return those that said farewell and have nothing set aside, with what it named."""
     return [
         (lease, each.farewell)
         for lease, each in leases.items()
@@ -97,14 +93,15 @@ def _finished(leases: dict[str, CounterLease]) -> list[tuple[str, int]]:
 def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slice:
     """Compare the counter with the ledger and publish what differs. One step.
 
-    Counts `days` checked and those with `drift`. Checks every day that the counter may still have. The publish script
-    compares by itself, atomically. Of a day with very many leases it compares only the sums.
+    Goes through agents' days, then through budgets' periods: all that the counter may still have. Counts `days` and
+    periods checked, and those with `drift`. The publish script compares by itself, atomically. Of a day with very many
+    leases it compares only the sums.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
         return Slice({"days": 0, "drift": 0}, None)
-    on = [day_of(now_ms + offset_ms) for offset_ms in (-2 * DAY_MS, -DAY_MS, 0, DAY_MS)]
-    agent_days = _agent_days(ledger, on, place)
+    on = [day_of(now_ms + ago * DAY_MS) for ago in range(-KEPT_DAYS, 2)]
+    agent_days, place = walks.step(ledger, place, on, now_ms - KEPT_DAYS * DAY_MS)
     if not agent_days:
         return Slice({"days": 0, "drift": 0}, None)
     readings = dict(zip(agent_days, publisher.read(agent_days), strict=True))
@@ -118,18 +115,18 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
     level = [row for row in rows if _seq(readings[row.agent, row.day]) >= row.seq]
     replies = publisher.publish(ledger, level)
     drift += sum(reply is not None and (reply.repaired or reply.opened) for reply in replies)
-    ahead = [
-        (row.agent, row.day, reply.seq)
+    ahead = {
+        (row.agent, row.day): reply.seq
         for row, reply in zip(level, replies, strict=False)
         if reply is not None and reply.seq > row.seq
-    ]
+    }
     overtaken = _overtake(ledger, ahead)
     publisher.publish(ledger, _repairs(ledger, publisher, overtaken))
     drift += len(overtaken)
     if drift:
         metrics.DRIFT.inc(drift)
         logger.warning("reconcile: %d of %d days differed from the ledger and were repaired", drift, len(agent_days))
-    return Slice({"days": len(agent_days), "drift": drift}, days.place_after(agent_days))
+    return Slice({"days": len(agent_days), "drift": drift}, place)
 
 
 def _publish_lost(ledger: Ledger, publisher: CounterPublisher, behind: list[DaySnapshot]) -> int:
@@ -149,22 +146,6 @@ def _seq(reading: DayReading | None) -> int:
     return -1 if reading is None else reading.seq
 
 
-def _agent_days(ledger: Ledger, on: list[str], place: Place) -> list[AgentDay]:
-    """Return the next agent-days that have a row, ordered by day and agent."""
-
-    def agents_after(day: str, last: str) -> list[str]:
-        statement = (
-            sa.select(spending.c.agent_account_id)
-            .where(spending.c.spending_date == day, spending.c.agent_account_id > last)
-            .order_by(spending.c.agent_account_id)
-            .limit(_AT_ONCE)
-        )
-        with ledger.reading() as connection:
-            return list(connection.scalars(statement))
-
-    return days.walk(on, place, agents_after)
-
-
 def _rows(ledger: Ledger, agent_days: list[AgentDay]) -> list[DaySnapshot]:
     with ledger.reading() as connection:
         return read_rows(connection, agent_days)
@@ -176,16 +157,16 @@ def _repairs(ledger: Ledger, publisher: CounterPublisher, agent_days: list[Agent
         return read_repairs(connection, seen)
 
 
-def _overtake(ledger: Ledger, ahead: list[tuple[str, str, int]]) -> list[AgentDay]:
+def _overtake(ledger: Ledger, ahead: dict[AgentDay, int]) -> list[AgentDay]:
     """Raise the ledger's seq above the counter's, which is ahead if the ledger was restored from an older backup.
 
     Returns the days of which it was raised.
     """
-    overtaken = []
-    for agent, day, seq in ahead:
-        here = (spending.c.agent_account_id == agent, spending.c.spending_date == day)
-        with ledger.writing() as connection:
-            statement = sa.update(spending).where(*here, spending.c.seq < seq).values(**with_seq(seq + 1))
-            if connection.execute(statement).rowcount:
-                overtaken.append((agent, day))
+    if not ahead:
+        return []
+    with ledger.writing() as connection:
+        rows = days.lock(connection, ahead)
+        overtaken = [where for where, row in rows.items() if row.seq < ahead[where]]
+        for where in overtaken:
+            days.set_seq(connection, where, ahead[where] + 1)
     return overtaken

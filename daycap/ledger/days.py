@@ -8,7 +8,7 @@ leases, settlements and dead letters. A transaction that has locked an existing 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -18,29 +18,10 @@ from daycap.errors import InvalidInput
 from daycap.ledger.agent_days import AT_ONCE, by_day
 from daycap.ledger.budget_rows import span_in
 from daycap.ledger.engine import Ledger, in_byte_order, insert
-from daycap.ledger.slices import Place
-from daycap.ledger.tables import AGENTS, BUDGETS, Books, budget_periods, budgets
+from daycap.ledger.tables import AGENTS, BUDGETS, Books, books_of, budget_periods, budgets
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
 from daycap.protocol.counter import AgentDay
-
-
-def walk(on: Iterable[str], place: Place, agents_after: Callable[[str, str], list[str]]) -> list[AgentDay]:
-    """Return the next agent-days of the days `on` after `place` ([day, agent]); none at the end.
-
-    `agents_after(day, agent)` returns the next agents of a day by id, a limited number at a time.
-    """
-    reached, last = place or ("", "")
-    for day in sorted(on):
-        if day >= reached and (agents := agents_after(day, last if day == reached else "")):
-            return [(agent, day) for agent in agents]
-    return []
-
-
-def place_after(agent_days: list[AgentDay]) -> Place:
-    """Return the place from which `walk` continues after these."""
-    agent, day = agent_days[-1]
-    return [day, agent]
 
 
 def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
@@ -182,6 +163,12 @@ def lock(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> dict[Agen
         for books, day, owners in by_day(agent_days)
         for owner, *numbers in connection.execute(_statements(books, dialect).locked, {"day": day, "owners": owners})
     }
+
+
+def set_seq(connection: sa.Connection, where: AgentDay, seq: int) -> None:
+    """Set the seq of a row, which is locked."""
+    books = books_of(where[0])
+    connection.execute(sa.update(books.rows).where(books.these(books.rows, [where])).values(**books.with_seq(seq)))
 
 
 class _Statements(NamedTuple):

@@ -30,9 +30,7 @@ def fold(ledger: Ledger, finished: Mapping[AgentDay, Sequence[tuple[str, int]]])
         for where, row in rows.items():
             if leases := _fold(connection, books_of(where[0]), row.seq + 1, dict(finished[where][:_AT_ONCE])):
                 folded[where] = leases
-                books = books_of(where[0])
-                mine = books.these(books.rows, [where])
-                connection.execute(sa.update(books.rows).where(mine).values(**books.with_seq(row.seq + 1)))
+                days.set_seq(connection, where, row.seq + 1)
         snapshots = read_rows(connection, folded)
     return [each._replace(base_seq=each.seq - 1, folded=folded[each.agent, each.day]) for each in snapshots]
 

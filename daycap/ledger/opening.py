@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of
-from daycap.ledger import days
+from daycap.ledger import days, walks
 from daycap.ledger.budget_rows import rule_of
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
@@ -79,10 +79,10 @@ def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int, place: 
     """
     now_ms = publisher.authoritative_ms()
     on = {day_of(now_ms), day_of(now_ms + ahead_ms)}
-    missing = days.walk(on, place, lambda day, last: _agents_without(ledger, day, last))
+    missing = walks.walk(on, place, lambda day, last: _agents_without(ledger, day, last))
     if not missing:
         return Slice({"opened": 0}, None)
-    return Slice({"opened": open_days(ledger, publisher, missing)}, days.place_after(missing))
+    return Slice({"opened": open_days(ledger, publisher, missing)}, walks.place_after(missing))
 
 
 def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:

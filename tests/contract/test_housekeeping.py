@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.counters.memory import MemoryCounter
 from daycap.errors import CounterUnavailable
-from daycap.ledger import accounts, days
+from daycap.ledger import accounts, days, walks
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import SLICE_S, Place, Slice, all_of
@@ -182,7 +182,7 @@ def test_the_queue_is_asked_once_and_the_steps_go_by_its_answer(
     agents: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(housekeeping, "_AT_ONCE", 2)
+    monkeypatch.setattr(walks, "_AT_ONCE", 2)
     asked: list[int] = []
     for agent in agents:
         take(counter, agent, 10)
@@ -385,7 +385,7 @@ def test_only_the_row_that_was_overtaken_goes_past_the_counter(
 def test_a_reconcile_goes_in_steps(
     ledger: Ledger, publisher: CounterPublisher, agents: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping, "_AT_ONCE", 2)
+    monkeypatch.setattr(walks, "_AT_ONCE", 2)
 
     def step(place: list[Any]) -> Slice:
         return housekeeping.reconcile(ledger, publisher, place)
