@@ -70,10 +70,10 @@ def closed_wallets_end() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def log_level_stays() -> Iterator[None]:
-    """Restore what the command line sets for its whole process: other tests look at the log."""
-    level = logging.getLogger("daycap").level
+    """Undo what the command line sets for its whole process, also in fixtures of a module: other tests read the log."""
+    logging.getLogger("daycap").setLevel(logging.NOTSET)
     yield
-    logging.getLogger("daycap").setLevel(level)
+    logging.getLogger("daycap").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
