@@ -21,14 +21,17 @@ from daycap.ledger.engine import Ledger, in_byte_order, insert
 from daycap.ledger.tables import AGENTS, BUDGETS, Books, books_of, budget_periods, budgets
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
-from daycap.protocol.counter import AgentDay
+from daycap.periods import END_MS
+from daycap.protocol.counter import AgentDay, Span
 
 
-def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int) -> set[AgentDay]:
+def insert_missing(
+    connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int, *, during: Span = (0, END_MS)
+) -> set[AgentDay]:
     """Insert the missing rows with their owner's cap. Returns the agent-days that this call inserted.
 
     `now_ms` is the counter's time. An agent without an account gets no row, and neither does a period that its budget
-    does not have.
+    does not have, or no part of which is in `during`.
     """
     missing: dict[Books, list[tuple[str, list[str]]]] = {AGENTS: [], BUDGETS: []}
     for books, day, owners in by_day(agent_days):
@@ -36,7 +39,7 @@ def insert_missing(connection: sa.Connection, agent_days: Iterable[AgentDay], no
         absent = set(owners).difference(connection.scalars(_statements(books, "").present, here))
         missing[books] += [(day, sorted(absent))] if absent else []
     inserted: set[AgentDay] = set()
-    for books, add in ((AGENTS, _insert), (BUDGETS, _insert_periods)):
+    for books, add in ((AGENTS, _insert), (BUDGETS, functools.partial(_insert_periods, during=during))):
         if len(missing[books]) > 1:  # Each day locks its owners, and those of the next one may come before them.
             _lock_owners(connection, books, {owner for _, owners in missing[books] for owner in owners})
         for day, owners in missing[books]:
@@ -79,7 +82,9 @@ def _insert(connection: sa.Connection, day: str, agents: list[str], now_ms: int)
     return {(agent, day) for (agent,) in connection.execute(statement)}
 
 
-def _insert_periods(connection: sa.Connection, period: str, missing: list[str], now_ms: int) -> set[AgentDay]:
+def _insert_periods(
+    connection: sa.Connection, period: str, missing: list[str], now_ms: int, *, during: Span
+) -> set[AgentDay]:
     columns = budgets.c
     statement = (
         sa.select(columns.budget_id, columns.period, columns.removed_at)
@@ -94,6 +99,8 @@ def _insert_periods(connection: sa.Connection, period: str, missing: list[str], 
     for (rule, removed_at), ids in sorted(budgets_with.items(), key=lambda each: each[1]):
         with suppress(InvalidInput):
             start_ms, end_ms = span_in(rule, period, removed_at)
+            if end_ms <= during[0] or during[1] <= start_ms:
+                continue
             row = {"period": period, "start_ms": start_ms, "end_ms": end_ms, "now_ms": now_ms, "budgets": ids}
             inserted.update(connection.scalars(_add_periods(connection.dialect.name), row))
     return {(budget, period) for budget in inserted}

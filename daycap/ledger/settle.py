@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from daycap.clock import wall_ms
+from daycap.clock import DAY_MS, day_start_ms, wall_ms
 from daycap.errors import DaycapError
 from daycap.ledger import days
 from daycap.ledger.charging import Book, Charged, agents_books, budgets_books, load_leases, write
@@ -91,7 +91,7 @@ def _settle_batch(ledger: Ledger, payloads: Sequence[object], open_days: OpenDay
         events = _with_account(events, books, outcome)
         events = _with_own_lease(connection, events, books, outcome)
         events = _not_settled_yet(connection, events, books, outcome)
-        counted = _with_budgets(connection, events, books, now_ms, outcome)
+        counted = _once(_with_budgets(connection, events, books, now_ms, outcome), books, outcome)
         write(connection, _charge(counted, books, outcome), books, now_ms)
         store(connection, outcome.dead_letters, now_ms)
     outcome.snapshots = [books[where].snapshot() for where in sorted(books) if books[where].has_counter]
@@ -153,30 +153,50 @@ _SETTLED = sa.select(
 ).where(settlements.c.reservation_id.in_(sa.bindparam("reservations")))
 
 
+_Payload = tuple[str, str, int, int]
+"""Agent, day, held and actual amount: what two payloads of one hold must have in common."""
+
+
 def _not_settled_yet(
     connection: sa.Connection,
     events: list[FinalizeEvent],
     books: dict[AgentDay, Book],
     outcome: Outcome,
 ) -> list[FinalizeEvent]:
-    """Drop duplicates, also within this batch. Another payload for a settled hold is a conflict."""
+    """Drop the events that the ledger has. Another payload for a settled hold is a conflict."""
+    if not events:
+        return []
     wanted = {"reservations": [event.reservation for event in events]}
-    known: dict[str, tuple[object, ...]] = {}
-    if events:
-        known = {reservation: tuple(payload) for reservation, *payload in connection.execute(_SETTLED, wanted)}
+    known = {reservation: (*payload,) for reservation, *payload in connection.execute(_SETTLED, wanted)}
+    return [event for event in events if _is_new(event, known.get(event.reservation), books, outcome)]
+
+
+def _once(counted: list[Counted], books: dict[AgentDay, Book], outcome: Outcome) -> list[Counted]:
+    """Drop all but the first event of each hold. What was rejected before hides no other event of its hold."""
+    known: dict[str, _Payload] = {}
     kept = []
-    for event in events:
-        payload = (event.agent, event.day, event.held_micros, event.actual_micros)
-        settled = known.setdefault(event.reservation, payload)
-        if settled is payload:
-            kept.append(event)
-        elif settled == payload:
-            outcome.duplicates += 1
-            books[event.agent, event.day].leases[event.lease].ask()
-        else:
-            reason = "settled before with held {}, actual {}".format(*settled[2:])
-            outcome.dead_letters.append(DeadLetter(Kind.CONFLICT, reason, event.to_wire()))
+    for each in counted:
+        event = each.event
+        if _is_new(event, known.get(event.reservation), books, outcome):
+            known[event.reservation] = _payload(event)
+            kept.append(each)
     return kept
+
+
+def _is_new(event: FinalizeEvent, settled: _Payload | None, books: dict[AgentDay, Book], outcome: Outcome) -> bool:
+    if settled is None:
+        return True
+    if settled == _payload(event):
+        outcome.duplicates += 1
+        books[event.agent, event.day].leases[event.lease].ask()
+    else:
+        reason = "settled before with held {}, actual {}".format(*settled[2:])
+        outcome.dead_letters.append(DeadLetter(Kind.CONFLICT, reason, event.to_wire()))
+    return False
+
+
+def _payload(event: FinalizeEvent) -> _Payload:
+    return event.agent, event.day, event.held_micros, event.actual_micros
 
 
 def _with_budgets(
@@ -194,7 +214,8 @@ def _with_budgets(
     periods = {(share.budget, share.period) for each in counted for share in each.shares}
     if not periods:
         return counted
-    days.insert_missing(connection, periods, now_ms)
+    on = [day_start_ms(each.event.day) for each in counted]
+    days.insert_missing(connection, periods, now_ms, during=(min(on), max(on) + DAY_MS))
     found = budgets_books(connection, days.lock(connection, periods))
     named = ((share.lease, (share.budget, share.period)) for each in counted for share in each.shares)
     owners = load_leases(connection, ((lease, where) for lease, where in named if where in found), found)
@@ -212,12 +233,9 @@ def _rejected(counted: Counted, found: dict[AgentDay, Book], owners: dict[str, A
     event = counted.event
     for share in counted.shares:
         where = (share.budget, share.period)
-        if where not in found:
-            reason = f"there is no budget {share.budget} with a period {share.period}"
+        if where not in found or not found[where].overlaps(event.day):
+            reason = f"there is no budget {share.budget} with a period {share.period} on {event.day}"
             return DeadLetter(Kind.UNKNOWN_BUDGET, reason, event.to_wire())
-        if not found[where].overlaps(event.day):
-            reason = f"{share.period} of budget {share.budget} is not on {event.day}"
-            return DeadLetter(Kind.MALFORMED, reason, event.to_wire())
         if owners[share.lease] != where:
             return _wrong_lease(event, owners[share.lease])
     return None
