@@ -152,19 +152,25 @@ class Exchanges(Generic[H]):
         # Other questions may put back what they earmark.
         return estimate > lease.free + lease.earmarked + remaining
 
-    def begin_return(self, granted: Mapping[Lease, int]) -> list[Pending]:
-        """Build the syncs that hand back what a refused question was granted by some of several budgets.
+    def begin_return(self, before: Mapping[Lease, int]) -> Pending | None:
+        """Build the syncs, in one exchange, that hand back what a question was granted that ends without a hold.
 
-        `granted` is what each lease had been granted before.
+        `before` is what each lease had been granted when it was first asked for more. None if there is nothing to hand
+        back, or if one lease alone was asked: what it was granted is the agent's own.
         """
         book = self._book
         now_ns = book.now_ns()
-        if len(granted) == 1:
-            return []
+        if len(before) < 2:
+            return None
         with book.lock:
             book.catch_up_locked()
-            back = [(lease, min(lease.free, lease.granted - before)) for lease, before in granted.items()]
-            return [self._report(lease, amount, now_ns) for lease, amount in back if amount > 0]
+            back = [(lease, min(lease.free, lease.granted - granted)) for lease, granted in before.items()]
+            reports = [self._report(lease, amount, now_ns) for lease, amount in back if amount > 0]
+        if not reports:
+            return None
+        first, *others = reports
+        first.others = tuple(others)
+        return first
 
     def abandon(self, pending: Pending) -> None:
         """Put earmarked money back after a sync without an answer. The next sync reports what was granted unseen."""
@@ -297,7 +303,7 @@ class Exchanges(Generic[H]):
             ]
 
     def apply(self, pending: Pending, reply: SyncReply) -> bool:
-        """Apply the counter's reply. Returns True if it recalls money that this lease has free."""
+        """Apply the counter's reply. Returns True if money that this lease has free is to be handed back at once."""
         book = self._book
         now_ns = book.now_ns()
         if now_ns - pending.sent_ns > self._guard_ns:
@@ -316,6 +322,8 @@ class Exchanges(Generic[H]):
                 # The free money of a dead lease may be given up and lent to others by now: no answer revives it.
                 _hand_back(lease, lease.free, now_ns)
             lease.cap, lease.spent, lease.leased = reply.cap_micros, reply.spent_micros, reply.leased_micros
+            # Granted to a question whose answer was lost or too late: nobody needs it any more.
+            unasked = not lease.questions and reply.granted_micros > lease.granted and not pending.request.need_micros
             lease.granted = max(lease.granted, reply.granted_micros)
             # A lease is as dead before its day begins as after it ends.
             start_ms, end_ms = lease.bounds
@@ -344,7 +352,7 @@ class Exchanges(Generic[H]):
                 lease.unsure = lease.returned != pending.request.returned_micros
                 if outstanding <= 0:
                     lease.owed_ns = 0
-            return (reply.recall or paused) and lease.free > 0
+            return (reply.recall or paused or unasked) and lease.free > 0
 
     # --- private; the lock is held --------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class Renewer(Background):
             self._renewing.take(say_farewell, _LONGEST_RENEWAL_S)
 
     def _renew(self, leases: Sequence[Lease], *, hand_back: bool) -> bool:
-        """Sync once, and once more the leases whose free money was recalled. Raises `CounterUnavailable`."""
+        """Sync once, and once more to hand back free money that others need. Raises `CounterUnavailable`."""
         renewed = True
         for _ in range(2):
             pending = self._book.exchanges.begin_renewal(leases, hand_back=hand_back)
@@ -169,6 +169,7 @@ class Renewer(Background):
                 if reply.answer is Answer.NOT_OPEN:
                     self.ask_to_open(each.request.agent, each.request.day)
                     renewed = False
+            hand_back = True
         return renewed
 
     def follow_adopted(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from daycap.errors import BudgetUnavailable, CapExceeded, CounterUnavailable, InvalidInput
+from daycap.errors import AgentRefused, BudgetUnavailable, CounterUnavailable, InvalidInput
 from daycap.protocol.counter import Answer, SyncReply
 from daycap.protocol.labels import Labels
 from daycap.protocol.plan import read_plan
@@ -56,27 +57,42 @@ def top_up(
 
     Preferably one at a time per agent. Raises what `Wallet.reserve` raises.
     """
+    before: dict[Lease, int] = {}
+    try:
+        return (yield from _until_held(book, agent, estimate, labels, end_s, ask_to_open, before))
+    except (AgentRefused, BudgetUnavailable):
+        # What some of several budgets granted would be missing elsewhere.
+        if (back := book.exchanges.begin_return(before)) is not None:
+            with suppress(BudgetUnavailable):  # The next renewal says it, too.
+                yield from _asked_and_applied(book, back)
+        raise
+
+
+def _until_held(
+    book: LeaseBook[H],
+    agent: str,
+    estimate: int,
+    labels: Labels,
+    end_s: float,
+    ask_to_open: Callable[[str, str], None],
+    before: dict[Lease, int],
+) -> Steps[H]:
+    """See `top_up`. `before` becomes what each lease had been granted when it was first asked for more."""
     why, pause_s = "", 0.0
-    granted: dict[Lease, int] = {}
     exchanges = book.exchanges
     while (hold := book.reserve(agent, estimate, labels)) is None:
         if why and time.monotonic() >= end_s:
             raise BudgetUnavailable(f"agent {agent}: {why}")
         for back in exchanges.begin_hand_back(agent, labels):
-            exchanges.apply(back, (yield from _asked(book, back))[0])
+            yield from _asked_and_applied(book, back)
         pending = exchanges.begin_top_up(agent, estimate, labels)
         for each in pending.all:
-            granted.setdefault(each.lease, each.request.granted_micros)
+            before.setdefault(each.lease, each.request.granted_micros)
         reply, *others = yield from _asked(book, pending)
-        try:
-            hold = exchanges.finish_top_up(pending, reply, estimate, others)
-        except (CapExceeded, BudgetUnavailable):
-            for back in exchanges.begin_return(granted):
-                exchanges.apply(back, (yield from _asked(book, back))[0])
-            raise
+        hold = exchanges.finish_top_up(pending, reply, estimate, others)
         if hold is not None:
             break
-        if exchanges.lacks_plan(agent):
+        if reply.answer.taken and exchanges.lacks_plan(agent):
             yield from _learn_plan(book, agent, pending.request.day)
             if exchanges.lacks_plan(agent):
                 why = "its plan of budgets changed a moment ago; try again"
@@ -117,6 +133,12 @@ def _learn_plan(book: LeaseBook[Any], agent: str, day: str) -> Generator[Step, A
             book.exchanges.learn_plan(agent, read_plan(*answer))
     except (CounterUnavailable, InvalidInput) as error:
         raise BudgetUnavailable(f"agent {agent}: {error}") from error
+
+
+def _asked_and_applied(book: LeaseBook[Any], pending: Pending) -> Generator[Step, Answered, None]:
+    replies = yield from _asked(book, pending)
+    for each, reply in zip(pending.all, replies, strict=True):
+        book.exchanges.apply(each, reply)
 
 
 def _asked(book: LeaseBook[Any], pending: Pending) -> Generator[Step, Answered, list[SyncReply]]:

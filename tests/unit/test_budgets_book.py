@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from daycap import BudgetUnavailable, CapExceeded
+from daycap import AgentPaused, BudgetUnavailable, CapExceeded
+from daycap.errors import CounterUnavailable
 from daycap.periods import PeriodRule
 from daycap.protocol.counter import ACTIVE, PAUSED, DaySnapshot, LeaseTotals, SyncReply
 from daycap.protocol.plan import WATCH, Plan, PlannedBudget, plan_text
@@ -29,6 +30,9 @@ SEEN = Share("seen/1", DAY)
 
 class Budgeted(Runner):
     """A runner on a counter that has budgets; `shares` says which period of each is open."""
+
+    back_is_lost = False
+    """Whether the counter hears of no money that a question hands back."""
 
     def __init__(self, other: Budgeted | None = None, planned: tuple[PlannedBudget, ...] = PLANNED) -> None:
         super().__init__(other)
@@ -56,13 +60,16 @@ class Budgeted(Runner):
             self.book, "agent", estimate, tuple(sorted(labels.items())), end_s=0, ask_to_open=lambda *_: None
         )
         answer: Any = None
+        step: Any
         while True:
             try:
-                step = steps.send(answer)
+                step = steps.throw(answer) if isinstance(answer, CounterUnavailable) else steps.send(answer)
             except StopIteration as done:
                 return done.value
             if isinstance(step, ReadPlan):
                 answer = self.counter.read_plan(*step)
+            elif isinstance(step, Pending) and self.back_is_lost and step.ended:
+                answer = CounterUnavailable("away")
             else:
                 answer = None if isinstance(step, Pause) else self.counter.sync([each.request for each in step.all])
 
@@ -167,6 +174,65 @@ def test_refused_leaves_nothing_set_aside(runner: Budgeted) -> None:
 
     assert [runner.aside(budget) for budget in ("agent", "brake/1", "month/1", "searches/1")] == [0, 0, 0, 0]
     assert [runner.lease(budget).free for budget in ("agent", "brake/1", "month/1")] == [0, 0, 0]
+
+
+def test_paused_leaves_nothing_set_aside(runner: Budgeted) -> None:
+    """P11: what the other budgets granted goes back at once, in one exchange."""
+    runner.reserve(1).release()
+    exchanges = asked = 0
+    runner.counter.publish([DaySnapshot("agent", DAY, 3, PAUSED, 100_000, 0, repairs=True, plan=1)], TERMS)
+    sync = runner.counter.sync
+
+    def counted(requests: Any) -> list[SyncReply]:
+        nonlocal exchanges, asked
+        exchanges, asked = exchanges + 1, asked + len(requests)
+        return sync(requests)
+
+    runner.counter.sync = counted
+    with pytest.raises(AgentPaused):
+        runner.reserve(5_000)
+
+    assert [runner.aside(budget) for budget in ("brake/1", "month/1")] == [1, 1]
+    assert (exchanges, asked) == (2, 5)
+
+
+def test_out_of_time_leaves_nothing_set_aside(runner: Budgeted) -> None:
+    """P11: one budget is not open, and the others granted in an earlier round."""
+    runner.counter._days.pop(("brake/1", HOUR.at(runner.ms).id))
+
+    with pytest.raises(BudgetUnavailable, match="not open"):
+        runner.reserve(5_000)
+
+    assert [runner.aside(budget) for budget in ("agent", "month/1")] == [0, 0]
+
+
+def test_refused_although_nothing_can_go_back(runner: Budgeted) -> None:
+    """A refusal stays one if the counter is away by then; a renewal hands the money back."""
+    runner.back_is_lost = True
+    with pytest.raises(CapExceeded):
+        runner.reserve(20_000, tool="search")
+    assert runner.aside("month/1") == 20_000
+
+    runner.ms += 100
+    runner.renew()
+    assert runner.aside("month/1") == 0
+
+
+def test_a_closed_day_is_opened_before_its_plan_is_read(runner: Budgeted) -> None:
+    """A counter that lost its data has no plan to read: the day must be opened."""
+    runner.reserve(1).release()
+    runner.plan(2, PLANNED[1:], seq=3)
+    runner.renew()
+    assert runner.book.exchanges.lacks_plan("agent")
+    runner.counter.flush()
+    wanted = []
+
+    steps = top_up(runner.book, "agent", 5, end_s=0, ask_to_open=lambda *where: wanted.append(where))
+    pending: Any = next(steps)
+    with pytest.raises(BudgetUnavailable, match="not open"):
+        steps.send(runner.counter.sync([each.request for each in pending.all]))
+
+    assert ("agent", DAY) in wanted
 
 
 def test_unanswered_question_earmarks_nothing(runner: Budgeted) -> None:

@@ -290,6 +290,27 @@ class TestARefusedRunner:
         assert counter.asked == []
 
 
+@pytest.mark.parametrize("asks_again", [False, True])
+def test_a_grant_nobody_heard_of_returns(runner: Runner, counter: Counter, renewer: Renewer, asks_again: bool) -> None:
+    """P11: the answer to a question was lost. A renewal learns of the money and hands it back, unless it is asked."""
+    held(runner, 10).release()
+    lost = runner.book.exchanges.begin_top_up("agent", 60_000)
+    counter.sync([lost.request])
+    runner.book.exchanges.abandon(lost)
+    assert runner.leased(DAY) >= 60_000
+
+    if asks_again:
+        again = runner.book.exchanges.begin_top_up("agent", 60_000)
+    runner.ms += 100
+    renewer.renew()
+
+    if asks_again:
+        (reply,) = counter.sync([again.request])
+        assert runner.book.exchanges.finish_top_up(again, reply, 60_000)
+    else:
+        assert (free(runner), runner.leased(DAY)) == (0, 0)
+
+
 def test_a_day_is_asked_for_once_a_second_for_each_agent(runner: Runner, sender: Sender, renewer: Renewer) -> None:
     renewer.ask_to_open("a", DAY)
     renewer.ask_to_open("a", DAY)
