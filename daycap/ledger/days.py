@@ -25,6 +25,15 @@ from daycap.periods import END_MS
 from daycap.protocol.counter import AgentDay, Span
 
 
+def present(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> set[AgentDay]:
+    """Return those that have a row."""
+    return {
+        (owner, day)
+        for books, day, owners in by_day(agent_days)
+        for owner in connection.scalars(_statements(books, "").present, {"day": day, "owners": owners})
+    }
+
+
 def insert_missing(
     connection: sa.Connection, agent_days: Iterable[AgentDay], now_ms: int, *, during: Span = (0, END_MS)
 ) -> set[AgentDay]:

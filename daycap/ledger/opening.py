@@ -16,13 +16,16 @@ from daycap.ledger.slices import Place, Slice
 from daycap.ledger.snapshots import read_rows, read_snapshots
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import budgets, daily_agent_spending
+from daycap.periods import PeriodRule
 from daycap.protocol.counter import ACTIVE, AgentDay
-from daycap.protocol.plan import budget_id, is_budget
+from daycap.protocol.plan import ENFORCE, budget_id, is_budget
 from daycap.protocol.wire import agent_id
 
 logger = logging.getLogger("daycap.worker")
 
 _AGENTS_AT_ONCE = 1000
+
+_BUDGETS_AT_ONCE = 1000
 
 
 def open_days(ledger: Ledger, publisher: CounterPublisher, agent_days: Iterable[AgentDay]) -> int:
@@ -73,16 +76,26 @@ def _open_period(ledger: Ledger, publisher: CounterPublisher, budget: str, perio
 
 
 def rollover(ledger: Ledger, publisher: CounterPublisher, ahead_ms: int, place: Place) -> Slice:
-    """Open today and the day that begins within `ahead_ms` for every active agent. One step; counts `opened`.
+    """Open what lasts now, and what begins within `ahead_ms`, for every active agent and budget in force. One step.
 
-    Safe to run late, twice at once, or again from the beginning: it opens only what is missing.
+    Counts what it `opened`. Goes through agents' days, then through the periods of budgets, rule by rule. Safe to run
+    late, twice at once, or again from the beginning: it opens only what is missing.
     """
     now_ms = publisher.authoritative_ms()
     on = {day_of(now_ms), day_of(now_ms + ahead_ms)}
     missing = walks.walk(on, place, lambda day, last: _agents_without(ledger, day, last))
-    if not missing:
+    if missing:
+        return Slice({"opened": open_days(ledger, publisher, missing)}, walks.place_after(missing))
+    with ledger.reading() as connection:
+        rule, ids = _next_budgets(connection, *(place[1] if place and place[0] == walks.BUDGETS else ("", "")))
+        # They have the same periods, which are computed once for all.
+        periods = _periods(rule_of(rule), now_ms, ahead_ms) if ids else []
+        missing = [(budget, period) for period in periods for budget in ids]
+        missing = sorted(set(missing) - days.present(connection, missing))
+    if not ids:
         return Slice({"opened": 0}, None)
-    return Slice({"opened": open_days(ledger, publisher, missing)}, walks.place_after(missing))
+    opened = open_days(ledger, publisher, missing) if missing else 0
+    return Slice({"opened": opened}, [walks.BUDGETS, [rule, ids[-1]]])
 
 
 def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:
@@ -99,3 +112,24 @@ def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:
     )
     with ledger.reading() as connection:
         return list(connection.scalars(statement))
+
+
+def _next_budgets(connection: sa.Connection, rule: str, after: str) -> tuple[str, list[str]]:
+    """Return the next budgets in force, by rule and id: their rule and their ids, none at the end."""
+    columns = budgets.c
+    in_force = sa.and_(columns.removed_at.is_(None), columns.mode == sa.literal_column(f"'{ENFORCE}'"))
+    while True:
+        these = sa.and_(in_force, columns.period == rule, columns.budget_id > after)
+        statement = sa.select(columns.budget_id).where(these).order_by(columns.budget_id).limit(_BUDGETS_AT_ONCE)
+        if ids := list(connection.scalars(statement)):
+            return rule, ids
+        next_rule = connection.scalar(sa.select(sa.func.min(columns.period)).where(in_force, columns.period > rule))
+        if next_rule is None:
+            return rule, []
+        rule, after = next_rule, ""
+
+
+def _periods(rule: PeriodRule, now_ms: int, ahead_ms: int) -> list[str]:
+    """Return the period that contains now, and the one after it if that begins within `ahead_ms`."""
+    now = rule.at(now_ms)
+    return [now.id, rule.at(now.end_ms).id] if now.end_ms <= now_ms + ahead_ms else [now.id]
