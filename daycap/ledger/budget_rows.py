@@ -17,6 +17,10 @@ Until then calls count that were reserved by an older plan. Then a period that n
 """
 
 
+MOST_APART_MS = DAY_MS
+"""How far the bounds of a period may be from those that a runner computes, whose time zone data is another version."""
+
+
 @functools.lru_cache(maxsize=1024)
 def rule_of(text: str) -> PeriodRule:
     """Decode the rule of a budget's periods from its row."""

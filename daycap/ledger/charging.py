@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_start_ms
 from daycap.ledger import days
 from daycap.ledger.agent_days import by_day
+from daycap.ledger.budget_rows import MOST_APART_MS
 from daycap.ledger.engine import execute_many, insert
 from daycap.ledger.shares import Counted, is_unheld
 from daycap.ledger.tables import (
@@ -85,10 +86,10 @@ class Book:
         return self.enforced or not all(map(is_unheld, self.leases))
 
     def overlaps(self, day: str) -> bool:
-        """Return whether a part of the budget's period is on this UTC day."""
+        """Return whether a part of the budget's period is on this UTC day, by the runner's bounds or the ledger's."""
         assert self.span is not None  # noqa: S101
-        start_ms = day_start_ms(day)
-        return self.span[0] < start_ms + DAY_MS and start_ms < self.span[1]
+        first_ms, end_ms = around([day])
+        return self.span[0] < end_ms and first_ms < self.span[1]
 
     def charge_event(self, event: FinalizeEvent) -> int:
         """Add an event of the agent. Returns the charge, which is at most what is left of the cap."""
@@ -125,11 +126,13 @@ class Book:
 
     def lease_rows(self) -> list[tuple[object, ...]]:
         """Return the rows of the leases that this batch changed."""
-        return [
-            (lease, self.owner, self.period, each.drawn_micros, *counts, self.seq, each.folded)
-            for lease, each in self.changed_leases().items()
-            for counts in [(each.events, each.last_event) if self.span is None else ()]
-        ]
+        return [self.lease_row(lease, each, self.seq) for lease, each in self.changed_leases().items()]
+
+    def lease_row(self, lease: str, its: Lease, seq: int) -> tuple[object, ...]:
+        """Return a lease's row, in the order of its columns."""
+        if self.span is None:
+            return (lease, self.owner, self.period, its.drawn_micros, its.events, its.last_event, seq, its.folded)
+        return (lease, self.owner, self.period, its.drawn_micros, seq, its.folded, self.span[1])
 
     def snapshot(self) -> DaySnapshot:
         """Return what this transaction changed."""
@@ -151,6 +154,12 @@ class Book:
             plan=self.plan,
             span=self.span,
         )
+
+
+def around(on: Iterable[str]) -> Span:
+    """Return the bounds of these UTC days, and what the bounds of periods may be apart."""
+    starts = [day_start_ms(day) for day in on]
+    return min(starts) - MOST_APART_MS, max(starts) + DAY_MS + MOST_APART_MS
 
 
 def agents_books(connection: sa.Connection, rows: dict[AgentDay, days.Numbers]) -> dict[AgentDay, Book]:
@@ -202,8 +211,7 @@ def load_leases(
     found = _leases(connection, kind, list(first))
     if unknown := sorted(first.keys() - found.keys()):
         # Insert, then read: if two workers see a new lease at the same time, one waits for the other.
-        zeros = (0,) * (len(kind.leases.columns) - 3)
-        rows = [(lease, *first[lease], *zeros) for lease in unknown]
+        rows = [books[first[lease]].lease_row(lease, Lease(), 0) for lease in unknown]
         execute_many(connection, _inserts(kind, connection.dialect.name).leases, rows)
         found |= _leases(connection, kind, unknown)
     for lease, (where, totals) in found.items():
@@ -263,7 +271,7 @@ def _write_settlements(connection: sa.Connection, charged: list[Charged], now_ms
         rows.append((event.reservation, event.agent, event.day, *amounts, now_ms, context))
         for share, its in zip(shares, charges, strict=True):
             if its < event.actual_micros:
-                short.append((event.reservation, share.budget, share.period, event.actual_micros - its))
+                short.append((event.reservation, share.budget, share.period, event.actual_micros - its, event.day))
     # A plain INSERT writes every row or raises, so that the totals match its rows.
     execute_many(connection, _INSERT_SETTLEMENTS, rows)
     if short:

@@ -14,7 +14,7 @@ from daycap.ledger.budget_rows import ENDS_AFTER_MS, patterns_of, rule_of
 from daycap.ledger.groups import check_exist
 from daycap.ledger.membership import batches, name_of
 from daycap.ledger.plans import Change
-from daycap.ledger.tables import budget_periods, budgets
+from daycap.ledger.tables import budget_leases, budget_periods, budgets
 from daycap.money import micros
 from daycap.periods import PeriodRule
 from daycap.protocol.labels import Patterns, scope_patterns
@@ -126,6 +126,11 @@ def _remove(change: Change, budget_id: str) -> None:
     start_ms, end_ms, now_ms = budget_periods.c.start_ms, budget_periods.c.end_ms, change.now_ms
     last_ms = sa.case((start_ms > now_ms, start_ms), else_=now_ms) + ENDS_AFTER_MS
     _change_periods(change, budget_id, end_ms=sa.case((end_ms < last_ms, end_ms), else_=last_ms))
+    of_leases = budget_leases.c
+    period = sa.and_(budget_periods.c.budget_id == budget_id, budget_periods.c.period_id == of_leases.period_id)
+    ends_ms = sa.select(end_ms).where(period).scalar_subquery()
+    these = sa.and_(of_leases.budget_id == budget_id, of_leases.end_ms > now_ms)
+    change.connection.execute(sa.update(budget_leases).where(these).values(end_ms=ends_ms))
 
 
 def _insert(change: Change, wanted: Definition) -> None:

@@ -7,9 +7,19 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_of, day_start_ms
+from daycap.ledger.budget_rows import MOST_APART_MS
 from daycap.ledger.engine import Ledger
 from daycap.ledger.slices import Place, Slice
-from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_totals, settlements
+from daycap.ledger.tables import (
+    budget_leases,
+    budget_periods,
+    contexts,
+    daily_agent_spending,
+    dead_letters,
+    lease_totals,
+    settlements,
+    shortfalls,
+)
 from daycap.settings import Settings
 
 _AT_ONCE = 1000
@@ -36,20 +46,31 @@ def kept_days(settings: Settings, now_ms: int) -> OpenDays:
     return OpenDays(day_of(now_ms - settings.retention_days * DAY_MS), day_of(now_ms + DAY_MS))
 
 
+def no_event_since_ms(oldest: str) -> int:
+    """Return until when a budget's period must have ended, so that no event of day `oldest` or later counts in it."""
+    return day_start_ms(oldest) - MOST_APART_MS
+
+
 def prune(ledger: Ledger, settings: Settings, now_ms: int, _place: Place) -> Slice:
     """Delete expired rows in one short transaction. One step; counts the rows of each table.
 
-    Lease totals are deleted when their day is closed, because the counter has forgotten it by then. Settlements and
-    dead letters are deleted after `retention_days`, days after `books_days`. Accounts and their changes are kept
-    forever. Safe to run late, or twice at once.
+    Totals of leases are deleted when their day, or the budget's period, is closed, because the counter has forgotten it
+    by then. Settlements, with what belongs to them, and dead letters are deleted after `retention_days`, days and
+    periods after `books_days`. Accounts and budgets, with their changes, and plans are kept forever. Safe to run late,
+    or twice at once.
     """
     open_day, kept_day = open_days(settings, now_ms).oldest, kept_days(settings, now_ms).oldest
     books_day = day_of(now_ms - settings.books_days * DAY_MS)
     for table, is_old in (
         (lease_totals, lease_totals.c.spending_date < open_day),
+        (budget_leases, budget_leases.c.end_ms <= no_event_since_ms(open_day)),
         (settlements, settlements.c.spending_date < kept_day),
+        (shortfalls, shortfalls.c.spending_date < kept_day),
+        (contexts, contexts.c.last_date < kept_day),
         (dead_letters, dead_letters.c.last_seen_at < day_start_ms(kept_day)),
-        (daily_agent_spending, daily_agent_spending.c.spending_date < books_day),  # Last: the others refer to it.
+        # Last: the others refer to them.
+        (daily_agent_spending, daily_agent_spending.c.spending_date < books_day),
+        (budget_periods, budget_periods.c.end_ms <= no_event_since_ms(books_day)),
     ):
         if deleted := _delete_some(ledger, table, is_old):
             return Slice({table.name: deleted}, [])

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from daycap.clock import DAY_MS, day_start_ms, wall_ms
+from daycap.clock import wall_ms
 from daycap.errors import DaycapError
 from daycap.ledger import days
-from daycap.ledger.charging import Book, Charged, agents_books, budgets_books, load_leases, write
+from daycap.ledger.charging import Book, Charged, agents_books, around, budgets_books, load_leases, write
 from daycap.ledger.dead_letters import DeadLetter, store
 from daycap.ledger.engine import Ledger, is_transient
 from daycap.ledger.retention import OpenDays
@@ -214,8 +214,7 @@ def _with_budgets(
     periods = {(share.budget, share.period) for each in counted for share in each.shares}
     if not periods:
         return counted
-    on = [day_start_ms(each.event.day) for each in counted]
-    days.insert_missing(connection, periods, now_ms, during=(min(on), max(on) + DAY_MS))
+    days.insert_missing(connection, periods, now_ms, during=around(each.event.day for each in counted))
     found = budgets_books(connection, days.lock(connection, periods))
     named = ((share.lease, (share.budget, share.period)) for each in counted for share in each.shares)
     owners = load_leases(connection, ((lease, where) for lease, where in named if where in found), found)

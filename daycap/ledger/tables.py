@@ -338,11 +338,13 @@ budget_leases = sa.Table(
     *_micros("drawn_micros"),
     _count("changed_seq"),
     _count("folded"),
+    _count("end_ms"),
     sa.ForeignKeyConstraint(["budget_id", "period_id"], _PERIOD_KEY),
     sa.Index(None, "budget_id", "period_id", "changed_seq"),
+    sa.Index(None, "end_ms"),
     **_CLUSTERED,
 )
-"""Like `lease_totals`. Events are counted on the lease of the agent's own day alone."""
+"""Like `lease_totals`. Events are counted on the lease of the agent's own day alone. `end_ms`: the period's."""
 
 BUDGETS = Books(budget_periods, budget_leases, "budget_id", "period_id", budget_periods.c.drawn_micros)
 
@@ -370,11 +372,16 @@ shortfalls = sa.Table(
     sa.Column("budget_id", sa.Text, primary_key=True),
     sa.Column("period_id", sa.Text, primary_key=True),
     *_micros("uncovered_micros"),
+    sa.Column("spending_date", sa.Text, nullable=False),
     sa.ForeignKeyConstraint(["budget_id", "period_id"], _PERIOD_KEY),
     sa.Index(None, "budget_id", "period_id"),
+    sa.Index(None, "spending_date"),
     **_CLUSTERED,
 )
-"""Append-only: how much of a settlement's cost a budget period had no room for. Without a row, all was charged."""
+"""Append-only: how much of a settlement's cost a budget period had no room for. Without a row, all was charged.
+
+`spending_date`: the settlement's, so that it is kept as long.
+"""
 
 dead_letters = sa.Table(
     "dead_letters",

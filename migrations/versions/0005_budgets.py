@@ -102,8 +102,10 @@ def upgrade() -> None:
         *_micros("budget_leases", "drawn_micros"),
         _count("changed_seq"),
         _count("folded"),
+        _count("end_ms"),
         _refers("budget_leases", ["budget_id", "period_id"], "budget_periods"),
     )
+    _index("budget_leases", "end_ms")
     _index("budget_leases", "budget_id", "period_id", "changed_seq")
     _create(
         "contexts",
@@ -122,10 +124,12 @@ def upgrade() -> None:
         _text("budget_id"),
         _text("period_id"),
         *_micros("shortfalls", "uncovered_micros"),
+        _text("spending_date"),
         _refers("shortfalls", ["budget_id", "period_id"], "budget_periods"),
         key=["reservation_id", "budget_id", "period_id"],
     )
     _index("shortfalls", "budget_id", "period_id")
+    _index("shortfalls", "spending_date")
 
 
 def downgrade() -> None:

@@ -229,7 +229,7 @@ _BAD = {
     "unknown number": ([Share("month/2", "2026-11")], "unknown_budget", "no budget month/2"),
     "no such period": ([Share("month/1", "2026-13")], "unknown_budget", "with a period 2026-13"),
     "another kind of period": ([Share("month/1", DAY)], "unknown_budget", f"with a period {DAY}"),
-    "period of another day": ([Share("hour/1", f"{NEXT}T00+00")], "unknown_budget", f"on {DAY}"),
+    "period of another day": ([Share("hour/1", "2026-11-26T00+00")], "unknown_budget", f"on {DAY}"),
     "month before": ([Share("month/1", "2026-10")], "unknown_budget", f"on {DAY}"),
     "lease of another budget": ([Share(*MONTH, _OF_HOUR)], "malformed", "not a lease of budget"),
     "lease of an agent": ([Share(*MONTH, new_lease_id("a", DAY, bytes(16)))], "malformed", "not a lease of budget"),
