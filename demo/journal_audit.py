@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from daycap.clock import day_of
-from daycap.ledger.audit import Difference
+from daycap.ledger.audit_counter import Difference
 from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_totals, settlements
 from daycap.protocol.counter import Counter, DayReading
 from demo.journal import End, Entry

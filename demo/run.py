@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from daycap.counters.redis import RedisCounter
-from daycap.ledger.audit import Difference
+from daycap.ledger.audit_counter import Difference
 from daycap.settings import Settings
 from demo.chaos import Chaos
 from demo.journal_audit import Check, compare, read_recorded

@@ -34,9 +34,14 @@ def _render(found: dict[str, Any]) -> Group:
     )
     if found["pruned"]:
         summary += f"\nnot compared, because the day is long past: its {' and its '.join(found['pruned'])}"
+    # A worker of an earlier release does not know budgets.
+    if found.get("budgets"):
+        summary += f"\n{found['budgets']:,} budget periods, each from its begin on"
+    for what, count in sorted(found.get("budgets_pruned", {}).items()):
+        summary += f"\nnot compared, because some are long past: the {what} of {count:,} budget periods"
     if not found["differences"]:
         return Group(summary, Text(f"{_PROMISES[len(found['pruned'])]}: no difference", style="green"))
-    grid = table("promise", "agent", "what", "expected>", "found>")
+    grid = table("promise", "agent or budget", "what", "expected>", "found>")
     for each in found["differences"]:
         grid.add_row(each["promise"], each["agent"], each["what"], str(each["expected"]), str(each["found"]))
     return Group(summary, grid, Text(f"{len(found['differences'])} differences", style="bold red"))

@@ -1,35 +1,25 @@
-"""Audit: check one day's ledger and counter against promises P1, P2 and P3, and report each difference."""
+"""Audit: check a day's ledger and counter, and its budgets', against promises P1, P2 and P3; report each difference."""
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from daycap.clock import day_of, day_start_ms
+from daycap.ledger.audit_budgets import check_periods
+from daycap.ledger.audit_counter import Difference, check_counter
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import kept_days, open_days
 from daycap.ledger.tables import cap_changes, lease_totals, settlements
 from daycap.ledger.tables import daily_agent_spending as spending
-from daycap.protocol.counter import DayReading
+from daycap.protocol.counter import AgentDay
 from daycap.settings import Settings
 
 _AT_ONCE = 500
-_TRIES = 5
-_BETWEEN_TRIES_S = 0.1
-
-
-class Difference(NamedTuple):
-    """One violation of a promise."""
-
-    promise: str
-    agent: str
-    what: str
-    expected: int | str
-    found: int | str
 
 
 class Audit(NamedTuple):
@@ -42,13 +32,18 @@ class Audit(NamedTuple):
     uncovered_micros: int
     pruned: list[str]
     """What was not compared, because the ledger no longer keeps it: `leases`, `settlements`."""
+    budgets: int
+    """How many periods of budgets have a part on the day."""
+    budgets_pruned: dict[str, int]
+    """Of how many of these `leases`, or `settlements`, were not compared, because some are no longer kept."""
     differences: list[dict[str, Any]]
 
 
 def audit(ledger: Ledger, publisher: CounterPublisher, settings: Settings, day: str | None = None) -> Audit:
     """Audit `day`, by default the counter's today. The counter is compared as long as it has the day.
 
-    A closed day may have no lease totals any more, an older one no settlements: see `Audit.pruned`.
+    Budgets' periods that have a part on the day are compared from their begin on. A closed day may have no lease totals
+    any more, an older one no settlements: see `Audit.pruned`.
 
     Raises `InvalidInput` for an invalid day and `CounterUnavailable` if the counter does not answer.
     """
@@ -58,7 +53,8 @@ def audit(ledger: Ledger, publisher: CounterPublisher, settings: Settings, day: 
     pruned = _pruned(day, settings, now_ms)
     agents = count = spent = uncovered = 0
     differences: list[Difference] = []
-    read: list[list[str]] = []
+    read: list[list[AgentDay]] = []
+    periods, periods_pruned = 0, Counter[str]()
     with ledger.reading() as connection:
         for rows in _rows(connection, day):
             names = [row.agent_account_id for row in rows]
@@ -72,11 +68,17 @@ def audit(ledger: Ledger, publisher: CounterPublisher, settings: Settings, day: 
                 spent, uncovered = spent + row.spent_micros, uncovered + row.uncovered_micros
             if "leases" not in pruned:
                 differences += _check_leases(connection, day, names)
-            read.append(names)
+            read.append([(agent, day) for agent in names])
+        for checked in check_periods(connection, settings, now_ms, day):
+            periods += checked.periods
+            periods_pruned += checked.pruned
+            differences += checked.differences
+            read.append(checked.counted)
     # After the transaction, not inside it: a nested one would deadlock behind a pooler with a single session.
-    for names in read:
-        differences += _check_counter(ledger, publisher, day, names)
-    return Audit(day, agents, count, spent, uncovered, pruned, [difference._asdict() for difference in differences])
+    for wanted in read:
+        differences += check_counter(ledger, publisher, wanted)
+    found = [each._asdict() for each in differences]
+    return Audit(day, agents, count, spent, uncovered, pruned, periods, dict(periods_pruned), found)
 
 
 def _pruned(day: str, settings: Settings, now_ms: int) -> list[str]:
@@ -169,42 +171,4 @@ def _check_leases(connection: sa.Connection, day: str, agents: list[str]) -> Ite
                 f"drawn of lease {row.lease_id}",
                 int(row.booked_micros or 0),
                 row.drawn_micros,
-            )
-
-
-def _check_counter(ledger: Ledger, publisher: CounterPublisher, day: str, agents: list[str]) -> list[Difference]:
-    """Compare the counter with the ledger. A difference must persist over several tries: events settle meanwhile.
-
-    A counter that is behind the ledger is correct if it has reached the seq that the ledger had at the first try.
-    """
-    reached: dict[str, int] = {}
-    found: list[Difference] = []
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_BETWEEN_TRIES_S)
-        readings = dict(zip(agents, publisher.read([(agent, day) for agent in agents]), strict=False))
-        with ledger.reading() as connection:
-            rows = connection.execute(
-                sa.select(spending).where(spending.c.spending_date == day, spending.c.agent_account_id.in_(agents))
-            ).all()
-        found = []
-        for row in rows:
-            reading = readings.get(row.agent_account_id)
-            moving = reading is not None and reached.get(row.agent_account_id, row.seq) <= reading.seq < row.seq
-            if not moving:
-                found += _differences(row, reading)
-            reached.setdefault(row.agent_account_id, row.seq)
-        agents = sorted({difference.agent for difference in found})
-        if not agents:
-            break
-    return found
-
-
-def _differences(row: Any, reading: DayReading | None) -> Iterator[Difference]:
-    if reading is None:
-        return  # Not open: there are no leases, and opening it copies the ledger.
-    for name in ("seq", "cap_micros", "spent_micros"):
-        if getattr(reading, name) != getattr(row, name):
-            yield Difference(
-                "P3", row.agent_account_id, f"{name} in the counter", getattr(row, name), getattr(reading, name)
             )

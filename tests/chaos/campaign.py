@@ -17,7 +17,7 @@ from kombu import pools
 from daycap import BudgetUnavailable, Settings, Wallet
 from daycap.cli.client import answer_of, operator_app
 from daycap.clock import day_of
-from daycap.ledger.audit import Difference
+from daycap.ledger.audit_counter import Difference
 from daycap.ledger.engine import Ledger
 from daycap.protocol.counter import DayReading
 from daycap.protocol.wire import CONTROL_QUEUE
