@@ -10,6 +10,7 @@ from daycap.errors import (
     CapExceeded,
     CounterUnavailable,
     DaycapError,
+    FullBudget,
     GroupExists,
     HoldEnded,
     InvalidAmount,
@@ -19,6 +20,7 @@ from daycap.errors import (
     NotYourAgent,
     OutboxFull,
     Refused,
+    RunEnded,
     Unavailable,
     UnknownAgent,
     UnknownBudget,
@@ -31,6 +33,7 @@ from daycap.wallet.aio import AsyncWallet
 from daycap.wallet.base import WalletStats
 from daycap.wallet.hold import AsyncHold, Hold
 from daycap.wallet.readings import Reading
+from daycap.wallet.run import Run
 from daycap.wallet.sync import Wallet
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "CapExceeded",
     "CounterUnavailable",
     "DaycapError",
+    "FullBudget",
     "GroupExists",
     "Hold",
     "HoldEnded",
@@ -55,6 +59,8 @@ __all__ = [
     "OutboxFull",
     "Reading",
     "Refused",
+    "Run",
+    "RunEnded",
     "Settings",
     "Unavailable",
     "UnknownAgent",

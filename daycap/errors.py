@@ -51,6 +51,10 @@ class InvalidSetting(DaycapError, ValueError):
     """a setting has an invalid value"""
 
 
+class RunEnded(Refused):
+    """this run has ended, or this process has not joined it"""
+
+
 class HoldEnded(Refused):
     """this hold was already finalized or released"""
 

@@ -42,10 +42,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "week": ("zone", "hour", "weekday"),
     "month": ("zone", "hour", "monthday"),
     "year": ("zone", "hour"),
-    "once": (),
+    "once": ("until_ms",),
 }
-_DEFAULTS: dict[str, object] = {"zone": "UTC", "hour": 0, "weekday": 1, "monthday": 1}
-_RANGES = {"hour": (0, 23), "weekday": (1, 7), "monthday": (1, 31)}
+_DEFAULTS: dict[str, object] = {"zone": "UTC", "hour": 0, "weekday": 1, "monthday": 1, "until_ms": END_MS}
+_RANGES = {"hour": (0, 23), "weekday": (1, 7), "monthday": (1, 31), "until_ms": (1, END_MS)}
 
 _LONGEST = {"day": timedelta(1), "week": timedelta(7), "month": timedelta(31), "year": timedelta(366)}
 # A week is named by its fourth day.
@@ -72,6 +72,7 @@ class PeriodRule:
     - `hour`: the local hour, 0 to 23, at which a day, week, month or year begins.
     - `weekday`: the day on which a week begins, from Monday, 1, to Sunday, 7.
     - `monthday`: the day on which a month begins, 1 to 31. In a month that lacks it, the last day.
+    - `until_ms`: when `once` ends, if not in year 10000. After that no period contains an instant (`contains`).
 
     Raises `InvalidInput` for an unknown kind or zone, a number out of range, or a field that the kind does not have.
     """
@@ -81,6 +82,7 @@ class PeriodRule:
     hour: int = 0
     weekday: int = 1
     monthday: int = 1
+    until_ms: int = END_MS
     _zone: tzinfo = field(init=False, repr=False, compare=False)
     # The last answer. `at` is called for each reservation, nearly always within the same period.
     _last: Period = field(init=False, repr=False, compare=False)
@@ -109,8 +111,15 @@ class PeriodRule:
         fields = {name: getattr(self, name) for name in _DEFAULTS}
         return {"period": self.kind} | {name: value for name, value in fields.items() if value != _DEFAULTS[name]}
 
+    def contains(self, ms: int) -> bool:
+        """Return whether a period contains the instant `ms`: all but those after the end of `once`."""
+        return ms < self.until_ms
+
     def at(self, ms: int) -> Period:
-        """Return the period that contains the instant `ms`. Raises `InvalidInput` outside the years 1970 to 9999."""
+        """Return the period that contains the instant `ms`. Raises `InvalidInput` outside the years 1970 to 9999.
+
+        Of a `once` that has ended it returns that.
+        """
         last = self._last
         if last.start_ms <= ms < last.end_ms:
             return last
@@ -139,14 +148,14 @@ class PeriodRule:
         Raises `InvalidInput` if this rule has no such period, and after the last one, which is `once` for that kind.
         """
         end_ms = self.named(period.id).end_ms
-        if end_ms == END_MS:
-            raise InvalidInput(f"no period follows {period.id}, which lasts until the year 10000")
+        if end_ms == END_MS or self.kind == "once":
+            raise InvalidInput(f"no period follows {period.id}")
         return self.at(end_ms)
 
     def _find(self, second: int) -> Period:
         match self.kind:
             case "once":
-                return Period("once", 0, END_MS)
+                return Period("once", 0, self.until_ms)
             case "hour":
                 return self._hour_at(second)
             case _:

@@ -118,7 +118,8 @@ def find(
     of_budgets = budgets.c
     statement = sa.select(budgets).where(of_budgets.removed_at.is_(None)).order_by(of_budgets.name)
     if names is None:
-        statement = statement.where(of_budgets.name > after).limit(limit)
+        is_a_run = sa.and_(of_budgets.agent_account_id.is_(None), of_budgets.group_id.is_(None))
+        statement = statement.where(of_budgets.name > after, ~is_a_run).limit(limit)
     else:
         statement = statement.where(of_budgets.name.in_(names))
     with ledger.reading() as connection:

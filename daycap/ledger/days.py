@@ -8,6 +8,7 @@ leases, settlements and dead letters. A transaction that has locked an existing 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import daily_agent_spending as days
 from daycap.periods import END_MS
 from daycap.protocol.counter import AgentDay, Span
+from daycap.protocol.plan import ENFORCE
+from daycap.protocol.runs import LONGEST_MS, ONCE, Run, is_run, read_run
 
 
 def present(connection: sa.Connection, agent_days: Iterable[AgentDay]) -> set[AgentDay]:
@@ -95,6 +98,8 @@ def _insert_periods(
     connection: sa.Connection, period: str, missing: list[str], now_ms: int, *, during: Span
 ) -> set[AgentDay]:
     columns = budgets.c
+    if period == ONCE and (runs := [read_run(budget) for budget in missing if is_run(budget)]):
+        _define_runs(connection, runs, now_ms)
     statement = (
         sa.select(columns.budget_id, columns.period, columns.removed_at)
         .where(columns.budget_id.in_(missing))
@@ -113,6 +118,26 @@ def _insert_periods(
             row = {"period": period, "start_ms": start_ms, "end_ms": end_ms, "now_ms": now_ms, "budgets": ids}
             inserted.update(connection.scalars(_add_periods(connection.dialect.name), row))
     return {(budget, period) for budget in inserted}
+
+
+def _define_runs(connection: sa.Connection, runs: list[Run], now_ms: int) -> None:
+    """Insert the budgets of runs that the ledger has not heard of."""
+    rows = [
+        {
+            "budget_id": run.id,
+            "name": run.id.removesuffix("/1"),
+            "labels": "{}",
+            "period": json.dumps(run.rule.to_json()),
+            "mode": ENFORCE,
+            "cap_micros": run.cap_micros,
+            "created_at": now_ms,
+            "updated_at": now_ms,
+        }
+        for run in runs
+        if run.end_ms <= now_ms + LONGEST_MS
+    ]
+    if rows:
+        connection.execute(insert(connection.dialect.name, budgets).on_conflict_do_nothing(), rows)
 
 
 @functools.cache

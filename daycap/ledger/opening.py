@@ -19,6 +19,7 @@ from daycap.ledger.tables import budgets, daily_agent_spending
 from daycap.periods import PeriodRule
 from daycap.protocol.counter import ACTIVE, AgentDay
 from daycap.protocol.plan import ENFORCE, budget_id, is_budget
+from daycap.protocol.runs import is_run, read_run
 from daycap.protocol.wire import agent_id
 
 logger = logging.getLogger("daycap.worker")
@@ -65,10 +66,14 @@ def open_on_request(ledger: Ledger, publisher: CounterPublisher, agent: str, day
 
 
 def _open_period(ledger: Ledger, publisher: CounterPublisher, budget: str, period: str, now_ms: int) -> int:
-    with ledger.reading() as connection:
-        rule = connection.scalar(sa.select(budgets.c.period).where(budgets.c.budget_id == budget))
+    if is_run(budget):
+        rule: PeriodRule | None = read_run(budget).rule
+    else:
+        with ledger.reading() as connection:
+            text = connection.scalar(sa.select(budgets.c.period).where(budgets.c.budget_id == budget))
+        rule = None if text is None else rule_of(text)
     if rule is not None:
-        _, start_ms, end_ms = rule_of(rule).named(period)
+        _, start_ms, end_ms = rule.named(period)
         if not start_ms - DAY_MS <= now_ms < end_ms + DAY_MS:
             logger.warning("not opening %s of budget %s: it is too far from now", period, budget)
             return 0

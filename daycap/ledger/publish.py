@@ -11,6 +11,7 @@ from daycap.ledger.engine import Ledger
 from daycap.ledger.snapshots import read_changes, read_repairs
 from daycap.protocol.counter import (
     DIFFERS,
+    NOT_OPEN,
     NOTHING_OVERDUE,
     AgentDay,
     Counter,
@@ -20,6 +21,7 @@ from daycap.protocol.counter import (
     LeaseTerms,
     PublishReply,
 )
+from daycap.protocol.runs import is_run
 
 logger = logging.getLogger("daycap.worker")
 
@@ -96,7 +98,10 @@ class CounterPublisher:
                 )
                 replies |= self._note_replies(snapshots, answers)
                 lacking = {
-                    where: reply.behind for where, reply in replies.items() if reply and reply.behind is not None
+                    where: reply.behind
+                    for where, reply in replies.items()
+                    # Only a runner that shares a run opens its counter.
+                    if reply and reply.behind is not None and not (reply.behind == NOT_OPEN and is_run(where[0]))
                 }
                 if not lacking:
                     break

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_start_ms
 from daycap.ledger.tables import plans
-from daycap.protocol.plan import NO_PLAN, Plan, PlannedBudget, read_plan
+from daycap.protocol.plan import NO_PLAN, Plan, read_plan
 from daycap.protocol.wire import FinalizeEvent, Share
 
 
@@ -47,10 +47,11 @@ _parsed = functools.lru_cache(maxsize=1000)(read_plan)
 
 def _counted(event: FinalizeEvent, plan: Plan) -> Counted:
     named = {share.budget: share for share in event.also}
-    planned = {each.budget: each for each in plan.of_call(event.labels)}
+    at_ms = _within_day(event)
+    planned = {each.budget: each for each in plan.of_call(event.labels) if each.rule.contains(at_ms)}
     shares = []
     for budget in sorted({*named, *planned}):
-        share = named.get(budget) or _unheld(event, planned[budget])
+        share = named.get(budget) or Share(budget, planned[budget].rule.at(at_ms).id)
         shares.append(share if share.lease else share._replace(lease=f"{budget}/{share.period}", held_micros=None))
     return Counted(event, tuple(shares))
 
@@ -60,7 +61,7 @@ def is_unheld(lease: str) -> bool:
     return "/" in lease
 
 
-def _unheld(event: FinalizeEvent, planned: PlannedBudget) -> Share:
+def _within_day(event: FinalizeEvent) -> int:
+    """Return the event's time, within its day."""
     start_ms = day_start_ms(event.day)
-    at_ms = min(max(event.at_ms, start_ms), start_ms + DAY_MS - 1)
-    return Share(planned.budget, planned.rule.at(at_ms).id)
+    return min(max(event.at_ms, start_ms), start_ms + DAY_MS - 1)

@@ -260,7 +260,7 @@ budgets = sa.Table(
     _count("updated_at"),
     sa.Column("removed_at", Number),
     sa.CheckConstraint("length(budget_id) BETWEEN 3 AND 160", name="budget_id"),
-    sa.CheckConstraint("(agent_account_id IS NULL) <> (group_id IS NULL)", name="scope"),
+    sa.CheckConstraint("agent_account_id IS NULL OR group_id IS NULL", name="scope"),
     sa.CheckConstraint("mode IN ('enforce', 'watch')", name="mode"),
     sa.Index(None, "name"),
     sa.Index(None, "agent_account_id"),
@@ -274,7 +274,9 @@ budgets = sa.Table(
     ),
     **_CLUSTERED,
 )
-"""Caps besides each agent's own. The id is `<name>/<n>`: what a change of name, scope or period makes is a new row.
+"""Caps besides each agent's own. A run belongs to no agent or group.
+
+The id is `<name>/<n>`: what a change of name, scope or period makes is a new row.
 
 `labels` and `period` are JSON: what the calls in scope are narrowed to, and the rule of the periods.
 """

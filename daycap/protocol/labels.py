@@ -13,6 +13,9 @@ from daycap.formats import shown
 Labels = tuple[tuple[str, str], ...]
 """A call's labels, sorted by key: at most `MOST_LABELS` pairs."""
 
+RUN = "run"
+"""The label of calls that belong to a run: its id."""
+
 MOST_LABELS = 8
 _KEY = re.compile(r"[a-z][a-z0-9_.-]{0,31}", re.ASCII)
 _LONGEST_VALUE = 128

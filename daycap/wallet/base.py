@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,13 @@ from daycap.protocol.labels import Labels, scope_patterns
 from daycap.protocol.wire import FinalizeEvent, agent_id
 from daycap.settings import Settings
 from daycap.urls import without_secrets
+from daycap.wallet import run
 from daycap.wallet.binding import Binding
 from daycap.wallet.hold import BaseHold, H
 from daycap.wallet.lease_book import LeaseBook
 from daycap.wallet.readings import Readings
 from daycap.wallet.renewer import Renewer
+from daycap.wallet.run import Run
 from daycap.wallet.top_up import Steps, top_up
 from daycap.wallet.wiring import Parts, make_parts, make_prices
 
@@ -170,6 +173,29 @@ class BaseWallet(Generic[H]):
         broker = without_secrets(broker_url) if broker_url else "none"
         state = "closed" if self._closed else "open"
         return f"<{type(self).__name__} {counter=!s} {broker=!s} {state} live_holds={self._book.live_holds()}>"
+
+    def run(self, agent: str, cap_micros: int, *, shared: bool = False, hours: float = 24) -> Run[H]:
+        """Begin a run of the agent: a cap for the calls of one task, whichever agents make them.
+
+            with wallet.run("agent-7", usd("2.00")) as run:
+                with run.reserve(usd("0.05")) as hold: ...
+                with run.reserve(usd("0.05"), agent="agent-7.search") as hold: ...
+
+        Each call counts in the run and in whatever else its agent's calls count in. Nothing is asked to create it. If
+        it is `shared`, other processes join it by `run.id` (`join_run`); that needs DAYCAP_REDIS_URL. It ends with the
+        block, and after `hours` at the latest. Raises `InvalidAmount` and `InvalidInput`.
+        """
+        agent_id(agent)
+        if shared and not self._settings.redis_url:
+            raise InvalidInput("a shared run needs DAYCAP_REDIS_URL: this wallet's counter is in memory")
+        return run.begin(self, agent, cap_micros, hours, shared=shared)
+
+    def join_run(self, run_id: str | None = None, *, agent: str | None = None) -> Run[H]:
+        """Join a shared run of another process by its `id`, by default that in the variable DAYCAP_RUN.
+
+        `agent` is whose calls these are, unless a call names another. Raises `InvalidInput` for what is no id of a run.
+        """
+        return run.join(self, os.environ.get("DAYCAP_RUN", "") if run_id is None else run_id, agent)
 
     def stats(self) -> WalletStats:
         """Return counts for a metrics endpoint."""

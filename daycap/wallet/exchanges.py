@@ -10,12 +10,21 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Generic
 
-from daycap.clock import day_of
-from daycap.errors import AgentPaused, BudgetUnavailable, CapExceeded, FullBudget, InvalidInput, UnknownAgent
+from daycap.clock import day_of, wall_ms
+from daycap.errors import (
+    AgentPaused,
+    BudgetUnavailable,
+    CapExceeded,
+    FullBudget,
+    InvalidInput,
+    RunEnded,
+    UnknownAgent,
+)
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import Answer, SyncReply, SyncRequest
-from daycap.protocol.labels import Labels
+from daycap.protocol.labels import RUN, Labels
 from daycap.protocol.plan import ENFORCE, MOST_BUDGETS, NO_PLAN, Plan
+from daycap.protocol.runs import ONCE, Run, is_run
 from daycap.protocol.wire import Share
 from daycap.wallet.hold import H, Pending
 from daycap.wallet.holds import Holds
@@ -48,6 +57,8 @@ class Exchanges(Generic[H]):
         self._questions = count(1)
         self._plans = {NO_PLAN.id: NO_PLAN}
         """Every plan that was read. A plan never changes."""
+        self._runs: dict[str, tuple[Run, ...]] = {}
+        """The runs that go on, by id: each with the runs that it is part of."""
         self._deadline_ns = 0
         self.ttl_ms = 0
         """The shortest known ttl of a lease in use; 0 if there is none."""
@@ -89,6 +100,9 @@ class Exchanges(Generic[H]):
             pending = self._ask(lease, estimate, now_ns)
             pending.labels = labels
             for other in route.others if route is not None else ():
+                if other.local:
+                    pending.kept = (*pending.kept, self._keep_local(other, estimate, now_ns, now_ms))
+                    continue
                 lacks = other.free < estimate or now_ns >= other.deadline_ns
                 also = self._ask(other, estimate, now_ns)
                 if lacks:
@@ -127,6 +141,7 @@ class Exchanges(Generic[H]):
             return None  # A refusal names every budget that is full.
         with book.lock:
             book.catch_up_locked()
+            replies += [(each, _local_reply(each.lease)) for each in pending.kept if each.lease.local]
             final = [(each, its) for each, its in replies if self._is_final(each, its, estimate)]
             if any(its.answer is Answer.FENCED for _, its in final):
                 raise BudgetUnavailable(
@@ -204,8 +219,12 @@ class Exchanges(Generic[H]):
             lease.routes.pop(labels, None)
             return None
         others, watched = [], []
+        for run in self._runs_of(labels, now_ms):
+            others.append(self._book.leases.find(run.id, ONCE, estimate, now_ns, (0, run.end_ms)))
         for each in plan.of_call(labels):
             period = each.rule.at(now_ms)
+            if not each.rule.contains(now_ms):
+                continue  # It has ended.
             if each.mode == ENFORCE:
                 span = (period.start_ms, period.end_ms)
                 others.append(self._book.leases.find(each.budget, period.id, estimate, now_ns, span))
@@ -215,10 +234,52 @@ class Exchanges(Generic[H]):
             raise InvalidInput(f"agent {lease.agent}: a call counts in at most {MOST_BUDGETS} budgets")
         return self._book.add_route(lease, Route(plan.id, labels, tuple(others), tuple(watched)))
 
+    def begin_run(self, run: Run, outer: tuple[Run, ...], *, local: bool) -> None:
+        """Let calls have the run's label. A `local` run is known to this process alone, which has all of its cap."""
+        book = self._book
+        now_ns, now_ms = book.now_ns(), book.clock.now_ms()
+        with book.lock:
+            book.catch_up_locked()
+            if local:
+                lease = book.leases.find(run.id, ONCE, 0, now_ns, (0, run.end_ms))
+                lease.local, lease.granted = True, run.cap_micros
+                lease.deadline_ns = now_ns + (run.end_ms - now_ms) * _MS
+            self._runs[run.id] = (run, *outer)
+
+    def end_run(self, run: Run) -> None:
+        """Make no more holds with the run's label, and forget its lease if it is local."""
+        with self._book.lock:
+            self._book.catch_up_locked()
+            self._runs.pop(run.id, None)
+            lease = self._book.leases.current.get(run.id)
+            if lease is not None:
+                lease.deadline_ns = 0
+                if lease.local:
+                    del self._book.leases.current[run.id]
+
+    def _runs_of(self, labels: Labels, now_ms: int) -> tuple[Run, ...]:
+        """Return the runs that a call with these labels belongs to. Raises `RunEnded`."""
+        name = dict(labels).get(RUN)
+        if name is None or not is_run(name):
+            return ()
+        runs = self._runs.get(name)
+        if runs is None:
+            raise RunEnded(f"run {name} has ended, or this process has not joined it")
+        for run in runs:
+            if now_ms >= run.end_ms:
+                raise RunEnded(f"run {run.id} has reached its end")
+        return runs
+
+    def _keep_local(self, lease: Lease, estimate: int, now_ns: int, now_ms: int) -> Pending:
+        """Earmark what the lease of a local run has free, up to the estimate."""
+        if not (self._book.closed or self._book.asks_always):
+            lease.deadline_ns = now_ns + (lease.bounds[1] - now_ms) * _MS
+        return self._ask(lease, estimate, now_ns)
+
     def _ask(self, lease: Lease, estimate: int, now_ns: int) -> Pending:
         """Earmark what the lease has free, up to the estimate, and build the sync that asks for the rest."""
         book = self._book
-        if now_ns >= lease.deadline_ns:
+        if now_ns >= lease.deadline_ns and not lease.local:
             _hand_back(lease, lease.free, now_ns)
         lease.owed_ns, lease.unsure = now_ns, True
         earmarked = min(lease.free, estimate)
@@ -298,6 +359,7 @@ class Exchanges(Generic[H]):
                 self._report(lease, lease.free, now_ns, farewell=lease.finalized if lease.span is None else lease.drawn)
                 for lease in book.leases.all()
                 if lease.granted
+                and not lease.local
                 and not lease.questions
                 and (lease.held == 0 if lease.span else not lease.live_holds and (handed_over or not lease.unsettled))
             ]
@@ -404,6 +466,13 @@ class Exchanges(Generic[H]):
         idle = max(0, lease.free - int(max(rate, lease.rate) * self.slice_seconds))
         lease.rate, lease.used, lease.window_ns = rate, 0, now_ns
         return idle
+
+
+def _local_reply(lease: Lease) -> SyncReply:
+    """Return what a counter would say of a run that has only this lease."""
+    leased = lease.granted - lease.returned - lease.drawn
+    numbers = (lease.granted, lease.drawn, 0, 0, 0, lease.granted, lease.drawn, leased)
+    return SyncReply(Answer.REFUSED, wall_ms(), *numbers)
 
 
 def _hand_back(lease: Lease, amount: int, now_ns: int) -> None:

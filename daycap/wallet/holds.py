@@ -25,7 +25,7 @@ from typing import Any, Generic, NamedTuple
 
 from daycap.clock import boot_ns
 from daycap.errors import BudgetUnavailable, HoldEnded
-from daycap.protocol.labels import Labels
+from daycap.protocol.labels import RUN, Labels
 from daycap.protocol.wire import FinalizeEvent, Share
 from daycap.wallet.counter_clock import CounterClock
 from daycap.wallet.hold import BaseHold, H, Hold, Taken, kinds
@@ -176,7 +176,7 @@ class Holds(Generic[H]):
         """Reserve for a call that has labels or counts in other budgets: from all its leases, or from none."""
         route = lease.routes.get(labels)
         if route is None:
-            if lease.plan:
+            if lease.plan or RUN in dict(labels):
                 return None
             route = self.add_route(lease, Route(0, labels))
         hold = self._make_hold()

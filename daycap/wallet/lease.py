@@ -63,6 +63,7 @@ class Lease(_Touched):
         "drawn",
         "ended",
         "leased",
+        "local",
         "owed_ns",
         "questions",
         "rate",
@@ -80,8 +81,8 @@ class Lease(_Touched):
         self.day = day
         self.span = span
         self.id = lease_id
-        self.foreign = False
-        """Whether it belongs to the parent of this forked process."""
+        self.foreign = self.local = False
+        """Whether it belongs to the parent of this forked process; whether only this process knows its run."""
 
         # Money.
         self.granted = 0
@@ -185,4 +186,6 @@ class Lease(_Touched):
     @property
     def in_use(self) -> bool:
         """Whether this lease must still be renewed."""
+        if self.local:
+            return False
         return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)

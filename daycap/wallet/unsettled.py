@@ -85,4 +85,13 @@ class Unsettled:
         lease.resends = 0
         lease.ended += sum(event.drawn_micros for event in settled)
         for event in settled:
+            self._note_runs(event)
             self.settled(event)
+
+    def _note_runs(self, event: FinalizeEvent) -> None:
+        """Note what a settled event drew on runs that only this process knows: no counter says it."""
+        for share in event.also:
+            lease = self._book.leases.current.get(share.budget)
+            if lease is not None and lease.local and lease.id == share.lease:
+                held = event.held_micros if share.held_micros is None else share.held_micros
+                lease.drawn += min(event.actual_micros, held)

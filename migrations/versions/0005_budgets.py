@@ -51,7 +51,7 @@ def upgrade() -> None:
         _count("updated_at"),
         sa.Column("removed_at", _NUMBER),
         _length("budgets", "budget_id", 3, 160),
-        _check("budgets", "scope", "(agent_account_id IS NULL) <> (group_id IS NULL)"),
+        _check("budgets", "scope", "agent_account_id IS NULL OR group_id IS NULL"),
         _check("budgets", "mode", "mode IN ('enforce', 'watch')"),
         _refers("budgets", ["agent_account_id"], "agent_accounts"),
         _refers("budgets", ["group_id"], "groups"),

@@ -129,3 +129,44 @@ def test_many_runners_use_a_full_parent_up(spine: Spine) -> None:
     assert wallets[0].flush() == ()
     row = period_row(spine, "all-month/1")
     assert (row["spent_micros"], row["uncovered_micros"]) == (spent, 0)
+
+
+def test_run_is_shared_by_processes(spine: Spine) -> None:
+    group(spine, "team", "a", "b")
+    first, second = spine.wallet(), spine.wallet()
+    run = of(first).run("a", 100_000, shared=True)
+    joined = of(second).join_run(run.id, agent="b")
+    hold = first.reserve("a", 60_000, labels=run.labels)
+    with pytest.raises(CapExceeded) as refused:
+        second.reserve("b", 50_000, labels=joined.labels)
+    (full,) = refused.value.full
+    assert (full.budget, full.period, full.leased_micros) == (run.id, "once", 60_000)
+
+    hold.finalize(20_000)
+    again = spine.wait_for(lambda: reserves(second, "b", 80_000, labels=joined.labels))
+    again.finalize(80_000)
+
+    assert first.flush() == second.flush() == ()
+    row = period_row(spine, run.id)
+    assert (row["spent_micros"], row["settled_count"], row["cap_micros"]) == (100_000, 2, 100_000)
+    assert row["end_ms"] == int(run.id.split(".")[3].removesuffix("/1"))
+    assert reserves(first, "a", 1, labels=run.labels) is None
+
+
+def test_run_of_one_process_asks_no_counter(spine: Spine) -> None:
+    """Neither to create it nor when its events settle; and reconcile does not miss it there."""
+    spine.add("a", 10_000_000)
+    wallet = spine.wallet()
+    run = of(wallet).run("a", 100_000)
+    wallet.reserve("a", 60_000, labels=run.labels).finalize(60_000)
+    assert wallet.flush() == ()
+    assert period_row(spine, run.labels["run"])["spent_micros"] == 60_000
+
+    spine.beat()
+    spine.ask("daycap.count_dead_letters")
+    assert spine.redis.keys("daycap:{run.*") == []
+
+
+def of(wallet: Any) -> Any:
+    """The wallet itself, whatever drives its event loop."""
+    return getattr(wallet, "_wallet", wallet)
