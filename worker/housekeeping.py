@@ -14,6 +14,7 @@ from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
 from daycap.ledger.snapshots import read_repairs, read_rows
 from daycap.protocol.counter import KEPT_DAYS, AgentDay, CounterLease, DayReading, DaySnapshot
+from daycap.protocol.runs import is_run
 from worker import metrics
 
 logger = logging.getLogger("daycap.worker")
@@ -105,6 +106,8 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
     if not agent_days:
         return Slice({"days": 0, "drift": 0}, None)
     readings = dict(zip(agent_days, publisher.read(agent_days), strict=True))
+    # A run that is not open is known to one process only.
+    agent_days = [where for where in agent_days if readings[where] is not None or not is_run(where[0])]
     small = {where for where, size in publisher.sizes(agent_days).items() if 0 < size <= _MOST_COMPARED}
     rows = [
         *_repairs(ledger, publisher, sorted(small)),

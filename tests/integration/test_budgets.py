@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from daycap import CapExceeded
+from daycap.ledger.engine import Ledger
+from daycap.ledger.publish import CounterPublisher
 from daycap.periods import PeriodRule
+from daycap.protocol.counter import LeaseTerms
 from tests.in_loop import FACES
 from tests.spine import Spine
+from worker.housekeeping import reconcile
 
 pytestmark = pytest.mark.parametrize("face", FACES.values(), ids=FACES)
 
@@ -162,8 +166,10 @@ def test_run_of_one_process_asks_no_counter(spine: Spine) -> None:
     assert wallet.flush() == ()
     assert period_row(spine, run.labels["run"])["spent_micros"] == 60_000
 
-    spine.beat()
-    spine.ask("daycap.count_dead_letters")
+    ledger = Ledger(spine.settings.ledger_url)
+    done = reconcile(ledger, CounterPublisher(spine.counter, LeaseTerms(30_000, 1_000, 10_000)), [])
+    ledger.close()
+    assert done.counts["drift"] == 0
     assert spine.redis.keys("daycap:{run.*") == []
 
 
