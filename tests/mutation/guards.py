@@ -47,7 +47,7 @@ GUARDS: dict[str, list[Edit]] = {
         ),
     ],
     "settled-already check": [
-        Edit(_SETTLE, "            outcome.duplicates += 1\n", "            kept.append(event)\n"),
+        Edit(_SETTLE, "        outcome.duplicates += 1\n", "        return True\n"),
         Edit(_CHARGING, "= sa.insert(settlements), ", '= sa.insert(settlements).prefix_with("OR REPLACE"), '),
     ],
     "older seq ignored": [Edit(_PUBLISH, "if seq > own_seq or (base < 0 and seq == own_seq) then", "if true then")],

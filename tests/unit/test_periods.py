@@ -401,7 +401,8 @@ def test_rules_are_compared_by_their_fields() -> None:
     one.at(ms("2026-11-27T12:00Z"))
     assert one == other == pickle.loads(pickle.dumps(one))
     assert len({one, other, PeriodRule("day", ZURICH, hour=4)}) == 2
-    assert repr(one) == "PeriodRule(kind='day', zone='Europe/Zurich', hour=0, weekday=1, monthday=1)"
+    fields = "kind='day', zone='Europe/Zurich', hour=0, weekday=1, monthday=1, until_ms=253402300800000"
+    assert repr(one) == f"PeriodRule({fields})"
 
 
 NO_DATA = """
@@ -431,3 +432,18 @@ def test_system_without_time_zones(program: str, output: str) -> None:
         [sys.executable, "-c", program], env={"PYTHONTZPATH": ""}, capture_output=True, text=True, check=True
     )
     assert output in run.stdout
+
+
+def test_once_may_have_an_end() -> None:
+    rule = PeriodRule("once", until_ms=1_795_900_000_000)
+    assert rule.at(0) == rule.named("once") == Period("once", 0, 1_795_900_000_000)
+    assert rule.at(1_795_900_000_001) == rule.at(0), "it is over, and there is no other"
+    assert [rule.contains(ms) for ms in (0, 1_795_899_999_999, 1_795_900_000_000)] == [True, True, False]
+    assert PeriodRule.from_json(rule.to_json()) == rule
+    with pytest.raises(InvalidInput, match="no period follows"):
+        rule.after(rule.at(0))
+    for wrong in (0, -1, 253_402_300_800_001, True):
+        with pytest.raises(InvalidInput):
+            PeriodRule("once", until_ms=wrong)
+    with pytest.raises(InvalidInput):
+        PeriodRule("day", until_ms=1)
