@@ -104,6 +104,14 @@ def find_budget_changes(kind: str, name: str, limit: int = 1000) -> JSON:
     return answer(administration().find_budget_changes, kind, name, limit)
 
 
+@app.task(name="daycap.check_plans", ignore_result=False)
+@aside
+@checked
+def check_plans(after: str = "") -> JSON:
+    """Compare the plans of the next agents after this one with what budgets and groups give them."""
+    return answer(administration().check_plans, after)
+
+
 @app.task(name="daycap.apply_budgets", ignore_result=False)
 @once
 @checked

@@ -10,6 +10,7 @@ from daycap.clock import DAY_MS, day_of
 from daycap.ledger import days, walks
 from daycap.ledger.engine import Ledger
 from daycap.ledger.folding import fold
+from daycap.ledger.plan_check import repair_plans
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
 from daycap.ledger.snapshots import read_repairs, read_rows
@@ -96,7 +97,7 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
 
     Goes through agents' days, then through budgets' periods: all that the counter may still have. Counts `days` and
     periods checked, and those with `drift`. The publish script compares by itself, atomically. Of a day with very many
-    leases it compares only the sums.
+    leases it compares only the sums. Compares the plans of agents whose today is open, too, and repairs them.
     """
     now_ms = publisher.now_ms()
     if now_ms is None:
@@ -105,6 +106,8 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
     agent_days, place = walks.step(ledger, place, on, now_ms - KEPT_DAYS * DAY_MS)
     if not agent_days:
         return Slice({"days": 0, "drift": 0}, None)
+    today = day_of(now_ms)
+    drift = repair_plans(ledger, publisher, [agent for agent, day in agent_days if day == today])
     readings = dict(zip(agent_days, publisher.read(agent_days), strict=True))
     # A run that is not open is known to one process only.
     agent_days = [where for where in agent_days if readings[where] is not None or not is_run(where[0])]
@@ -114,7 +117,7 @@ def reconcile(ledger: Ledger, publisher: CounterPublisher, place: Place) -> Slic
         *_rows(ledger, [where for where in agent_days if where not in small]),
     ]
     behind = [row for row in rows if _seq(readings[row.agent, row.day]) < row.seq]
-    drift = _publish_lost(ledger, publisher, behind)
+    drift += _publish_lost(ledger, publisher, behind)
     level = [row for row in rows if _seq(readings[row.agent, row.day]) >= row.seq]
     replies = publisher.publish(ledger, level)
     drift += sum(reply is not None and (reply.repaired or reply.opened) for reply in replies)

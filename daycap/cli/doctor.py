@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daycap.cli.client import NoWorker, ask, operator_app
-from daycap.cli.finding import FAIL, OK, WARN, Finding, dead_letters
+from daycap.cli.finding import FAIL, OK, WARN, Finding, dead_letters, plans
 from daycap.cli.output import json_option, show, table
 from daycap.clock import day_of, wall_ms
 from daycap.counters.redis import RedisCounter
@@ -190,7 +190,15 @@ def _check_worker(settings: Settings) -> Iterator[Finding]:
     if not settings.ledger_url:
         yield Finding("ledger", OK, "writable and at the worker's migration")
     yield _check_beat()
+    yield _check_plans()
     yield dead_letters(ask("daycap.count_dead_letters"))
+
+
+def _check_plans() -> Finding:
+    try:
+        return plans(lambda after: ask("daycap.check_plans", after=after))
+    except click.ClickException as error:
+        return Finding("plans", WARN, f"not known: {error.message}", "upgrade the workers")
 
 
 def _check_beat() -> Finding:

@@ -12,12 +12,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import SQLAlchemyError
 
-from daycap.cli.finding import FAIL, OK, WARN, Finding, dead_letters
+from daycap.cli.finding import FAIL, OK, WARN, Finding, dead_letters, plans
 from daycap.clock import day_of, wall_ms
 from daycap.errors import LedgerUnavailable
 from daycap.ledger import dead_letters as letters
 from daycap.ledger.engine import Ledger, ReadOnlyLedger, alembic_config, unavailable
 from daycap.ledger.lock import holder_of, sqlite_file
+from daycap.ledger.plan_check import check_plans
 from daycap.ledger.revisions import check_revision, numbers
 from daycap.ledger.tables import agent_accounts, daily_agent_spending
 from daycap.protocol.counter import ACTIVE
@@ -45,6 +46,7 @@ def check(settings: Settings) -> Iterator[Finding]:
             yield schema
             if schema.state == OK:
                 yield _check_today(ledger)
+                yield plans(lambda after: check_plans(ledger, after)._asdict())
                 yield dead_letters(letters.count(ledger))
         except (SQLAlchemyError, OSError) as error:
             yield Finding("ledger", FAIL, str(unavailable(error)), "restore the file from a backup")

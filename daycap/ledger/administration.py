@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daycap.errors import DaycapError
-from daycap.ledger import accounts, anchors, apply, audit, budgets, dead_letters, groups
+from daycap.ledger import accounts, anchors, apply, audit, budgets, dead_letters, groups, plan_check
 from daycap.ledger.engine import Ledger, is_transient, unavailable
 from daycap.ledger.publish import CounterPublisher
 from daycap.settings import Settings
@@ -124,6 +124,10 @@ class Administration:
     def audit(self, day: str | None = None) -> JSON:
         """See `audit.audit`."""
         return audit.audit(self.ledger, self.publisher, self.settings, day)._asdict()
+
+    def check_plans(self, after: str = "") -> JSON:
+        """See `plan_check.check_plans`."""
+        return plan_check.check_plans(self.ledger, after)._asdict()
 
     def count_dead_letters(self) -> int:
         """See `dead_letters.count`."""

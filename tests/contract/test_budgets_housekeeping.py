@@ -11,13 +11,13 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.counters.memory import MemoryCounter
 from daycap.counters.redis import RedisCounter, counter_key
-from daycap.ledger import accounts, budgets, opening, walks
+from daycap.ledger import accounts, budgets, opening, plan_check, walks
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import OpenDays
 from daycap.ledger.settle import Outcome, settle
 from daycap.ledger.slices import Place, all_of
-from daycap.ledger.tables import budget_leases, budget_periods
+from daycap.ledger.tables import agent_accounts, budget_leases, budget_periods
 from daycap.protocol.counter import AgentDay, DayReading, DaySnapshot, SyncRequest
 from daycap.protocol.wire import FinalizeEvent, Share
 from tests.contract.conftest import DAY, NEXT, TERMS, ServerClock
@@ -302,6 +302,36 @@ def test_watched_budget_that_refuses_again_is_published(
     budgets.alter(ledger, publisher, "team", {"mode": "enforce"}, "test")
 
     assert reading(counter, team).spent_micros == 400
+
+
+def test_a_wrong_plan_is_repaired(
+    ledger: Ledger,
+    publisher: CounterPublisher,
+    counter: MemoryCounter,
+    agent: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accounts.add(ledger, publisher, {"other": 1000, "third": 1000}, "test")
+    add(ledger, publisher, "run", "once")
+    add(ledger, publisher, "its", "day", agent="other")
+    plan, _ = counter.read_plan("agent", DAY) or (0, "")
+    assert plan > 0
+    with ledger.writing() as connection:
+        accounts_of = agent_accounts.c.agent_account_id
+        for name, wrong in (("agent", 0), ("third", plan)):
+            connection.execute(sa.update(agent_accounts).where(accounts_of == name).values(plan_id=wrong))
+    monkeypatch.setattr(plan_check, "_AT_ONCE", 2)
+
+    first = plan_check.check_plans(ledger)
+    assert first == (2, ["agent"], "other")
+    assert plan_check.check_plans(ledger, "other") == (1, ["third"], "third")
+    assert plan_check.check_plans(ledger, "third") == (0, [], None)
+
+    assert reconcile(ledger, publisher) == {"days": 3, "drift": 2}
+    assert reconcile(ledger, publisher) == {"days": 3, "drift": 0}
+    assert [plan_check.check_plans(ledger, after).wrong for after in ("", "other")] == [[], []]
+    assert (counter.read_plan("agent", DAY) or (0, ""))[0] == plan
+    assert counter.read_plan("third", DAY) is None
 
 
 # --- a real server ----------------------------------------------------------------------------------------

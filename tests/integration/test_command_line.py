@@ -155,6 +155,7 @@ def test_doctor_finds_all_well(spine: Spine, daycap: Daycap) -> None:
         "worker",
         "ledger",
         "beat",
+        "plans",
         "dead letters",
     }
     assert {finding["state"] for finding in findings} == {"ok"}

@@ -57,11 +57,23 @@ def test_doctor_needs_no_servers(run: Run, wallet: Wallet, file: Path) -> None:
     wallet.add_agent("agent-7", 5 * M)
     found = findings(run("doctor", "--json"))
     assert {part: state for part, (state, _) in found.items()} == dict.fromkeys(
-        ("ledger", "lock", "schema", "today", "dead letters"), "ok"
+        ("ledger", "lock", "schema", "today", "plans", "dead letters"), "ok"
     )
     assert str(file) in found["ledger"][1]
     assert "held by a wallet (process " in found["lock"][1]
     assert "open for 1 of 1" in found["today"][1]
+
+
+def test_doctor_sees_a_wrong_plan(run: Run, wallet: Wallet, file: Path) -> None:
+    for agent in ("agent-7", "agent-8"):
+        wallet.add_agent(agent, 5 * M)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE agent_accounts SET plan_id = 7 WHERE agent_account_id = 'agent-8'")
+
+    state, text = findings(run("doctor", "--json"), status=1)["plans"]
+
+    assert state == "fail"
+    assert "1 of 2 agents have another plan than budgets and groups give: agent-8" in text
 
 
 def test_doctor_sees_a_free_ledger(run: Run, file: Path) -> None:
