@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from tests.benchmarks import (
+    bench_budgets,
     bench_embedded,
     bench_growth,
     bench_leases,
@@ -26,6 +27,7 @@ from tests.benchmarks.figures import Figure, plot, table
 
 BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
     "wallet": bench_wallet.figures,
+    "budgets": bench_budgets.figures,
     "settle": bench_settle.figures,
     "growth": bench_growth.figures,
     "leases": bench_leases.figures,
