@@ -31,6 +31,7 @@ from daycap.ledger.tables import (
 )
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import ACTIVE, PAUSED, UNKNOWN, AgentDay, DaySnapshot, LeaseTotals, Span
+from daycap.protocol.labels import Labels
 from daycap.protocol.plan import ENFORCE, is_budget
 from daycap.protocol.wire import FinalizeEvent, Share
 
@@ -105,9 +106,11 @@ class Book:
         return self._charge(self.leases[share.lease], drawn, event.actual_micros)
 
     def _charge(self, lease: Lease, drawn: int, actual: int) -> int:
-        charge = min(actual, max(0, self.cap_micros - self.spent_micros))
+        left = self.cap_micros - self.spent_micros
+        charge = actual if actual <= left else max(0, left)
         self.spent_micros += charge
-        self.uncovered_micros = min(MAX_MICROS, self.uncovered_micros + actual - charge)
+        if charge < actual:
+            self.uncovered_micros = min(MAX_MICROS, self.uncovered_micros + actual - charge)
         self.drawn_micros = min(MAX_MICROS, self.drawn_micros + drawn)
         self.settled_count += 1
         lease.draw(drawn)
@@ -266,12 +269,15 @@ def _write_settlements(connection: sa.Connection, charged: list[Charged], now_ms
     context_of = _contexts(connection, charged)
     rows, short = [], []
     for (event, shares), charge, charges in charged:
-        context = context_of.get(_context(event, shares))
+        context = context_of.get((shares, event.labels))
         amounts = (event.held_micros, event.actual_micros, charge)
         rows.append((event.reservation, event.agent, event.day, *amounts, now_ms, context))
-        for share, its in zip(shares, charges, strict=True):
-            if its < event.actual_micros:
-                short.append((event.reservation, share.budget, share.period, event.actual_micros - its, event.day))
+        if charges and min(charges) < event.actual_micros:
+            short += [
+                (event.reservation, share.budget, share.period, event.actual_micros - its, event.day)
+                for share, its in zip(shares, charges, strict=True)
+                if its < event.actual_micros
+            ]
     # A plain INSERT writes every row or raises, so that the totals match its rows.
     execute_many(connection, _INSERT_SETTLEMENTS, rows)
     if short:
@@ -280,41 +286,53 @@ def _write_settlements(connection: sa.Connection, charged: list[Charged], now_ms
 
 _INSERT_SETTLEMENTS, _INSERT_SHORTFALLS = sa.insert(settlements), sa.insert(shortfalls)
 
-_Context = tuple[str, str]
-"""The budget periods that an event counted in, and its labels, as JSON."""
+_Kind = tuple[tuple[Share, ...], Labels]
+"""What a context is made of. Several kinds have one context if their leases differ."""
 
 
-def _context(event: FinalizeEvent, shares: tuple[Share, ...]) -> _Context | None:
-    if not shares and not event.labels:
-        return None
-    periods = [[share.budget, share.period] for share in shares]
-    return _json(periods), _json(dict(event.labels))
+def _contexts(connection: sa.Connection, charged: list[Charged]) -> dict[_Kind, int]:
+    """Return the id of each event's context. Inserts the new ones, and moves the last day of the others.
 
-
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _contexts(connection: sa.Connection, charged: list[Charged]) -> dict[_Context | None, int]:
-    """Return the id of each context. Inserts the new ones, and moves the last day of the others."""
-    last_date: dict[_Context, str] = {}
+    An event without budgets and labels has none.
+    """
+    last_date: dict[_Kind, str] = {}
     for event, shares in (each.counted for each in charged):
-        if context := _context(event, shares):
-            last_date[context] = max(event.day, last_date.get(context, ""))
+        if shares or event.labels:
+            kind = shares, event.labels
+            last_date[kind] = max(event.day, last_date.get(kind, ""))
     if not last_date:
         return {}
-    digest_of = {context: hashlib.sha256("\n".join(context).encode()).hexdigest()[:32] for context in last_date}
-    found = _find_contexts(connection, digest_of.values())
-    behind = [
-        {"digest": digest, "budgets": context[0], "labels": context[1], "last_date": last_date[context]}
-        # All workers insert in one order.
-        for context, digest in sorted(digest_of.items(), key=lambda each: each[1])
-        if digest not in found or found[digest][1] < last_date[context]
+    context_of = {kind: _context(*kind) for kind in last_date}
+    rows: dict[str, dict[str, str]] = {}
+    for kind, context in context_of.items():
+        row = rows.setdefault(context.digest, {**context._asdict(), "last_date": ""})
+        row["last_date"] = max(row["last_date"], last_date[kind])
+    found = _find_contexts(connection, rows)
+    behind = [  # All workers insert in one order.
+        row for digest, row in sorted(rows.items()) if digest not in found or found[digest][1] < row["last_date"]
     ]
     if behind:
         connection.execute(_insert_contexts(connection.dialect.name), behind)
         found |= _find_contexts(connection, [row["digest"] for row in behind])
-    return {context: found[digest][0] for context, digest in digest_of.items()}
+    return {kind: found[context.digest][0] for kind, context in context_of.items()}
+
+
+class _Context(NamedTuple):
+    """The budget periods that an event counted in, and its labels, as JSON."""
+
+    digest: str
+    budgets: str
+    labels: str
+
+
+@functools.lru_cache(maxsize=1000)
+def _context(shares: tuple[Share, ...], labels: Labels) -> _Context:
+    texts = _json([[share.budget, share.period] for share in shares]), _json(dict(labels))
+    return _Context(hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32], *texts)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _find_contexts(connection: sa.Connection, digests: Iterable[str]) -> dict[str, tuple[int, str]]:

@@ -18,7 +18,7 @@ from daycap.ledger.shares import Counted, counted_in, is_unheld
 from daycap.ledger.tables import settlements
 from daycap.protocol.counter import AgentDay, DaySnapshot
 from daycap.protocol.dead_letter import Kind
-from daycap.protocol.wire import FinalizeEvent
+from daycap.protocol.wire import FinalizeEvent, Share
 
 
 @dataclass(slots=True)
@@ -136,12 +136,12 @@ def _with_own_lease(
         if (owner := owners[event.lease]) == (event.agent, event.day):
             kept.append(event)
         else:
-            outcome.dead_letters.append(_wrong_lease(event, owner))
+            outcome.dead_letters.append(DeadLetter(*_wrong_lease(owner), event.to_wire()))
     return kept
 
 
-def _wrong_lease(event: FinalizeEvent, owner: AgentDay) -> DeadLetter:
-    return DeadLetter(Kind.WRONG_LEASE, "the lease belongs to {} on {}".format(*owner), event.to_wire())
+def _wrong_lease(owner: AgentDay) -> tuple[Kind, str]:
+    return Kind.WRONG_LEASE, "the lease belongs to {} on {}".format(*owner)
 
 
 _SETTLED = sa.select(
@@ -173,12 +173,11 @@ def _not_settled_yet(
 
 def _once(counted: list[Counted], books: dict[AgentDay, Book], outcome: Outcome) -> list[Counted]:
     """Drop all but the first event of each hold. What was rejected before hides no other event of its hold."""
-    known: dict[str, _Payload] = {}
+    known: dict[str, FinalizeEvent] = {}
     kept = []
     for each in counted:
-        event = each.event
-        if _is_new(event, known.get(event.reservation), books, outcome):
-            known[event.reservation] = _payload(event)
+        first = known.setdefault(each.event.reservation, each.event)
+        if first is each.event or _is_new(each.event, _payload(first), books, outcome):
             kept.append(each)
     return kept
 
@@ -211,32 +210,35 @@ def _with_budgets(
     Rejects events that name a budget, a period or a lease which does not exist or belongs to others.
     """
     counted = counted_in(connection, events, {event.agent: books[event.agent, event.day].plan for event in events})
-    periods = {(share.budget, share.period) for each in counted for share in each.shares}
+    kinds = dict.fromkeys((each.event.day, each.shares) for each in counted if each.shares)
+    named = [(share.lease, (share.budget, share.period)) for _, shares in kinds for share in shares]
+    periods = {where for _, where in named}
     if not periods:
         return counted
-    days.insert_missing(connection, periods, now_ms, during=around(each.event.day for each in counted))
+    days.insert_missing(connection, periods, now_ms, during=around(day for day, _ in kinds))
     found = budgets_books(connection, days.lock(connection, periods))
-    named = ((share.lease, (share.budget, share.period)) for each in counted for share in each.shares)
     owners = load_leases(connection, ((lease, where) for lease, where in named if where in found), found)
     books |= found
+    fault_of = {kind: _fault(*kind, found, owners) for kind in kinds}
     kept = []
     for each in counted:
-        if (letter := _rejected(each, found, owners)) is None:
+        if (fault := fault_of.get((each.event.day, each.shares))) is None:
             kept.append(each)
         else:
-            outcome.dead_letters.append(letter)
+            outcome.dead_letters.append(DeadLetter(*fault, each.event.to_wire()))
     return kept
 
 
-def _rejected(counted: Counted, found: dict[AgentDay, Book], owners: dict[str, AgentDay]) -> DeadLetter | None:
-    event = counted.event
-    for share in counted.shares:
+def _fault(
+    day: str, shares: tuple[Share, ...], found: dict[AgentDay, Book], owners: dict[str, AgentDay]
+) -> tuple[Kind, str] | None:
+    """Return why an event of this day cannot have these shares; None if it can."""
+    for share in shares:
         where = (share.budget, share.period)
-        if where not in found or not found[where].overlaps(event.day):
-            reason = f"there is no budget {share.budget} with a period {share.period} on {event.day}"
-            return DeadLetter(Kind.UNKNOWN_BUDGET, reason, event.to_wire())
+        if where not in found or not found[where].overlaps(day):
+            return Kind.UNKNOWN_BUDGET, f"there is no budget {share.budget} with a period {share.period} on {day}"
         if owners[share.lease] != where:
-            return _wrong_lease(event, owners[share.lease])
+            return _wrong_lease(owners[share.lease])
     return None
 
 

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from daycap.clock import DAY_MS, day_start_ms
 from daycap.ledger.tables import plans
-from daycap.protocol.plan import NO_PLAN, Plan, read_plan
+from daycap.protocol.labels import Labels
+from daycap.protocol.plan import NO_PLAN, Plan, PlannedBudget, read_plan
 from daycap.protocol.wire import FinalizeEvent, Share
 
 
@@ -33,7 +34,24 @@ def counted_in(connection: sa.Connection, events: Iterable[FinalizeEvent], plan_
     if not wanted and not any(event.also for event in events):
         return [Counted(event) for event in events]
     known = load_plans(connection, wanted | {plan_of[event.agent] for event in events})
-    return [_counted(event, known.get(event.plan) or known.get(plan_of[event.agent], NO_PLAN)) for event in events]
+    named: dict[_Named, tuple[tuple[Share, ...], list[PlannedBudget]]] = {}
+    counted = []
+    for event in events:
+        kind = event.also, event.plan or plan_of[event.agent], event.labels
+        if kind not in named:
+            plan = known.get(event.plan) or known.get(plan_of[event.agent], NO_PLAN)
+            if plan.id != kind[1]:  # The ledger has no such plan.
+                kind = event.also, plan.id, event.labels
+            named[kind] = _named(event, plan)
+        shares, others = named[kind]
+        if others:
+            shares = tuple(sorted([*shares, *_unheld(event, others)]))
+        counted.append(Counted(event, shares))
+    return counted
+
+
+_Named = tuple[tuple[Share, ...], int, Labels]
+"""What events have in common that name the same budgets: `also`, plan and labels."""
 
 
 def load_plans(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Plan]:
@@ -45,23 +63,25 @@ def load_plans(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Plan]
 _parsed = functools.lru_cache(maxsize=1000)(read_plan)
 
 
-def _counted(event: FinalizeEvent, plan: Plan) -> Counted:
-    named = {share.budget: share for share in event.also}
-    at_ms = _within_day(event)
-    planned = {each.budget: each for each in plan.of_call(event.labels) if each.rule.contains(at_ms)}
-    shares = []
-    for budget in sorted({*named, *planned}):
-        share = named.get(budget) or Share(budget, planned[budget].rule.at(at_ms).id)
-        shares.append(share if share.lease else share._replace(lease=f"{budget}/{share.period}", held_micros=None))
-    return Counted(event, tuple(shares))
+def _named(event: FinalizeEvent, plan: Plan) -> tuple[tuple[Share, ...], list[PlannedBudget]]:
+    """Return the shares that the event names, and the budgets of its plan that it does not name."""
+    shares = [share if share.lease else _of_ledger(share) for share in sorted(event.also)]
+    budgets = {share.budget for share in shares}
+    return tuple(shares), [each for each in plan.of_call(event.labels) if each.budget not in budgets]
+
+
+def _unheld(event: FinalizeEvent, planned: Iterable[PlannedBudget]) -> list[Share]:
+    """Return the event's shares in budgets that it does not name."""
+    start_ms = day_start_ms(event.day)
+    at_ms = min(max(event.at_ms, start_ms), start_ms + DAY_MS - 1)
+    return [_of_ledger(Share(each.budget, each.rule.at(at_ms).id)) for each in planned if each.rule.contains(at_ms)]
+
+
+def _of_ledger(share: Share) -> Share:
+    """Return the share with a lease of the ledger's own."""
+    return share._replace(lease=f"{share.budget}/{share.period}", held_micros=None)
 
 
 def is_unheld(lease: str) -> bool:
     """Return whether the call held nothing of the budget: no runner can have a lease with such an id."""
     return "/" in lease
-
-
-def _within_day(event: FinalizeEvent) -> int:
-    """Return the event's time, within its day."""
-    start_ms = day_start_ms(event.day)
-    return min(max(event.at_ms, start_ms), start_ms + DAY_MS - 1)

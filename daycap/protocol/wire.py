@@ -184,9 +184,7 @@ class FinalizeEvent(NamedTuple):
         also, plan = payload.get("also", []), payload.get("plan", 0)
         if not isinstance(also, list) or len(also) >= MOST_BUDGETS:
             raise InvalidInput(f"also is not a list of at most {MOST_BUDGETS - 1} budgets: {shown(also, 80)}")
-        shares = tuple(_share(each) for each in also)
-        if len({share.budget for share in shares}) < len(shares):
-            raise InvalidInput("also names a budget twice")
+        shares = _shares(also)
         if type(plan) is not int or not 0 <= plan <= MAX_MICROS:
             raise InvalidInput(f"not a plan: {shown(plan, 40)}")
         return self._replace(also=shares, plan=plan, labels=call_labels(payload.get("labels", {})))
@@ -196,17 +194,42 @@ _ALONE: tuple[object, ...] = ((), 0, ())
 """What an event that counts only in its agent's day has of budgets."""
 
 
-def _share(entry: object) -> Share:
-    if not isinstance(entry, dict):
-        raise InvalidInput(f"a budget of an event is an object, not {shown(entry, 80)}")
-    budget, period, lease, held = (entry.get(name) for name in ("budget", "period", "lease", "held"))
+def _shares(entries: list[object]) -> tuple[Share, ...]:
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise InvalidInput(f"a budget of an event is an object, not {shown(entry, 80)}")
+    each: Any = entries
+    named = tuple([(entry.get("budget"), entry.get("period"), entry.get("lease")) for entry in each])
+    try:
+        shares = _checked_shares(named)
+    except TypeError:  # Unhashable.
+        shares = _checked_shares.__wrapped__(named)
+    held = [entry.get("held") for entry in each]
+    if held.count(None) == len(held):
+        return shares
+    return tuple(
+        share if its is None else share._replace(held_micros=micros(its))
+        for share, its in zip(shares, held, strict=True)
+    )
+
+
+@functools.lru_cache(maxsize=10_000)
+def _checked_shares(named: tuple[tuple[object, object, object], ...]) -> tuple[Share, ...]:
+    """Return the shares without what was held. Cached, because the leases of a call have many events."""
+    shares = tuple(_share(*each) for each in named)
+    if len({share.budget for share in shares}) < len(shares):
+        raise InvalidInput("also names a budget twice")
+    return shares
+
+
+def _share(budget: object, period: object, lease: object) -> Share:
     if not isinstance(period, str) or not _PERIOD.fullmatch(period):
         raise InvalidInput(f"not a period's id: {shown(period, 40)}")
     if lease is None:
         lease = ""
     elif not isinstance(lease, str) or not _LEASE.fullmatch(lease) or not lease_fits(lease, budget_id(budget), period):
         raise InvalidInput(f"not a lease of budget {shown(budget, 180)} in {period}: {shown(lease, 80)}")
-    return Share(budget_id(budget), period, lease, None if held is None else micros(held))
+    return Share(budget_id(budget), period, lease)
 
 
 @functools.lru_cache(maxsize=10_000)

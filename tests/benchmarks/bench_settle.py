@@ -6,11 +6,16 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
+import sqlalchemy as sa
 from celery import Celery
 
 from daycap import Wallet
+from daycap.clock import wall_ms
 from daycap.delivery.celery import CeleryTransport
-from daycap.protocol.wire import CONTROL_QUEUE, FinalizeEvent
+from daycap.ledger import budgets, groups
+from daycap.ledger.tables import agent_accounts
+from daycap.periods import PeriodRule
+from daycap.protocol.wire import CONTROL_QUEUE, FinalizeEvent, Share, new_lease_id
 from tests.benchmarks.figures import Figure, interleaved
 from tests.benchmarks.no_op import NO_OP_TASK
 from tests.benchmarks.place import CAP_MICROS, Place, batches, place, rate
@@ -30,16 +35,38 @@ def figures() -> Iterator[Figure]:
         nothing, singles = interleaved(3, lambda: no_op(here), lambda: settle_singles(here))
         against = "messages/s: a task that does nothing"
         yield Figure("settle, 1 event a message", singles, "events/s", against, nothing, at_least=0.8)
+        with place() as team:
+            team.open_days()
+            further = _budgets(team)
+            alone, shared = interleaved(
+                3, lambda: _settle(here, _BATCHED, 500), lambda: _settle(team, _BATCHED, 500, *further)
+            )
+            against = "events/s with the agent's own day alone"
+            yield Figure("settle, 4 budgets", shared, "events/s", against, alone, at_least=0.5)
         waits_ms = _latencies_ms(here)
         yield Figure("finalize to settled, few events, p50", percentile(waits_ms, 0.5), "ms")
         yield Figure("finalize to settled, few events, p99", percentile(waits_ms, 0.99), "ms", at_most=50)
 
 
-def _settle(here: Place, events: int, each: int) -> float:
+def _budgets(here: Place) -> tuple[tuple[Share, ...], int]:
+    """Have all agents share three budgets. Returns what each call then has of them, and the plan."""
+    groups.add(here.ledger, here.publisher, "all", here.agents, [], "bench")
+    shares = []
+    for name, period in (("brake", "hour"), ("team", "month"), ("firm", "year")):
+        facts = {"group": "all", "cap_micros": CAP_MICROS, "period": {"period": period}}
+        found = budgets.add(here.ledger, here.publisher, name, facts, "bench")
+        where = found.budget, PeriodRule(period).at(wall_ms()).id
+        shares.append(Share(*where, new_lease_id(*where, bytes(16))))
+    with here.ledger.reading() as connection:
+        plan = connection.scalar(sa.select(sa.func.max(agent_accounts.c.plan_id)))
+    return tuple(shares), int(plan or 0)
+
+
+def _settle(here: Place, events: int, each: int, also: tuple[Share, ...] = (), plan: int = 0) -> float:
     """Events a second, from the first commit to the last."""
     transport = CeleryTransport(here.settings.broker_url)
     for batch in batches(here.agents, events, each):
-        transport.send(batch)
+        transport.send([event._replace(also=also, plan=plan) for event in batch])
     transport.close()
     before = here.settled()
     with here.worker():
