@@ -138,10 +138,11 @@ def _insert(change: Change, wanted: Definition) -> None:
         check_exist(change.connection, [wanted.group])
     ids = change.connection.scalars(sa.select(budgets.c.budget_id).where(budgets.c.name == wanted.name))
     number = 1 + max((int(each.rpartition("/")[2]) for each in ids), default=0)
+    budget_id = f"{wanted.name}/{number}"
     change.connection.execute(
         sa.insert(budgets),
         {
-            "budget_id": f"{wanted.name}/{number}",
+            "budget_id": budget_id,
             "name": wanted.name,
             "agent_account_id": wanted.agent,
             "group_id": wanted.group,
@@ -153,6 +154,7 @@ def _insert(change: Change, wanted: Definition) -> None:
             "updated_at": change.now_ms,
         },
     )
+    change.begun.append((budget_id, wanted.rule.at(change.now_ms).id))
 
 
 def _update(change: Change, budget_id: str, **values: Any) -> None:

@@ -23,7 +23,7 @@ from daycap.ledger.budget_rows import patterns_of, rule_of
 from daycap.ledger.engine import Ledger, in_byte_order
 from daycap.ledger.membership import Containers, agents_of, batches
 from daycap.ledger.publish import CounterPublisher
-from daycap.ledger.snapshots import read_rows
+from daycap.ledger.snapshots import read_rows, read_snapshots
 from daycap.ledger.tables import agent_accounts as accounts
 from daycap.ledger.tables import budget_changes, budget_periods, budgets, daily_agent_spending, plans, with_seq
 from daycap.protocol.counter import KEPT_DAYS, AgentDay
@@ -47,13 +47,19 @@ def changing(
     """
     if not changed_by.strip():
         raise InvalidInput("say who changes budgets: changed_by is empty")
-    now_ms = publisher.authoritative_ms()
+    opened_at_ms = publisher.now_ms()
+    now_ms = publisher.last_heard_ms() if opened_at_ms is None else opened_at_ms
     with ledger.writing() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MUTEX)))
         change = Change(connection, now_ms, changed_by[:200], reason[:1000] if reason else None)
         yield change
+        # Before any call can count in it: the first one that settles would otherwise have it opened behind a fence.
+        first = [] if opened_at_ms is None else sorted(days.insert_missing(connection, change.begun, now_ms))
         snapshots = read_rows(connection, [*change.replan(), *change.periods])
+        begun = read_snapshots(connection, first)
+    for start in range(0, len(begun), _PUBLISHED_AT_ONCE):
+        publisher.publish(ledger, begun[start : start + _PUBLISHED_AT_ONCE], opened_at_ms=opened_at_ms)
     for start in range(0, len(snapshots), _PUBLISHED_AT_ONCE):
         batch = snapshots[start : start + _PUBLISHED_AT_ONCE]
         publisher.publish(ledger, [each._replace(base_seq=each.seq - 1) for each in batch])
@@ -96,6 +102,8 @@ class Change:
     reason: str | None
     periods: list[AgentDay] = field(default_factory=list)
     """The budget periods whose rows were changed, to be published."""
+    begun: list[AgentDay] = field(default_factory=list)
+    """The current periods of new budgets, to be opened."""
     _plan_of: dict[str, int] = field(default_factory=dict)
     _days: list[AgentDay] = field(default_factory=list)
 

@@ -20,7 +20,8 @@ from daycap import (
 )
 from daycap.clock import DAY_MS
 from daycap.counters.memory import MemoryCounter
-from daycap.ledger import accounts, budgets, groups, membership, plans, tables
+from daycap.errors import CounterUnavailable
+from daycap.ledger import accounts, budgets, groups, membership, opening, plans, tables
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.protocol.counter import DaySnapshot
@@ -196,12 +197,40 @@ def test_cap_reaches_open_periods(office: Office, clock: ServerClock, monkeypatc
 
     monkeypatch.setattr(plans, "read_rows", read_rows)
     office.set("x", cap_micros=9)
-    assert sorted(published) == [("x/1", "next"), ("x/1", "now")]
+    assert sorted(published) == [("x/1", DAY), ("x/1", "next"), ("x/1", "now")]
     assert [(row.period_id, row.cap_micros, row.seq) for row in office.rows(tables.budget_periods)] == [
+        (DAY, 9, 2),
         ("next", 9, 5),
         ("now", 9, 5),
         ("old", 100, 4),
     ]
+
+
+@pytest.mark.parametrize("mode", ["enforce", "watch"])
+def test_new_budget_is_open_without_a_fence(office: Office, counter: MemoryCounter, mode: str) -> None:
+    """An event that held nothing of it inserts the period's row; nobody could tell then that nothing was lent."""
+    office.budget("x", agent="a", mode=mode)
+    office.set("x", cap_micros=101, labels={"tool": "search"})
+    first, second = counter.read([("x/1", DAY), ("x/2", DAY)])
+    assert first is not None
+    assert second is not None
+    assert (first.status, first.fenced) == ("paused", False)
+    assert (second.status, second.fenced, second.remaining_micros) == ("active", False, 101)
+
+
+def test_budget_without_a_counter_is_opened_later(office: Office, counter: MemoryCounter) -> None:
+    def away() -> int:
+        raise CounterUnavailable("away")
+
+    now_ms, counter.now_ms = counter.now_ms, away
+    office.budget("x", agent="a")
+    counter.now_ms = now_ms
+    assert office.rows(tables.budget_periods) == []
+
+    opening.open_on_request(*office.books, "x/1", DAY)
+    (reading,) = counter.read([("x/1", DAY)])
+    assert reading is not None
+    assert not reading.fenced
 
 
 def test_every_change_is_recorded(office: Office, clock: ServerClock) -> None:
@@ -368,7 +397,7 @@ def test_changes_since_a_number(office: Office, clock: ServerClock) -> None:
     assert plans.changed_since(office.ledger, before.last) == (before.last, set(), [])
     office.budget("x", group="team")
     after = plans.changed_since(office.ledger, before.last)
-    assert (after.last, after.agents, after.periods) == (before.last + 1, {"a", "b"}, [])
+    assert (after.last, after.agents, after.periods) == (before.last + 1, {"a", "b"}, [("x/1", DAY)])
 
 
 def test_pages_by_name(office: Office) -> None:
