@@ -74,12 +74,15 @@ class ScriptsInProcess(RedisCounter):
         return replies
 
     def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Scans, each in one step, and lengths."""
+        """Scans, each in one step, lengths, and fields."""
         replies: list[Any] = []
-        for command, key, *_ in commands:
+        for command, key, *rest in commands:
             fields = self._store.get(key, {})
             words = [word for pair in fields.items() for word in pair]
-            replies.append(len(fields) if command == "HLEN" else ["0", words])
+            if command == "HMGET":
+                replies.append([fields.get(field) for field in rest])
+            else:
+                replies.append(len(fields) if command == "HLEN" else ["0", words])
         return replies
 
     def _redis_call(self, command: str, *words: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from daycap.ledger.tables import metadata
 from tests.migrated import quiet_ledger
+from tests.simulation.budgets import BudgetsWorld
 from tests.simulation.world import World
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -14,6 +15,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "three runners, no faults": {"faults": 0.0, "runners": 3, "agents": 2, "steps": 200},
     "two runners, some faults": {"faults": 0.3, "runners": 2, "agents": 1, "steps": 250},
     "three runners, many faults": {"faults": 1.0, "runners": 3, "agents": 2, "steps": 250},
+    "one runner, budgets, no faults": {"faults": 0.0, "runners": 1, "agents": 3, "steps": 200, "budgets": 3},
+    "three runners, budgets, no faults": {"faults": 0.0, "runners": 3, "agents": 3, "steps": 200, "budgets": 3},
+    "two runners, budgets, some faults": {"faults": 0.3, "runners": 2, "agents": 2, "steps": 250, "budgets": 3},
+    "three runners, budgets, many faults": {"faults": 1.0, "runners": 3, "agents": 3, "steps": 250, "budgets": 3},
 }
 
 
@@ -39,7 +44,9 @@ class Seeds:
         with self._ledger.writing() as connection:
             for table in reversed(metadata.sorted_tables):
                 connection.execute(table.delete())
-        world = World(self._ledger, seed, **SCENARIOS[scenario])
+        options = SCENARIOS[scenario]
+        kind = BudgetsWorld if "budgets" in options else World
+        world = kind(self._ledger, seed, **options)
         try:
             world.run()
         except Exception as error:

@@ -11,5 +11,5 @@ from tests.simulation.seeds import SCENARIOS, Seeds
 @pytest.mark.timeout(300)
 def test_no_promise_is_broken(scenario: str) -> None:
     with Seeds() as seeds:
-        for seed in range(20):
+        for seed in range(3 if "budgets" in SCENARIOS[scenario] else 20):
             seeds.run(scenario, seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter as Count
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,11 +24,13 @@ from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import open_days
 from daycap.ledger.slices import all_of
-from daycap.protocol.counter import Answer, DaySnapshot, PublishReply, SyncRequest
+from daycap.protocol.counter import AgentDay, Answer, DaySnapshot, PublishReply, SyncRequest
+from daycap.protocol.labels import Labels
 from daycap.protocol.wire import FinalizeEvent
 from daycap.wallet.hold import Pending
+from daycap.wallet.lease import Lease
 from daycap.wallet.lease_book import LeaseBook
-from daycap.wallet.top_up import top_up
+from daycap.wallet.top_up import Answered, ReadPlan, Step, top_up
 from tests.simulation.scripts_in_process import ScriptsInProcess, Store
 from worker import housekeeping
 
@@ -52,6 +54,12 @@ class Call:
     hold: Hold
     actual: int
 
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """What it draws on: the lease of its agent's day, and those of other budgets."""
+        route = self.hold._route
+        return (self.hold._lease, *(route.others if route is not None else ()))
+
 
 @dataclass(slots=True, eq=False)
 class Runner:
@@ -63,6 +71,9 @@ class Runner:
     asking: set[str] = field(default_factory=set)
     stopped_until_ms: int = 0
     ending: bool = False
+    slice_seconds: float = 0
+    disturbed: bool = False
+    """Whether an exchange got lost since it last renewed."""
 
 
 @dataclass(slots=True)
@@ -96,6 +107,9 @@ class LaggingPublisher(CounterPublisher):
 class World:
     """One simulated deployment. `faults` is how much goes wrong, 0 nothing, 1 a lot."""
 
+    end_s = 0.0
+    """Until when a reservation asks again: it has no time to."""
+
     def __init__(self, ledger: Ledger, seed: int, *, faults: float, runners: int, agents: int, steps: int) -> None:
         self.rng = random.Random(seed)
         self.chance = self.rng.random
@@ -103,7 +117,8 @@ class World:
         self.steps = steps
         self.trace: list[str] = []
         self.ledger = ledger
-        self.now_ms = day_start_ms("2026-03-02") + DAY_MS - self.rng.choice([7_200_000, 60_000, 20_000])
+        self.began_ms = day_start_ms(self.first_day())
+        self.now_ms = self.began_ms + DAY_MS - self.rng.choice([7_200_000, 60_000, 20_000])
         self.counter = ScriptsInProcess(lambda: self.now_ms)
         self.publisher = LaggingPublisher(self.counter, TERMS)
         self.publisher.world = self
@@ -111,8 +126,9 @@ class World:
         self.openings: list[tuple[str, str]] = []
         self.late: list[Late] = []
         self.copies: list[Store] = [{}]
-        self.true_spent, self.excess = Count[tuple[str, str]](), Count[tuple[str, str]]()
-        self.highest_cap: dict[tuple[str, str], int] = {}
+        self.true_spent, self.excess = Count[AgentDay](), Count[AgentDay]()
+        """Of each agent's day, or budget's period: what calls cost that held of it, and what they did not hold."""
+        self.highest_cap: dict[AgentDay, int] = {}
         self.finalized: dict[str, FinalizeEvent] = {}
         self.unheard: set[str] = set()
         """Reservations whose runner died before a broker had their event: they may never be settled."""
@@ -120,8 +136,8 @@ class World:
         accounts.add(ledger, CounterPublisher(self.counter, TERMS), dict(self.agents), "sim")
         self.runners = [self._new_runner() for _ in range(runners)]
         self.resting = False
-        self._known_rows: dict[tuple[str, str], DaySnapshot] | None = None
-        self._writing = (
+        self._known_rows: dict[AgentDay, DaySnapshot] | None = None
+        self._writing: tuple[Callable[[], None], ...] = (
             self._settle,
             self._open,
             self._rollover,
@@ -131,6 +147,10 @@ class World:
             self._change_status,
         )
         self.lone = runners == 1 and faults == 0
+
+    def first_day(self) -> str:
+        """Return the day before whose end the world begins."""
+        return "2026-03-02"
 
     # --- the schedule ---------------------------------------------------------------------------------------
 
@@ -178,21 +198,22 @@ class World:
         self.check()
 
     def say(self, what: str) -> None:
-        self.trace.append(f"{(self.now_ms - day_start_ms('2026-03-02')) / 1000:.3f} s  {what}")
+        self.trace.append(f"{(self.now_ms - self.began_ms) / 1000:.3f} s  {what}")
 
     # --- runners ----------------------------------------------------------------------------------------------
 
     def _new_runner(self) -> Runner:
         outgoing: list[FinalizeEvent] = []
+        slice_seconds = self.rng.choice([0, 2])
         book: LeaseBook[Any] = LeaseBook(
             outgoing.append,
             guard_ms=TERMS.guard_ms,
-            slice_seconds=self.rng.choice([0, 2]),
+            slice_seconds=slice_seconds,
             now_ns=self._boot_ns,
             random=self.rng.randbytes,
         )
         book.clock.hear(self.now_ms)
-        return Runner(book, outgoing)
+        return Runner(book, outgoing, slice_seconds=slice_seconds)
 
     def _boot_ns(self) -> int:
         return self.now_ms * _MS
@@ -207,30 +228,43 @@ class World:
             return
         cap = self.agents[agent]
         estimate = self.rng.choice([0, 1, cap // 20, cap // 5, cap // 2, cap])
+        self._try_to_hold(runner, agent, estimate)
+
+    def _try_to_hold(self, runner: Runner, agent: str, estimate: int, labels: Labels = ()) -> None:
         runner.asking.add(agent)
-        steps = top_up(runner.book, agent, estimate, end_s=0, ask_to_open=lambda *where: self.openings.append(where))
+        steps = top_up(runner.book, agent, estimate, labels, end_s=self.end_s, ask_to_open=self._ask_to_open)
         try:
             step = next(steps)
             while True:
-                if isinstance(step, Pending):
-                    try:
-                        replies = self._exchange(runner, [each.request for each in step.all])
-                    except CounterUnavailable as error:
-                        step = steps.throw(error)
-                    else:
-                        step = steps.send(replies)
+                try:
+                    answer = self._answer(runner, step)
+                except (CounterUnavailable, BudgetUnavailable) as error:
+                    step = steps.throw(error)
                 else:
-                    self._meanwhile(runner)
-                    step = next(steps)
+                    step = steps.send(answer)
         except StopIteration as done:
             self._hold(runner, done.value)
-        except CapExceeded:
-            if self.lone:
-                self._check_refusal(runner, agent, estimate)
+        except CapExceeded as refused:
+            self._refused(runner, refused)
         except (AgentPaused, BudgetUnavailable):
             pass
         finally:
             runner.asking.discard(agent)
+
+    def _ask_to_open(self, owner: str, period: str) -> None:
+        self.openings.append((owner, period))
+
+    def _answer(self, runner: Runner, step: Step) -> Answered:
+        """Take one step of a reservation. Raises `CounterUnavailable`, or `BudgetUnavailable` as its time is over."""
+        if isinstance(step, Pending):
+            return self._exchange(runner, [each.request for each in step.all])
+        assert not isinstance(step, ReadPlan), "this world has no plans"
+        self._meanwhile(runner)
+        return None
+
+    def _refused(self, runner: Runner, refused: CapExceeded) -> None:
+        if self.lone:
+            self._check_refusal(runner, refused.agent, refused.estimate_micros)
 
     def _hold(self, runner: Runner, hold: Hold) -> None:
         over = self.chance() < 0.05
@@ -274,12 +308,15 @@ class World:
             self._finalize(runner, call)
 
     def _finalize(self, runner: Runner, call: Call) -> None:
-        where = (call.hold.agent, call.hold.day)
+        leases = call.leases
         call.hold.finalize(call.actual)
         event = runner.outgoing[-1]
         self.finalized[event.reservation] = event
-        self.true_spent[where] += call.actual
-        self.excess[where] += event.actual_micros - event.drawn_micros
+        helds = {share.budget: share.held_micros for share in event.also}
+        for lease in leases:
+            where, held = (lease.agent, lease.day), helds.get(lease.agent)
+            self.true_spent[where] += call.actual
+            self.excess[where] += max(0, call.actual - (event.held_micros if held is None else held))
 
     def _renew(self) -> None:
         runner = self._awake()
@@ -345,7 +382,8 @@ class World:
         if runner.stopped_until_ms == 2**62:
             return
         for call in runner.calls:
-            self.true_spent[call.hold.agent, call.hold.day] += min(call.actual, call.hold.held_micros)
+            for lease in call.leases:
+                self.true_spent[lease.agent, lease.day] += min(call.actual, call.hold.held_micros)
         sent = {event.reservation for _, events in self.queue for event in events}
         self.unheard |= {event.reservation for event in runner.book.unsettled.events()} - sent
         self.unheard |= {event.reservation for event in runner.book.unsettled.events()}
@@ -435,12 +473,12 @@ class World:
 
     # --- what must be true ---------------------------------------------------------------------------------------
 
-    def _rows(self) -> dict[tuple[str, str], DaySnapshot]:
+    def _rows(self) -> dict[AgentDay, DaySnapshot]:
         if self._known_rows is None:
             self._known_rows = self._read_rows()
         return self._known_rows
 
-    def _read_rows(self) -> dict[tuple[str, str], DaySnapshot]:
+    def _read_rows(self) -> dict[AgentDay, DaySnapshot]:
         on = [day_of(self.now_ms + offset) for offset in (-DAY_MS, 0, DAY_MS)]
         with self.ledger.reading() as connection:
             status = {row.agent_account_id: row for row in connection.execute(_ACCOUNTS)}
@@ -452,32 +490,36 @@ class World:
             found[where] = DaySnapshot(*where, row.seq if row else 0, account.status, *books)
         return found
 
-    def _note_caps(self, agent: str) -> None:
+    def _note_caps(self, owner: str) -> None:
         for where, snapshot in self._rows().items():
-            if where[0] == agent:
+            if where[0] == owner:
                 self.highest_cap[where] = max(self.highest_cap.get(where, 0), snapshot.cap_micros)
 
     def check(self) -> None:
         """P1 and P4, after each step."""
+        held = self._held(self.runners)
         for where, snapshot in self._rows().items():
             highest = self.highest_cap[where] = max(self.highest_cap.get(where, 0), snapshot.cap_micros)
             assert snapshot.spent_micros <= highest, ("P1", where, snapshot.spent_micros, highest)
-            held = sum(
-                call.hold.held_micros
-                for runner in self.runners
-                for call in runner.calls
-                if (call.hold.agent, call.hold.day) == where
-            )
             most = highest + self.counter.given_up.get(where, 0) + self.excess[where]
-            spent = self.true_spent[where] + held
+            spent = self.true_spent[where] + held[where]
             assert spent <= most, ("P4", where, f"spent and held {spent}", f"most {most}")
+
+    @staticmethod
+    def _held(runners: Sequence[Runner]) -> Count[AgentDay]:
+        """Return what live calls hold of each agent's day, and of each budget's period."""
+        held = Count[AgentDay]()
+        for runner in runners:
+            for call in runner.calls:
+                for lease in call.leases:
+                    held[lease.agent, lease.day] += call.hold.held_micros
+        return held
 
     def _check_refusal(self, runner: Runner, agent: str, estimate: int) -> None:
         """P6: a lone runner is refused only when spent, held and the estimate would pass the cap."""
         day = day_of(self.now_ms)
-        held = sum(call.hold.held_micros for call in runner.calls if (call.hold.agent, call.hold.day) == (agent, day))
         cap = self._rows()[agent, day].cap_micros
-        total = self.true_spent[agent, day] + held + estimate
+        total = self.true_spent[agent, day] + self._held([runner])[agent, day] + estimate
         assert total > cap, ("P6", agent, f"spent, held and estimate {total}", f"cap {cap}")
 
     def settle_down(self) -> None:
@@ -531,14 +573,22 @@ class World:
                 continue
             assert (row.held_micros, row.actual_micros) == (event.held_micros, event.actual_micros), ("P2", reservation)
         assert found.keys() <= self.finalized.keys(), ("P2", "settled, but never finalized")
-        rows = self._rows()
+        rows, charged = self._rows(), self._charged(found)
         for (where, snapshot), reading in zip(rows.items(), self.counter.read(list(rows)), strict=True):
-            charged = sum(
-                row.charged_micros for row in found.values() if (row.agent_account_id, row.spending_date) == where
-            )
-            assert snapshot.spent_micros == charged, ("P3", where, snapshot.spent_micros, charged)
-            if reading is not None:
+            assert snapshot.spent_micros == charged[where], ("P3", where, snapshot.spent_micros, charged[where])
+            if reading is not None and self._is_enforced(where[0]):
                 said = (reading.seq, reading.status, reading.cap_micros, reading.spent_micros)
                 kept = (snapshot.seq, snapshot.status, snapshot.cap_micros, snapshot.spent_micros)
                 assert said == kept, ("P3", where, "counter", said, "ledger", kept)
                 assert reading.leased_micros == 0, ("P5", where, "leased", reading.leased_micros)
+
+    def _is_enforced(self, _owner: str) -> bool:
+        """Return whether the counter must be level with the ledger."""
+        return True
+
+    def _charged(self, settled: Mapping[str, Any]) -> Count[AgentDay]:
+        """Return what the settlements, by reservation, charged to each agent's day."""
+        charged = Count[AgentDay]()
+        for row in settled.values():
+            charged[row.agent_account_id, row.spending_date] += row.charged_micros
+        return charged
