@@ -171,6 +171,7 @@ def _demo(as_json: bool, **options: Any) -> int:
         settings=settings,
         ledger=ledger.engine,
         add_agents=lambda caps: ask("daycap.add_agents", caps=caps, changed_by=me()),
+        add_team=_add_team,
         backlog=CeleryTransport(settings.broker_url).backlog,
         reconcile=lambda: answer_of("daycap.reconcile", timeout_s=START_S),
     )
@@ -179,6 +180,14 @@ def _demo(as_json: bool, **options: Any) -> int:
     finally:
         ledger.close()
     return 0 if result.ok else 1
+
+
+def _add_team(name: str, agents: list[str], cap_micros: int) -> None:
+    from demo.plan import TEAM_PERIOD  # noqa: PLC0415
+
+    ask("daycap.add_group", group=name, agents=agents, member_groups=[], changed_by=me())
+    facts = {"group": name, "cap_micros": cap_micros, "period": TEAM_PERIOD.to_json()}
+    ask("daycap.add_budget", name=name, facts=facts, changed_by=me())
 
 
 def _stop_on_signals() -> None:

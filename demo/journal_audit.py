@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from daycap.clock import day_of
 from daycap.ledger.audit_counter import Difference
-from daycap.ledger.tables import daily_agent_spending, dead_letters, lease_totals, settlements
+from daycap.ledger.tables import budget_periods, daily_agent_spending, dead_letters, lease_totals, settlements
 from daycap.protocol.counter import Counter, DayReading
 from demo.journal import End, Entry
 
@@ -26,6 +26,8 @@ class Recorded(NamedTuple):
     leases: list[Any]
     dead_letters: list[Any]
     readings: list[tuple[str, str, DayReading | None]]
+    team: list[tuple[Any, DayReading | None]]
+    """The periods of the budget that all agents share, in the ledger and in the counter."""
 
 
 class Check(NamedTuple):
@@ -37,13 +39,15 @@ class Check(NamedTuple):
     differences: list[Difference]
 
 
-def read_recorded(ledger: sa.Engine, counter: Counter, agents: Sequence[str], entries: Sequence[Entry]) -> Recorded:
-    """Return the records of `agents` on the journals' days and today.
+def read_recorded(
+    ledger: sa.Engine, counter: Counter, agents: Sequence[str], entries: Sequence[Entry], team: str = ""
+) -> Recorded:
+    """Return the records of `agents` on the journals' days and today, and of the budget `team`, if they share one.
 
     Raises `CounterUnavailable` or the database's error.
     """
     days = sorted({entry.day for entry in entries if entry.day} | {day_of(counter.now_ms())})
-    found = Recorded([], [], [], [], [])
+    found = Recorded([], [], [], [], [], [])
     with ledger.connect() as connection:
         for start in range(0, len(agents), _AT_ONCE):
             batch = agents[start : start + _AT_ONCE]
@@ -55,9 +59,13 @@ def read_recorded(ledger: sa.Engine, counter: Counter, agents: Sequence[str], en
                 is_theirs = table.c.agent_account_id.in_(batch) & table.c.spending_date.in_(days)
                 rows.extend(connection.execute(sa.select(table).where(is_theirs)))
         found.dead_letters.extend(_letters_of(connection, agents))
+        of_team = sa.select(budget_periods).where(budget_periods.c.budget_id == team)
+        periods = connection.execute(of_team).all()
     agent_days = [(agent, day) for day in days for agent in agents]
     readings = counter.read(agent_days)
     found.readings.extend((*pair, reading) for pair, reading in zip(agent_days, readings, strict=True))
+    of_counter = counter.read([(team, row.period_id) for row in periods])
+    found.team.extend(zip(periods, of_counter, strict=True))
     return found
 
 
@@ -76,6 +84,9 @@ def compare(entries: Sequence[Entry], recorded: Recorded) -> list[Check]:
         ("P6", "no refusal below half a cap", len(entries), lambda: _check_refusals(entries, recorded)),
         ("P7", "no dead letters", len(finalized), lambda: iter(letters)),
     ]
+    if recorded.team:
+        of_team = ("P3", "team's month = its calls", len(finalized), lambda: _check_team(finalized, recorded))
+        checks.insert(5, of_team)
     return [Check(promise, says, compared, list(check())) for promise, says, compared, check in checks]
 
 
@@ -151,6 +162,20 @@ def _check_counter(recorded: Recorded) -> Iterator[Difference]:
         for name in ("cap_micros", "spent_micros", "seq"):
             if getattr(reading, name) != getattr(row, name):
                 yield Difference("P3", agent, f"{name} in the counter", getattr(row, name), getattr(reading, name))
+
+
+def _check_team(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:
+    """Check the budget that all agents share: every call counts in it, and the counter has what the ledger has."""
+    cost = sum(entry.actual_micros for entry in finalized)
+    booked = sum(row.spent_micros + row.uncovered_micros for row, _ in recorded.team)
+    if booked != cost:
+        yield Difference("P3", "team", "spent and uncovered in its month", cost, booked)
+    for row, reading in recorded.team:
+        if row.spent_micros > row.cap_micros:
+            yield Difference("P1", "team", "spent exceeds the cap", row.cap_micros, row.spent_micros)
+        found = None if reading is None else (reading.seq, reading.spent_micros, reading.leased_micros)
+        if row.settled_count and found != (expected := (row.seq, row.spent_micros, 0)):
+            yield Difference("P3", "team", "seq, spent and leased in the counter", str(expected), str(found))
 
 
 def _check_true_spending(finalized: Sequence[Entry], recorded: Recorded) -> Iterator[Difference]:

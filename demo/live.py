@@ -87,7 +87,7 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _agents(watch: Watch, width: int, rows: int) -> Table:
-    """Show the busiest agents by plan, so that rows never change places, and a total of all agents."""
+    """Show the busiest agents by plan, so that rows never change places, and the month of the team that all are in."""
     wide = width >= _WIDE
     bar_width = max(8, min(_LONGEST_BAR, width - _COLUMNS_BESIDE_BAR - (_MODEL_COLUMNS if wide else 0)))
     grid = table(
@@ -100,21 +100,20 @@ def _agents(watch: Watch, width: int, rows: int) -> Table:
         "refused>",
         "unavailable>",
     )
-    total_spent = total_leased = total_cap = 0
     for rank, planned in enumerate(watch.plan.agents):
         spent, reading = watch.spent_micros.get(planned.agent, 0), watch.readings.get(planned.agent)
         leased, cap = reading.leased_micros if reading else 0, planned.cap_micros
-        total_spent, total_leased, total_cap = total_spent + spent, total_leased + leased, total_cap + cap
         if rank < rows:
             share = _trouble(watch, planned.agent) or Bar(spent, leased, cap, bar_width)
             name: list[str | Text] = [planned.agent, *([Text(planned.model, style="dim")] if wide else [])]
             grid.add_row(*name, *_row(spent, cap, share, watch.tally[planned.agent]))
     count = len(watch.plan.agents)
-    all_name = f"all {count}, {rows} shown" if count > rows else f"all {count}"
-    share_of_all = Bar(total_spent, total_leased, total_cap, bar_width)
+    all_name = f"team of {count}, {rows} shown" if count > rows else f"team of {count}"
+    spent, cap = watch.team_spent_micros, sum(watch.plan.caps.values())
+    share_of_all = Bar(spent, watch.team.leased_micros if watch.team else 0, cap, bar_width)
     grid.add_row(
-        *([all_name, ""] if wide else [all_name]),
-        *_row(total_spent, total_cap, share_of_all, watch.total),
+        *([all_name, Text("this month", style="dim")] if wide else [all_name]),
+        *_row(spent, cap, share_of_all, watch.total),
         style="bold",
     )
     return grid

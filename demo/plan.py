@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from daycap.periods import PeriodRule
 from demo.prices import cost_micros
 from demo.roles import Role, agent_name, role_of
 from demo.trace import Call
@@ -49,6 +50,10 @@ class PlannedCall(NamedTuple):
         """The amount that the call is charged if it is made."""
         charges = {Outcome.ANSWERED: self.actual_micros, Outcome.FAILED: self.estimate_micros, Outcome.NOT_SENT: 0}
         return charges[self.outcome]
+
+
+TEAM_PERIOD = PeriodRule("month")
+"""The period of the budget that all agents of a demo share."""
 
 
 class PlannedAgent(NamedTuple):

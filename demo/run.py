@@ -62,6 +62,8 @@ class Services:
     ledger: sa.Engine
     add_agents: Callable[[dict[str, int]], object]
     """Add agents with their caps in micros, and open their day."""
+    add_team: Callable[[str, list[str], int], object]
+    """Add a group of agents, and a budget of the same name with a cap in micros a month."""
     backlog: Callable[[], int]
     """Return how many messages wait."""
     reconcile: Callable[[], object]
@@ -84,10 +86,13 @@ def run_demo(options: Options, services: Services, *, as_json: bool = False) -> 
         console.print(line, soft_wrap=True, highlight=False)
 
     services.add_agents(plan.caps)
+    team = "team-" + "".join(secrets.choice(_NAME_LETTERS) for _ in range(6))
+    services.add_team(team, list(plan.caps), sum(plan.caps.values()))
+    team_budget = f"{team}/1"
     counter = RedisCounter(services.settings.redis_url, timeout_s=2)
     try:
         with Runners(plan, directory, naive=bool(options.victims)) as runners:
-            watch = Watch(plan, counter, services.ledger, services.backlog)
+            watch = Watch(plan, counter, services.ledger, services.backlog, team_budget)
             kills = Chaos(options.victims, options.seconds, options.seed) if options.victims else None
             runners.go()
             show_live(console, watch, titles, _look(watch, runners, options.seconds, kills))
@@ -97,7 +102,7 @@ def run_demo(options: Options, services: Services, *, as_json: bool = False) -> 
             of_runners = _check_runners(plan, watch, runners)
             naive = naive_outlay(runners.read_naive(), plan.caps, services.settings) if kills else None
         services.reconcile()
-        recorded = read_recorded(services.ledger, counter, list(plan.caps), watch.entries)
+        recorded = read_recorded(services.ledger, counter, list(plan.caps), watch.entries, team_budget)
         watch.look([])  # Refresh: the runners have handed money back.
     finally:
         counter.close()

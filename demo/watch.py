@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from daycap.clock import day_of
 from daycap.errors import CounterUnavailable
+from daycap.ledger.tables import budget_periods
 from daycap.ledger.tables import daily_agent_spending as spending
 from daycap.protocol.counter import Counter, DayReading
 from demo.journal import End, Entry
-from demo.plan import Plan
+from demo.plan import TEAM_PERIOD, Plan
 
 _RATE_OVER_S = 3.0
 _AT_ONCE = 300
@@ -42,8 +43,9 @@ class Tally:
 class Watch:
     """Reads everything in `look`. What does not answer keeps its last value."""
 
-    def __init__(self, plan: Plan, counter: Counter, ledger: sa.Engine, backlog: Callable[[], int]) -> None:
+    def __init__(self, plan: Plan, counter: Counter, ledger: sa.Engine, backlog: Callable[[], int], team: str) -> None:
         self.plan = plan
+        self._team = team
         self._counter = counter
         self._ledger = ledger
         self._backlog = backlog
@@ -57,6 +59,10 @@ class Watch:
         """The counter's days, None for one that is not open: the counter has just lost its data."""
         self.spent_micros: dict[str, int] = {}
         """The ledger's days."""
+        self.team: DayReading | None = None
+        """The counter's month of the budget that all agents share."""
+        self.team_spent_micros = 0
+        """The ledger's."""
         self.settled = 0
         self.waiting: int | None = None
         """Messages in the finalize queue; None while the broker does not answer."""
@@ -94,8 +100,9 @@ class Watch:
             self._past.popleft()
 
     def _read_counter(self) -> None:
-        today = day_of(self._counter.now_ms())
-        readings = self._counter.read([(agent, today) for agent in self._agents])
+        now_ms = self._counter.now_ms()
+        days = [(agent, day_of(now_ms)) for agent in self._agents]
+        *readings, self.team = self._counter.read([*days, (self._team, TEAM_PERIOD.at(now_ms).id)])
         self.readings = dict(zip(self._agents, readings, strict=True))
 
     def _read_ledger(self) -> None:
@@ -109,4 +116,6 @@ class Watch:
                 for agent, count, spent in connection.execute(statement.order_by(spending.c.spending_date)):
                     settled += count
                     latest[agent] = spent
+            team = sa.select(sa.func.sum(budget_periods.c.spent_micros)).where(budget_periods.c.budget_id == self._team)
+            self.team_spent_micros = int(connection.scalar(team) or 0)
         self.settled, self.spent_micros = settled, latest

@@ -12,14 +12,16 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from daycap.counters.redis import RedisCounter
-from daycap.ledger import accounts
+from daycap.ledger import accounts, budgets, groups
 from daycap.ledger.engine import Ledger
+from daycap.ledger.opening import open_days
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.snapshots import read_snapshots
+from daycap.ledger.tables import budget_periods
 from daycap.ledger.tables import daily_agent_spending as spending
 from daycap.protocol.counter import LeaseTerms
 from demo.live import show_last
-from demo.plan import Plan, PlannedAgent
+from demo.plan import TEAM_PERIOD, Plan, PlannedAgent
 from demo.watch import Watch
 from tests.migrated import migrated_sqlite
 
@@ -35,11 +37,16 @@ class Stage:
         self.counter = RedisCounter(redis_url, timeout_s=2)
         self.publisher = CounterPublisher(self.counter, LeaseTerms(ttl_ms=30_000, guard_ms=1000, grace_ms=10_000))
         accounts.add(ledger, self.publisher, dict.fromkeys(AGENTS, CAP), "test")
+        groups.add(ledger, self.publisher, "team", AGENTS, (), "test")
+        facts = {"group": "team", "cap_micros": 2 * CAP, "period": TEAM_PERIOD.to_json()}
+        budgets.add(ledger, self.publisher, "team", facts, "test")
+        open_days(ledger, self.publisher, [("team/1", TEAM_PERIOD.at(self.counter.now_ms()).id)])
         with ledger.writing() as connection:
+            connection.execute(sa.update(budget_periods).values(spent_micros=2 * SPENT))
             connection.execute(sa.update(spending).values(spent_micros=SPENT, settled_count=3, seq=spending.c.seq + 1))
         self.publish()
         plan = Plan(tuple(PlannedAgent(agent, CAP, 10) for agent in AGENTS), ())
-        self.watch = Watch(plan, self.counter, ledger.engine, lambda: 0)
+        self.watch = Watch(plan, self.counter, ledger.engine, lambda: 0, "team/1")
 
     def publish(self) -> None:
         with self.ledger.reading() as connection:
@@ -81,7 +88,7 @@ def test_the_ledgers_figure_outlives_the_counter(stage: Stage, redis_url: str, w
     lost = stage.picture(width)
     assert "$1.23" in row_of("agent-7", lost)
     assert "not open" in row_of("agent-7", lost)
-    assert "$2.46" in row_of("all 2", lost)
+    assert "$2.46" in row_of("team of 2", lost)
 
     stage.publish()
     fenced = row_of("agent-7", stage.picture(width))
