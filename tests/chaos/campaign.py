@@ -17,12 +17,15 @@ from kombu import pools
 from daycap import BudgetUnavailable, Settings, Wallet
 from daycap.cli.client import answer_of, operator_app
 from daycap.clock import day_of
+from daycap.ledger.audit import audit
 from daycap.ledger.audit_counter import Difference
 from daycap.ledger.engine import Ledger
-from daycap.protocol.counter import DayReading
+from daycap.ledger.publish import CounterPublisher
+from daycap.protocol.counter import AgentDay, DayReading
 from daycap.protocol.wire import CONTROL_QUEUE
 from demo.journal import End, Entry
 from demo.journal_audit import compare, read_recorded
+from tests.chaos.budgets import Shared
 from tests.chaos.deployment import Deployment
 from tests.chaos.faults import Scene, deal, name_of, possible
 
@@ -56,8 +59,8 @@ class Campaign:
         around = self.deployment.broker.url(self.deployment.broker.port)
         os.environ.update(self.deployment.environment, DAYCAP_BROKER_URL=around)
         self._ledger = Ledger(self.deployment.environment["DAYCAP_LEDGER_URL"])
-        settings = Settings.from_env({**self.deployment.environment, "DAYCAP_SLICE_SECONDS": "0"})
-        self._wallet = Wallet.from_settings(settings)
+        self._settings = Settings.from_env({**self.deployment.environment, "DAYCAP_SLICE_SECONDS": "0"})
+        self._wallet = Wallet.from_settings(self._settings)
 
     def rounds(self, count: int) -> Iterator[Round]:
         for number in range(1, count + 1):
@@ -77,7 +80,13 @@ class Campaign:
             caps={**dict(zip(agents, CAPS.values(), strict=True)), probe: 10_000},
             changed_by="chaos",
         )
-        day = day_of(int(time.time() * 1000))
+        shared = Shared(f"r{number}", agents)
+        for task, arguments in shared.changes():
+            self._ask(task, **arguments, changed_by="chaos")
+        now_ms = int(time.time() * 1000)
+        day = day_of(now_ms)
+        days: list[AgentDay] = [(agent, day) for agent in agents]
+        counters = [*days, *shared.periods(now_ms)]
         for runner in deployment.runners:
             runner.work_for(agents)
         faults = deal(possible(deployment), rng, self.dealt)
@@ -87,7 +96,7 @@ class Campaign:
             time.sleep(rng.uniform(*WORK_S))
 
         pause()
-        scene = Scene(deployment, agents, day, rng, pause)
+        scene = Scene(deployment, agents, counters, rng, pause)
         with ExitStack() as stack:
             for fault in faults:
                 stack.enter_context(fault(scene))
@@ -105,9 +114,10 @@ class Campaign:
             violations.append(_fault("P6", f"nothing was lent within {QUIET_S} s of healing"))
         if not settled:
             violations.append(_fault("P7", "messages still wait in the queue"))
-        if not self._wait(lambda: self._quiet([*agents, probe], day)):
-            violations.append(_fault("P5", f"not quiet after {QUIET_S} s: {self._readings([*agents, probe], day)}"))
-        entries, found, given_up = self._compare(agents)
+        known = [*days, (probe, day), *shared.recorded(self._ledger)]
+        if not self._wait(lambda: self._quiet(known)):
+            violations.append(_fault("P5", f"not quiet after {QUIET_S} s: {self._readings(known)}"))
+        entries, found, given_up = self._compare(agents, shared)
         ends = Count(entry.end for entry in entries)
         return Round(
             number,
@@ -142,16 +152,16 @@ class Campaign:
             time.sleep(look_s)
         return True
 
-    def _readings(self, agents: list[str], day: str) -> list[DayReading | None]:
+    def _readings(self, counters: list[AgentDay]) -> list[DayReading | None]:
         counter = self.deployment.counter()
         try:
-            return counter.read([(agent, day) for agent in agents])
+            return counter.read(counters)
         finally:
             counter.close()
 
-    def _quiet(self, agents: list[str], day: str) -> bool:
+    def _quiet(self, counters: list[AgentDay]) -> bool:
         """Nothing leased, no fence; and a reconcile found nothing to do."""
-        readings = self._readings(agents, day)
+        readings = self._readings(counters)
         if all(reading is not None and not reading.leased_micros and not reading.fenced for reading in readings):
             return self._ask("daycap.reconcile")["drift"] == 0
         if None in readings:
@@ -160,7 +170,7 @@ class Campaign:
         time.sleep(0.2)
         return False
 
-    def _compare(self, agents: list[str]) -> tuple[list[Entry], list[Difference], int]:
+    def _compare(self, agents: list[str], shared: Shared) -> tuple[list[Entry], list[Difference], int]:
         """What the runners say against ledger and counter; and how much was given up.
 
         P6 is not looked at: what killed runners held, and never told, explains many a refusal.
@@ -179,13 +189,25 @@ class Campaign:
             if row.reservation_id in intents and row.reservation_id not in known:
                 entries.append(intents[row.reservation_id]._replace(held_micros=row.held_micros))
         readings = [
-            (agent, day, reading and self.deployment.in_all(reading, agent))
+            (agent, day, reading and self.deployment.in_all(reading, (agent, day)))
             for agent, day, reading in recorded.readings
         ]
         checks = compare(entries, recorded._replace(readings=readings))
         given_up = sum(reading.given_up_micros for _, _, reading in readings if reading is not None)
         found = [each for check in checks if check.promise != "P6" for each in check.differences]
-        return entries, found, given_up
+        estimates = {reservation: entry.held_micros for reservation, entry in intents.items()}
+        found += shared.compare(self._ledger, self.deployment, entries, estimates)
+        return entries, [*found, *self._audit()], given_up
+
+    def _audit(self) -> list[Difference]:
+        """What an operator's audit finds, of this round and of those before."""
+        counter = self.deployment.counter()
+        publisher = CounterPublisher(counter, self._settings.terms)
+        try:
+            audited = audit(self._ledger, publisher, self._settings)
+        finally:
+            publisher.close()
+        return [Difference(**each) for each in audited.differences]
 
     def _ask(self, task: str, **kwargs: Any) -> Any:
         """The worker's answer."""

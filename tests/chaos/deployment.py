@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from daycap.counters.redis import RedisCounter, counter_key
-from daycap.protocol.counter import DayReading
+from daycap.protocol.counter import AgentDay, DayReading
 from demo.journal import Entry, JournalReader
 from demo.local_server import LocalServer
 from tests.chaos.brokers import BROKERS, Broker
@@ -149,8 +149,8 @@ class Deployment:
             runner.work_for([])
         for runner in self.runners:
             runner.rested()  # All have started.
-        self.given_up_before: dict[str, int] = {}
-        """What earlier lives of the counter gave up, by agent."""
+        self.given_up_before: dict[AgentDay, int] = {}
+        """What earlier lives of the counter gave up."""
 
     # --- the counter ------------------------------------------------------------------------------------------
 
@@ -158,20 +158,20 @@ class Deployment:
         """A connection of the campaign's own, around the proxy."""
         return RedisCounter(self.counter_server.url(), timeout_s=5)
 
-    def given_up(self, agents: list[str], day: str) -> dict[str, int]:
+    def given_up(self, counters: list[AgentDay]) -> dict[AgentDay, int]:
         """By the counter that is there now, whoever opened it."""
         with redis.Redis.from_url(self.counter_server.url(), decode_responses=True) as client:
-            fields = [client.hget(counter_key(agent, day), "given_up") for agent in agents]
-        return {agent: int(field or 0) for agent, field in zip(agents, fields, strict=True)}
+            fields = [client.hget(counter_key(*where), "given_up") for where in counters]
+        return {where: int(field or 0) for where, field in zip(counters, fields, strict=True)}
 
-    def in_all(self, reading: DayReading, agent: str) -> DayReading:
+    def in_all(self, reading: DayReading, where: AgentDay) -> DayReading:
         """The reading with what was given up over all lives of the counter."""
-        return reading._replace(given_up_micros=reading.given_up_micros + self.given_up_before.get(agent, 0))
+        return reading._replace(given_up_micros=reading.given_up_micros + self.given_up_before.get(where, 0))
 
-    def note_lives(self, before: dict[str, int], after: dict[str, int]) -> None:
+    def note_lives(self, before: dict[AgentDay, int], after: dict[AgentDay, int]) -> None:
         """The counter had given up `before`, and starts anew with `after`."""
-        for agent, micros in before.items():
-            self.given_up_before[agent] = self.given_up_before.get(agent, 0) + micros - after.get(agent, 0)
+        for where, micros in before.items():
+            self.given_up_before[where] = self.given_up_before.get(where, 0) + micros - after.get(where, 0)
 
     # --- the supervisor -----------------------------------------------------------------------------------------
 

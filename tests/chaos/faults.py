@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import redis
 
+from daycap.counters.redis import counter_key
+from daycap.protocol.counter import AgentDay
 from demo.local_server import LocalServer
 from tests.chaos.deployment import WORKERS, ChaosRunner, Deployment
 from tests.faults.ledger import LockedLedger
@@ -17,11 +19,11 @@ from tests.spine import wait_for
 
 
 class Scene(NamedTuple):
-    """What a fault may touch: the deployment, and the agents and day of this round."""
+    """What a fault may touch: the deployment, the agents of this round, and every counter of theirs."""
 
     deployment: Deployment
     agents: list[str]
-    day: str
+    counters: list[AgentDay]
     rng: random.Random
     pause: Callable[[], None]
     """Let some work be done in the middle of a fault."""
@@ -95,29 +97,28 @@ def counter_stopped(scene: Scene) -> Iterator[None]:
 @contextmanager
 def counter_flushed(scene: Scene) -> Iterator[None]:
     """In the middle of everything, and with the same run id."""
-    keys = [f"daycap:{{{agent}}}:{scene.day}" for agent in scene.agents]
     url = scene.deployment.counter_server.url()
     with redis.Redis.from_url(url, decode_responses=True) as client, client.pipeline(transaction=True) as pipe:
-        for key in keys:
-            pipe.hget(key, "given_up")
+        for where in scene.counters:
+            pipe.hget(counter_key(*where), "given_up")
         pipe.flushall()
         *given_up, _ = pipe.execute()
-    scene.deployment.note_lives({a: int(each or 0) for a, each in zip(scene.agents, given_up, strict=True)}, {})
+    scene.deployment.note_lives({a: int(each or 0) for a, each in zip(scene.counters, given_up, strict=True)}, {})
     yield
 
 
-def _end_counter(scene: Scene) -> dict[str, int]:
+def _end_counter(scene: Scene) -> dict[AgentDay, int]:
     """Kill it. Nobody can reach it when it is asked what it gave up, so that nothing goes uncounted."""
     deployment = scene.deployment
     deployment.counter_link.redirect(1)
-    given_up = deployment.given_up(scene.agents, scene.day)
+    given_up = deployment.given_up(scene.counters)
     deployment.counter_server.kill()
     return given_up
 
 
-def _begin_counter(scene: Scene, before: dict[str, int]) -> None:
+def _begin_counter(scene: Scene, before: dict[AgentDay, int]) -> None:
     deployment = scene.deployment
-    deployment.note_lives(before, deployment.given_up(scene.agents, scene.day))
+    deployment.note_lives(before, deployment.given_up(scene.counters))
     deployment.counter_link.redirect(deployment.counter_server.port)
 
 
