@@ -14,11 +14,11 @@ from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import Place, Slice
 from daycap.ledger.snapshots import read_rows, read_snapshots
+from daycap.ledger.tables import OPENED_AHEAD, budgets, daily_agent_spending
 from daycap.ledger.tables import agent_accounts as accounts
-from daycap.ledger.tables import budgets, daily_agent_spending
 from daycap.periods import PeriodRule
 from daycap.protocol.counter import ACTIVE, AgentDay
-from daycap.protocol.plan import ENFORCE, budget_id, is_budget
+from daycap.protocol.plan import budget_id, is_budget
 from daycap.protocol.runs import is_run, read_run
 from daycap.protocol.wire import agent_id
 
@@ -121,8 +121,7 @@ def _agents_without(ledger: Ledger, day: str, after: str) -> list[str]:
 
 def _next_budgets(connection: sa.Connection, rule: str, after: str) -> tuple[str, list[str]]:
     """Return the next budgets in force, by rule and id: their rule and their ids, none at the end."""
-    columns = budgets.c
-    in_force = sa.and_(columns.removed_at.is_(None), columns.mode == sa.literal_column(f"'{ENFORCE}'"))
+    columns, in_force = budgets.c, sa.text(OPENED_AHEAD)
     while True:
         these = sa.and_(in_force, columns.period == rule, columns.budget_id > after)
         statement = sa.select(columns.budget_id).where(these).order_by(columns.budget_id).limit(_BUDGETS_AT_ONCE)
@@ -136,5 +135,8 @@ def _next_budgets(connection: sa.Connection, rule: str, after: str) -> tuple[str
 
 def _periods(rule: PeriodRule, now_ms: int, ahead_ms: int) -> list[str]:
     """Return the period that contains now, and the one after it if that begins within `ahead_ms`."""
+    if not rule.contains(now_ms):
+        return []
     now = rule.at(now_ms)
-    return [now.id, rule.at(now.end_ms).id] if now.end_ms <= now_ms + ahead_ms else [now.id]
+    follows = now.end_ms <= now_ms + ahead_ms and rule.contains(now.end_ms)
+    return [now.id, rule.at(now.end_ms).id] if follows else [now.id]

@@ -20,6 +20,9 @@ logger = logging.getLogger("daycap.worker")
 
 _AT_ONCE = 1000
 
+_MOST_REPAIRED = 100
+"""Agents whose plans are repaired in one transaction, in which nothing is settled on SQLite. The rest come again."""
+
 
 class PlanCheck(NamedTuple):
     """How many agents were checked, those whose plan is wrong, and the last one, to go on after; None at the end."""
@@ -38,7 +41,7 @@ def check_plans(ledger: Ledger, after: str = "") -> PlanCheck:
 
 
 def repair_plans(ledger: Ledger, publisher: CounterPublisher, agents: list[str]) -> int:
-    """Give those of the agents the right plan that have another one, and publish it. Returns how many that were."""
+    """Give the right plan to some of these agents that have another one, and publish it. Returns how many have."""
     with ledger.reading() as connection:
         wrong = _wrong(connection, agents)
     if not wrong:
@@ -46,7 +49,7 @@ def repair_plans(ledger: Ledger, publisher: CounterPublisher, agents: list[str])
     logger.warning("reconcile: the plans of %d agents are not what budgets and groups give: %s", len(wrong), wrong[:5])
     try:
         with changing(ledger, publisher, "reconcile") as change:
-            change.lock(agents=wrong)
+            change.lock(agents=wrong[:_MOST_REPAIRED])
     except InvalidInput as error:
         logger.warning("reconcile: these plans stay as they are: %s", error)
     return len(wrong)

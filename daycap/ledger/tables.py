@@ -245,6 +245,9 @@ group_members = sa.Table(
 )
 """The agents and groups that belong to each group."""
 
+OPENED_AHEAD = "removed_at IS NULL AND mode = 'enforce' AND (agent_account_id IS NOT NULL OR group_id IS NOT NULL)"
+"""The condition of budgets whose periods are opened ahead: not runs, of which there are many and each has its own."""
+
 budgets = sa.Table(
     "budgets",
     metadata,
@@ -269,8 +272,8 @@ budgets = sa.Table(
         None,
         "period",
         "budget_id",
-        sqlite_where=sa.text("removed_at IS NULL AND mode = 'enforce'"),
-        postgresql_where=sa.text("removed_at IS NULL AND mode = 'enforce'"),
+        sqlite_where=sa.text(OPENED_AHEAD),
+        postgresql_where=sa.text(OPENED_AHEAD),
     ),
     **_CLUSTERED,
 )

@@ -58,8 +58,10 @@ def upgrade() -> None:
     )
     for column in ("name", "agent_account_id", "group_id"):
         _index("budgets", column)
-    in_force = sa.text("removed_at IS NULL AND mode = 'enforce'")
-    _index("budgets", "period", "budget_id", sqlite_where=in_force, postgresql_where=in_force)
+    ahead = sa.text(
+        "removed_at IS NULL AND mode = 'enforce' AND (agent_account_id IS NOT NULL OR group_id IS NOT NULL)"
+    )
+    _index("budgets", "period", "budget_id", sqlite_where=ahead, postgresql_where=ahead)
     _create(
         "budget_changes",
         _count("budget_change_id"),

@@ -19,6 +19,7 @@ from daycap.ledger.settle import Outcome, settle
 from daycap.ledger.slices import Place, all_of
 from daycap.ledger.tables import agent_accounts, budget_leases, budget_periods
 from daycap.protocol.counter import AgentDay, DayReading, DaySnapshot, SyncRequest
+from daycap.protocol.runs import new_run
 from daycap.protocol.wire import FinalizeEvent, Share
 from tests.contract.conftest import DAY, NEXT, TERMS, ServerClock
 from worker import housekeeping
@@ -165,6 +166,20 @@ def test_only_periods_that_may_have_leases_are_walked(
     assert sorted(walked(ledger, clock.ms)) == [run, team]
 
 
+def test_each_verb_looks_back_as_far_as_it_must(
+    ledger: Ledger, publisher: CounterPublisher, clock: ServerClock, agent: str
+) -> None:
+    add(ledger, publisher, "hour", "hour")
+    opening.open_on_request(ledger, publisher, "hour/1", f"{DAY}T12+00")
+    ended_ms = clock.ms + HOUR_MS
+    counted = []
+    for verb, kept in ((expire, 1), (reconcile, 2)):
+        for clock.ms in (ended_ms + kept * DAY_MS - 1, ended_ms + kept * DAY_MS):
+            counted.append(verb(ledger, publisher)["days"])
+
+    assert counted == [2, 1, 2, 1], "the agent's day is the other one"
+
+
 def test_a_removed_budget_that_never_ended_leaves(
     ledger: Ledger, publisher: CounterPublisher, clock: ServerClock, run: AgentDay
 ) -> None:
@@ -279,6 +294,22 @@ def test_restored_ledger_overtakes_a_budgets_counter(
     assert reading(counter, team).spent_micros == 10
 
 
+def test_run_of_one_process_is_no_drift(
+    ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter, clock: ServerClock, agent: str
+) -> None:
+    """It has no counter. One that processes share has."""
+    alone, shared = (new_run(500, clock.ms + HOUR_MS, bytes(9) + bytes([number])).id for number in (1, 2))
+    opening.open_on_request(ledger, publisher, shared, "once")
+    for number, run in enumerate((alone, shared), start=1):
+        outcome = settle(ledger, [event(number, (run, "once"), str(number), 70)], OpenDays(DAY, DAY))
+        publisher.publish(ledger, [each for each in outcome.snapshots if each.agent == "agent"])
+
+    assert reconcile(ledger, publisher) == {"days": 2, "drift": 1}
+
+    assert counter.read([(alone, "once")]) == [None]
+    assert reading(counter, (shared, "once")).spent_micros == 70
+
+
 def test_removal_is_published_and_no_drift(
     ledger: Ledger, publisher: CounterPublisher, counter: MemoryCounter, clock: ServerClock, run: AgentDay
 ) -> None:
@@ -327,8 +358,8 @@ def test_a_wrong_plan_is_repaired(
     assert plan_check.check_plans(ledger, "other") == (1, ["third"], "third")
     assert plan_check.check_plans(ledger, "third") == (0, [], None)
 
-    assert reconcile(ledger, publisher) == {"days": 3, "drift": 2}
-    assert reconcile(ledger, publisher) == {"days": 3, "drift": 0}
+    assert reconcile(ledger, publisher) == {"days": 5, "drift": 2}
+    assert reconcile(ledger, publisher) == {"days": 5, "drift": 0}
     assert [plan_check.check_plans(ledger, after).wrong for after in ("", "other")] == [[], []]
     assert (counter.read_plan("agent", DAY) or (0, ""))[0] == plan
     assert counter.read_plan("third", DAY) is None
