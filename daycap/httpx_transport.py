@@ -3,6 +3,6 @@
 Needs `pip install "daycap[httpx]"`.
 """
 
-from daycap.integrations.httpx import AGENT_HEADER, AsyncMeteredTransport, MeteredTransport
+from daycap.integrations.httpx import AGENT_HEADER, LABELS_HEADER, AsyncMeteredTransport, MeteredTransport
 
-__all__ = ["AGENT_HEADER", "AsyncMeteredTransport", "MeteredTransport"]
+__all__ = ["AGENT_HEADER", "LABELS_HEADER", "AsyncMeteredTransport", "MeteredTransport"]

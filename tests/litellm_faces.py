@@ -15,10 +15,10 @@ MAX_TOKENS = 100
 class Threads:
     """Calls as a program with threads makes them."""
 
-    def __init__(self, *, meter: Any = None, **cap: int) -> None:
+    def __init__(self, *, meter: Any = None, environ: dict[str, str] | None = None, **cap: int) -> None:
         from daycap.litellm import Metered
 
-        self.wallet = Wallet.from_env(caps=cap, environ={})
+        self.wallet = Wallet.from_env(caps=cap or None, environ=environ or {})
         self.metered: Any = Metered(self.wallet, **(meter or {}))
 
     def call(self, of: Any = None, **call: Any) -> Any:
@@ -49,11 +49,11 @@ class Threads:
 class Loop:
     """The same, as a program with an event loop makes them."""
 
-    def __init__(self, *, meter: Any = None, **cap: int) -> None:
+    def __init__(self, *, meter: Any = None, environ: dict[str, str] | None = None, **cap: int) -> None:
         from daycap.litellm import AsyncMetered
 
         self.runner = asyncio.Runner()
-        self.wallet = AsyncWallet.from_env(caps=cap, environ={})
+        self.wallet = AsyncWallet.from_env(caps=cap or None, environ=environ or {})
         self.metered: Any = AsyncMetered(self.wallet, **(meter or {}))
 
     def call(self, of: Any = None, **call: Any) -> Any:

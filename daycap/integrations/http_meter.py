@@ -14,6 +14,7 @@ from daycap.integrations.http_usage import UsageReader
 from daycap.pricing.answer_cost import cost_of, worst_case_of
 from daycap.pricing.request_fields import refuse_rerouting
 from daycap.pricing.usage import PricedCall
+from daycap.protocol.labels import call_labels
 from daycap.wallet.hold import BaseHold
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ logger = logging.getLogger("daycap")
 AGENT_HEADER = "X-Daycap-Agent"
 """Names a request's agent. Removed before the request is sent."""
 
-_AGENT_EXTENSION = "daycap_agent"
+LABELS_HEADER = "X-Daycap-Labels"
+"""Names labels of a request, `tool=search,customer=acme`. Removed before the request is sent."""
+
+_EXTENSION_OF = {AGENT_HEADER: "daycap_agent", LABELS_HEADER: "daycap_labels"}
 
 _OF_AZURE = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 
@@ -44,9 +48,10 @@ _HARMLESS_QUERIES = {"alt", "api-version", "beta", "key"}
 
 
 class Metering(NamedTuple):
-    """The agent that pays for a call, and one priced call for each model that may answer."""
+    """The agent that pays for a call, the call's labels, and one priced call for each model that may answer."""
 
     agent: str
+    labels: Mapping[str, str]
     calls: tuple[PricedCall, ...]
     prices: Prices
     names: Mapping[str, str]
@@ -66,22 +71,21 @@ class Meter:
         bounds: Bounds,
         provider: str | None,
         unmetered: Literal["pass", "refuse"],
+        labels: Mapping[str, str] | Callable[[AnyRequest], Mapping[str, str]] | None,
     ) -> None:
         self._wallet = wallet
         self._agent = agent
         self._bounds = bounds
         self._provider = provider
         self._unmetered = unmetered
+        self._labels = labels if callable(labels) else call_labels(labels or {})
 
     def call_of(self, request: AnyRequest) -> Metering | None:
         """Return the call that a request makes, None if it passes unmetered. Raises `InvalidInput`.
 
         The request's body must have been read.
         """
-        # Kept in the extensions in case the request is sent again: a redirect, a login.
-        agent = request.headers.pop(AGENT_HEADER, request.extensions.get(_AGENT_EXTENSION))
-        if agent is not None:
-            request.extensions[_AGENT_EXTENSION] = agent
+        agent, labels = _taken(request, AGENT_HEADER), _taken(request, LABELS_HEADER)
         refuse_rerouting(request.headers, self._bounds.allow)
         path = request.url.path
         if costs_nothing(request.method, path):
@@ -103,7 +107,12 @@ class Meter:
             raise InvalidInput(f"no agent for this call: give the transport one, or send the header {AGENT_HEADER}")
         # The usage is read from the answer as it passes through, so it must not be compressed.
         request.headers["Accept-Encoding"] = "identity"
-        return Metering(agent, calls, self._wallet.prices, self._bounds.models)
+        # If several models may answer, the first is the one that was asked for: a deployment before the body's model.
+        its = {"model": calls[0]["model"], **self._labels_of(request), **_labels_in(labels)}
+        return Metering(agent, its, calls, self._wallet.prices, self._bounds.models)
+
+    def _labels_of(self, request: AnyRequest) -> Mapping[str, str]:
+        return dict(call_labels(self._labels(request)) if callable(self._labels) else self._labels)
 
     def _refuse_unknown_parts(self, params: Iterable[str]) -> None:
         for name in params:
@@ -112,6 +121,22 @@ class Meter:
                     f"{shown(name, 60)}: this URL parameter may change what the call costs; leave it out, or declare "
                     f"that it does not: allow=[{shown(name, 60)}]"
                 )
+
+
+def _taken(request: AnyRequest, header: str) -> str | None:
+    """Remove a header of daycap's. Kept in the extensions in case the request is sent again: a redirect, a login."""
+    value: str | None = request.headers.pop(header, request.extensions.get(_EXTENSION_OF[header]))
+    if value is not None:
+        request.extensions[_EXTENSION_OF[header]] = value
+    return value
+
+
+def _labels_in(header: str | None) -> Mapping[str, str]:
+    pairs = [pair.partition("=") for pair in (header or "").split(",") if pair.strip()]
+    labels = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(labels) < len(pairs) or not all(equals for _, equals, _ in pairs):
+        raise InvalidInput(f"{LABELS_HEADER} is not of the form key=value,key=value: {shown(header, 100)}")
+    return labels
 
 
 def _provider_of(request: AnyRequest) -> str | None:
@@ -166,7 +191,7 @@ class MeteredRequest:
     def _cost(self, reader: UsageReader) -> int:
         if not reader.over:
             return self._hold.held_micros  # Abandoned, so its usage is unknown.
-        _, calls, prices, names = self._metering
+        _, _, calls, prices, names = self._metering
         try:
             return cost_of(prices, calls, reader.answer, names)
         except Refused as error:

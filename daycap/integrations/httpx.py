@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from daycap.errors import DaycapError
 from daycap.integrations.http_calls import Bounds, TokenCounter, may_be_a_call
-from daycap.integrations.http_meter import AGENT_HEADER, Meter, MeteredRequest
+from daycap.integrations.http_meter import AGENT_HEADER, LABELS_HEADER, Meter, MeteredRequest
 from daycap.wallet.metering import sending
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ else:
 W = TypeVar("W", bound="Wallet | AsyncWallet")
 T = TypeVar("T")
 
-__all__ = ["AGENT_HEADER", "AsyncMeteredTransport", "MeteredTransport"]
+__all__ = ["AGENT_HEADER", "LABELS_HEADER", "AsyncMeteredTransport", "MeteredTransport"]
 
 # Nothing of the request was sent. Both httpx and httpx2 have errors with these names.
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
@@ -67,12 +67,13 @@ class _Metered(Generic[W, T]):
         provider: str | None = None,
         allow: Collection[str] = (),
         unmetered: Literal["pass", "refuse"] = "refuse",
+        labels: Mapping[str, str] | Callable[[AnyRequest], Mapping[str, str]] | None = None,
     ) -> None:
         self._wallet: W = wallet
         self._wrapped: Any = wrapped
         self._creating = threading.Lock()
         bounds = Bounds(count_tokens, max_output_tokens, max_web_searches, frozenset(allow), dict(models or {}))
-        self._meter = Meter(wallet, agent, bounds, provider, unmetered)
+        self._meter = Meter(wallet, agent, bounds, provider, unmetered, labels)
 
     def _transport(self, default: Callable[[], T]) -> Any:
         """Return the transport that sends: the wrapped one, or else one `default` for all requests."""
@@ -90,6 +91,10 @@ class MeteredTransport(_Metered["Wallet", "AnyTransport"], _BaseTransport):
 
     `agent`: the agent that pays, or a function that returns it for a request. The request header `X-Daycap-Agent`
     takes precedence. `wrapped`: the transport that sends; by default the library's own, without a proxy.
+
+    `labels`: the labels of each call, or a function that returns them for a request; budgets can be narrowed to them.
+    Those in the request header `X-Daycap-Labels` (`tool=search,customer=acme`) take precedence. The label `model` is by
+    default the model that is asked for: what `models` says of the deployment, or the model in the body.
 
     These limit a call's cost if the request does not: `max_output_tokens`; `max_web_searches`, for tools without
     `max_uses` or `max_tool_calls`; `count_tokens`, which returns the most input tokens for the request's JSON. The
@@ -111,7 +116,9 @@ class MeteredTransport(_Metered["Wallet", "AnyTransport"], _BaseTransport):
             if may_be_a_call(request.url.path):
                 request.read()
             call = self._meter.call_of(request)
-            hold = None if call is None else self._wallet.reserve(call.agent, call.worst_case_micros)
+            hold = (
+                None if call is None else self._wallet.reserve(call.agent, call.worst_case_micros, labels=call.labels)
+            )
         if call is None or hold is None:
             return wrapped.handle_request(request)
         metered = MeteredRequest(hold, call)
@@ -142,7 +149,11 @@ class AsyncMeteredTransport(_Metered["AsyncWallet", "AnyAsyncTransport"], _Async
             if may_be_a_call(request.url.path):
                 await request.aread()
             call = self._meter.call_of(request)
-            hold = None if call is None else await self._wallet.reserve(call.agent, call.worst_case_micros)
+            hold = (
+                None
+                if call is None
+                else await self._wallet.reserve(call.agent, call.worst_case_micros, labels=call.labels)
+            )
         if call is None or hold is None:
             return await wrapped.handle_async_request(request)
         metered = MeteredRequest(hold, call)

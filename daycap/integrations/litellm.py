@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from queue import SimpleQueue
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -31,6 +31,7 @@ from daycap.integrations.litellm_calls import Asked, Bounds, CountInput, asked_o
 from daycap.integrations.litellm_sent import NotSent, watched
 from daycap.pricing.answer_cost import Answer, cost_of
 from daycap.pricing.request_fields import USUAL_TIERS
+from daycap.protocol.labels import call_labels
 from daycap.wallet.aio import AsyncWallet
 from daycap.wallet.hold import BaseHold
 from daycap.wallet.metering import sending
@@ -76,9 +77,10 @@ class _Metered(Generic[W]):
         count_input: CountInput = count_input,
         max_web_searches: int | None = None,
         allow: Collection[str] = (),
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         self._wallet: W = wallet
-        self._bounds = Bounds(count_input, max_web_searches, frozenset(allow))
+        self._bounds = Bounds(count_input, max_web_searches, frozenset(allow), call_labels(labels or {}))
         self._abandoned = _Abandoned()
 
     def router(self, *args: Any, **kwargs: Any) -> Router:
@@ -119,12 +121,15 @@ class Metered(_Metered[Wallet]):
         input by `count_input`, and for each of `n` answers `max_completion_tokens` or `max_tokens`, or else the
         model's longest answer. A stream is charged by its final usage, or its whole hold if it ends without one.
 
+        The call's labels are those of this object and those in `metadata={"labels": {"tool": "search"}}`. The label
+        `model` is by default the requested model, without LiteLLM's prefix for the provider.
+
         Raises the errors of `Wallet.reserve` before anything is sent, and those of LiteLLM. Then the hold is released
         if the error is one of `NOT_BILLED`, and otherwise charged in full.
         """
         asked = self._prepare(model, messages, call)
         while True:
-            hold = self._wallet.reserve(asked.agent, asked.worst_case_micros)
+            hold = self._wallet.reserve(asked.agent, asked.worst_case_micros, labels=asked.labels)
             try:
                 with sending(hold, _not_billed), watched(asked, hold.held_micros):
                     answer = litellm.completion(model=model, messages=messages, **call)
@@ -144,7 +149,7 @@ class AsyncMetered(_Metered[AsyncWallet]):
         # Counting a long prompt takes a while.
         asked = await asyncio.to_thread(self._prepare, model, messages, call)
         while True:
-            hold = await self._wallet.reserve(asked.agent, asked.worst_case_micros)
+            hold = await self._wallet.reserve(asked.agent, asked.worst_case_micros, labels=asked.labels)
             try:
                 with sending(hold, _not_billed), watched(asked, hold.held_micros):
                     answer = await litellm.acompletion(model=model, messages=messages, **call)

@@ -30,6 +30,7 @@ from daycap.pricing.request_fields import (
     tier_of,
 )
 from daycap.pricing.usage import PricedCall
+from daycap.protocol.labels import Labels, call_labels
 
 CountInput: TypeAlias = Callable[[str, list[Any], Mapping[str, Any]], int]
 """Returns the most input tokens, given the model, the messages and all other arguments of a call."""
@@ -41,16 +42,18 @@ class Bounds(NamedTuple):
     count_input: CountInput
     max_web_searches: int | None
     allow: frozenset[str]
+    labels: Labels = ()
 
 
 class Asked(NamedTuple):
-    """A call before it is sent: the agent that pays, and one priced call for each model that may answer.
+    """A call before it is sent: the agent that pays, its labels, and one priced call for each model that may answer.
 
     `named` is the requested model. `counted` of the input tokens cover `counted_bytes` of the request: its messages
     and tools.
     """
 
     agent: str
+    labels: Mapping[str, str]
     named: str
     calls: tuple[PricedCall, ...]
     prices: Prices
@@ -131,7 +134,8 @@ def asked_of(model: str, messages: list[Any], call: Mapping[str, Any], prices: P
     if isinstance(other := extra.get("model"), str):
         names.append(spelled(model, other))
     calls = tuple(PricedCall(**{**asked, "model": name}) for name in dict.fromkeys(names))
-    return Asked(_agent(call), model, calls, prices, counted, counted_bytes)
+    labels = {"model": _resolved(asked["model"], provider)[0], **dict(bounds.labels), **_own_labels(call)}
+    return Asked(_agent(call), labels, model, calls, prices, counted, counted_bytes)
 
 
 def _refuse_more_calls(call: Mapping[str, Any]) -> None:
@@ -144,6 +148,12 @@ def _refuse_more_calls(call: Mapping[str, Any]) -> None:
 def _unbounded(body: Mapping[str, Any], model: str, messages: list[Any]) -> Iterator[str]:
     yield from added_by_provider(body, [model])
     yield from not_text(messages)
+
+
+def _own_labels(call: Mapping[str, Any]) -> Mapping[str, str]:
+    metadata = call.get("metadata")
+    labels = metadata.get("labels") if isinstance(metadata, Mapping) else None
+    return dict(call_labels(labels if labels is not None else {}))
 
 
 def _agent(call: Mapping[str, Any]) -> str:

@@ -8,12 +8,13 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from daycap import CapExceeded, InvalidInput, UnknownModel
+from daycap import CapExceeded, InvalidInput, UnknownModel, Wallet
 from daycap.prices import Prices
 from tests.litellm_faces import MAX_TOKENS, MESSAGES, MODEL, Loop, Threads
 from tests.provider import answer as http_answer
@@ -78,6 +79,38 @@ def answer(litellm: Any) -> Any:
     """What a provider that reports its usage says."""
     choice = {"message": {"role": "assistant", "content": "hi you"}}
     return litellm.ModelResponse(model=MODEL, choices=[choice], usage=litellm.Usage(**USAGE))
+
+
+@pytest.mark.parametrize("face", [Threads, Loop])
+def test_labels_choose_the_budgets(face: Any, answer: Any, sent: list[str], tmp_path: Path) -> None:
+    environ = {"DAYCAP_LEDGER_URL": f"sqlite:///{tmp_path / 'spend.db'}"}
+    with Wallet.from_env(environ=environ) as wallet:
+        wallet.add_agent("rich", 5 * M)
+        for name, labels in {"big": {"model": MODEL}, "tool": {"tool": "search"}, "team": {"team": "red"}}.items():
+            wallet.add_budget(name, 1, agent="rich", labels=labels)
+    calls = face(environ=environ, meter={"labels": {"team": "blue"}})
+    refused = []
+    for model, own in (
+        (MODEL, {}),
+        (f"openai/{MODEL}", {}),
+        (OTHER_MODEL, {"tool": "search"}),
+        (MODEL, {"team": "red"}),
+        (OTHER_MODEL, {"tool": "mail"}),
+    ):
+        try:
+            calls.call(mock_response=answer, model=model, metadata={"agent": "rich", "labels": own})
+        except CapExceeded as error:
+            refused.append(sorted(str(full.budget).partition("/")[0] for full in error.full))
+    assert refused == [["big"], ["big"], ["tool"], ["big", "team"]]
+    assert sent == [OTHER_MODEL]
+    bad: Any
+    for bad in ("tool", {"Tool": "x"}, {"tool": 1}, []):
+        with pytest.raises(InvalidInput):
+            calls.call(mock_response=answer, model=OTHER_MODEL, metadata={"agent": "rich", "labels": bad})
+    with pytest.raises(InvalidInput):
+        type(calls.metered)(calls.wallet, labels={"Tool": "x"})
+    assert calls.spent() > 0
+    calls.end()
 
 
 class TestACall:
@@ -485,9 +518,9 @@ class TestARouter:
     ) -> None:
         reserve, asked = calls.wallet.reserve, []
 
-        def counted(agent: str, estimate_micros: int) -> Any:
+        def counted(agent: str, estimate_micros: int, **labels: Any) -> Any:
             asked.append(estimate_micros)
-            return reserve(agent, estimate_micros)
+            return reserve(agent, estimate_micros, **labels)
 
         monkeypatch.setattr(calls.wallet, "reserve", counted)
         with pytest.raises(CapExceeded):

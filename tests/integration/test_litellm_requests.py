@@ -374,9 +374,9 @@ class TestOtherBodies:
     def _note(self, calls: Any, held: list[int]) -> None:
         reserve = calls.wallet.reserve
 
-        def noted(agent: str, estimate_micros: int) -> Any:
+        def noted(agent: str, estimate_micros: int, **labels: Any) -> Any:
             held.append(estimate_micros)
-            return reserve(agent, estimate_micros)
+            return reserve(agent, estimate_micros, **labels)
 
         calls.wallet.reserve = noted
 

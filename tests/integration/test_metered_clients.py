@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -18,7 +19,7 @@ import openai
 import pytest
 
 from daycap import AsyncWallet, CapExceeded, InvalidInput, UnknownModel, Wallet
-from daycap.httpx_transport import AGENT_HEADER, AsyncMeteredTransport, MeteredTransport
+from daycap.httpx_transport import AGENT_HEADER, LABELS_HEADER, AsyncMeteredTransport, MeteredTransport
 from daycap.prices import Prices
 from tests.provider import answer, stream
 
@@ -164,6 +165,80 @@ def most(provider: Provider, model: str = "gpt-4o") -> int:
     return Prices.default().worst_case_micros(
         model, input_tokens=len(provider.asked[-1][1]) + 64, max_output_tokens=100
     )
+
+
+BUDGETS: dict[str, dict[str, str]] = {
+    "big": {"model": "gpt-4o*"},
+    "claude": {"model": "claude-*"},
+    "tool": {"tool": "search"},
+    "team": {"team": "red"},
+}
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """A ledger with an agent and budgets for labels, all of them full."""
+    environ = {"DAYCAP_LEDGER_URL": f"sqlite:///{tmp_path / 'spend.db'}"}
+    with Wallet.from_env(environ=environ) as wallet:
+        wallet.add_agent("agent-7", CAP)
+        for name, labels in BUDGETS.items():
+            wallet.add_budget(name, 1, agent="agent-7", labels=labels)
+    return environ
+
+
+def refused(error: CapExceeded) -> list[str]:
+    return sorted(str(full.budget).partition("/")[0] for full in error.full)
+
+
+def test_labels_choose_the_budgets(provider: Provider, environ: dict[str, str]) -> None:
+    mini = {**CHAT, "model": "o3"}
+    provider.answers = [answer(200, {**CHAT_ANSWER, "model": "o3"})]
+    with Wallet.from_env(environ=environ) as wallet:
+        of_request: Any = {"labels": lambda request: {"team": "red" if b"o3" in request.content else "blue"}}
+        deployed: Any = {"models": {"ours": "gpt-4o"}}
+        for meter, call, labels, full in (
+            ({}, CHAT, "", ["big"]),
+            ({}, mini, "tool=search", ["tool"]),
+            ({}, mini, " tool = mail , team=red,", ["team"]),
+            ({"labels": {"team": "red"}}, mini, "", ["team"]),
+            ({"labels": {"team": "red"}}, mini, "tool=search", ["team", "tool"]),
+            (of_request, mini, "", ["team"]),
+            (of_request, CHAT, "", ["big"]),
+            (deployed, {**CHAT, "model": "ours"}, "", ["big"]),
+        ):
+            with openai_of(provider, wallet, **meter) as client, pytest.raises(CapExceeded) as found:
+                client.chat.completions.create(**call, extra_headers={LABELS_HEADER: labels} if labels else {})
+            assert refused(found.value) == full
+        with anthropic_of(provider, wallet) as of_anthropic, pytest.raises(CapExceeded) as found:
+            of_anthropic.messages.create(**MESSAGE)
+        assert refused(found.value) == ["claude"]
+        with openai_of(provider, wallet, labels={"team": "red"}) as client:
+            for bad in ("tool", "tool=a,tool=b", "Tool=a", "tool="):
+                with pytest.raises(InvalidInput):
+                    client.chat.completions.create(**mini, extra_headers={LABELS_HEADER: bad})
+            assert provider.asked == []
+            client.chat.completions.create(**mini, extra_headers={LABELS_HEADER: "team=blue,tool=mail"})
+        ((headers, _),) = provider.asked
+        assert LABELS_HEADER.lower() not in headers
+        assert spent(wallet) > 0
+        with pytest.raises(InvalidInput):
+            MeteredTransport(wallet, labels={"Tool": "x"})
+
+
+def test_labels_in_an_event_loop(provider: Provider, environ: dict[str, str]) -> None:
+    async def run() -> None:
+        async with AsyncWallet.from_env(environ=environ) as wallet:
+            transport = AsyncMeteredTransport(wallet, "agent-7", labels={"team": "red"})
+            http_client = openai.DefaultAsyncHttpxClient(transport=transport)
+            async with openai.AsyncOpenAI(
+                base_url=f"{provider.url}/v1", api_key="k", http_client=http_client
+            ) as client:
+                with pytest.raises(CapExceeded) as found:
+                    await client.chat.completions.create(**CHAT, extra_headers={LABELS_HEADER: "tool=search"})
+            assert refused(found.value) == ["big", "team", "tool"]
+
+    asyncio.run(run())
+    assert provider.asked == []
 
 
 def test_each_kind_of_call_is_charged_by_the_usage_in_its_answer(provider: Provider, wallet: Wallet) -> None:
