@@ -193,7 +193,8 @@ class BaseWallet(Generic[H]):
     def join_run(self, run_id: str | None = None, *, agent: str | None = None) -> Run[H]:
         """Join a shared run of another process by its `id`, by default that in the variable DAYCAP_RUN.
 
-        `agent` is whose calls these are, unless a call names another. Raises `InvalidInput` for what is no id of a run.
+        `agent` is whose calls these are, unless a call names another. A process may join a run several times, and ends
+        it when the last of them ends. Raises `InvalidInput` for what is no id of a run, and without DAYCAP_REDIS_URL.
         """
         return run.join(self, os.environ.get("DAYCAP_RUN", "") if run_id is None else run_id, agent)
 

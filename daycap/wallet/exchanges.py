@@ -17,17 +17,17 @@ from daycap.errors import (
     CapExceeded,
     FullBudget,
     InvalidInput,
-    RunEnded,
     UnknownAgent,
 )
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import Answer, SyncReply, SyncRequest
-from daycap.protocol.labels import RUN, Labels
+from daycap.protocol.labels import Labels
 from daycap.protocol.plan import ENFORCE, MOST_BUDGETS, NO_PLAN, Plan
-from daycap.protocol.runs import ONCE, Run, is_run
+from daycap.protocol.runs import ONCE, Run
 from daycap.protocol.wire import Share
 from daycap.wallet.hold import H, Pending
 from daycap.wallet.holds import Holds
+from daycap.wallet.joined import JoinedRuns
 from daycap.wallet.lease import Lease, Route
 from daycap.wallet.unsettled import Unsettled
 
@@ -57,8 +57,7 @@ class Exchanges(Generic[H]):
         self._questions = count(1)
         self._plans = {NO_PLAN.id: NO_PLAN}
         """Every plan that was read. A plan never changes."""
-        self._runs: dict[str, tuple[Run, ...]] = {}
-        """The runs that go on, by id: each with the runs that it is part of."""
+        self.runs = JoinedRuns()
         self._deadline_ns = 0
         self.ttl_ms = 0
         """The shortest known ttl of a lease in use; 0 if there is none."""
@@ -219,7 +218,7 @@ class Exchanges(Generic[H]):
             lease.routes.pop(labels, None)
             return None
         others, watched = [], []
-        for run in self._runs_of(labels, now_ms):
+        for run in self.runs.of(labels, now_ms):
             others.append(self._book.leases.find(run.id, ONCE, estimate, now_ns, (0, run.end_ms)))
         for each in plan.of_call(labels):
             period = each.rule.at(now_ms)
@@ -234,7 +233,7 @@ class Exchanges(Generic[H]):
             raise InvalidInput(f"agent {lease.agent}: a call counts in at most {MOST_BUDGETS} budgets")
         return self._book.add_route(lease, Route(plan.id, labels, tuple(others), tuple(watched)))
 
-    def begin_run(self, run: Run, outer: tuple[Run, ...], *, local: bool) -> None:
+    def begin_run(self, run: Run, outer: tuple[Run, ...], member: object, *, local: bool) -> None:
         """Let calls have the run's label. A `local` run is known to this process alone, which has all of its cap."""
         book = self._book
         now_ns, now_ms = book.now_ns(), book.clock.now_ms()
@@ -244,31 +243,22 @@ class Exchanges(Generic[H]):
                 lease = book.leases.find(run.id, ONCE, 0, now_ns, (0, run.end_ms))
                 lease.local, lease.granted = True, run.cap_micros
                 lease.deadline_ns = now_ns + (run.end_ms - now_ms) * _MS
-            self._runs[run.id] = (run, *outer)
+            self.runs.begin(run, outer, member)
 
-    def end_run(self, run: Run) -> None:
-        """Make no more holds with the run's label, and forget its lease if it is local."""
-        with self._book.lock:
-            self._book.catch_up_locked()
-            self._runs.pop(run.id, None)
-            lease = self._book.leases.current.get(run.id)
-            if lease is not None:
-                lease.deadline_ns = 0
+    def end_run(self, run: Run, member: object) -> None:
+        """End the run for this member. After the last one, make no more holds with its label, and keep no lease."""
+        book = self._book
+        with book.lock:
+            book.catch_up_locked()
+            for over in self.runs.end(run, member):
+                lease = book.leases.current.get(over.id)
+                if lease is None:
+                    continue
                 if lease.local:
-                    del self._book.leases.current[run.id]
-
-    def _runs_of(self, labels: Labels, now_ms: int) -> tuple[Run, ...]:
-        """Return the runs that a call with these labels belongs to. Raises `RunEnded`."""
-        name = dict(labels).get(RUN)
-        if name is None or not is_run(name):
-            return ()
-        runs = self._runs.get(name)
-        if runs is None:
-            raise RunEnded(f"run {name} has ended, or this process has not joined it")
-        for run in runs:
-            if now_ms >= run.end_ms:
-                raise RunEnded(f"run {run.id} has reached its end")
-        return runs
+                    lease.deadline_ns = 0
+                    del book.leases.current[over.id]
+                else:
+                    book.leases.replace(lease)  # Renewed until nothing of it is out.
 
     def _keep_local(self, lease: Lease, estimate: int, now_ns: int, now_ms: int) -> Pending:
         """Earmark what the lease of a local run has free, up to the estimate."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daycap import CapExceeded
+from daycap import CapExceeded, RunEnded
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.slices import all_of
@@ -156,6 +156,35 @@ def test_run_is_shared_by_processes(spine: Spine) -> None:
     assert (row["spent_micros"], row["settled_count"], row["cap_micros"]) == (100_000, 2, 100_000)
     assert row["end_ms"] == int(run.id.split(".")[3].removesuffix("/1"))
     assert reserves(first, "a", 1, labels=run.labels) is None
+
+
+def test_process_joins_a_run_several_times(spine: Spine) -> None:
+    """The first to end it ends it for nobody else, and what is left of it leaves the process."""
+    spine.add("a", 10_000_000)
+    wallet = spine.wallet()
+    run = of(wallet).run("a", 100_000, shared=True)
+    first, second = (of(wallet).join_run(run.id, agent="a") for _ in range(2))
+    with first:
+        wallet.reserve("a", 60_000, labels=first.labels).finalize(20_000)
+    first.end()
+    with pytest.raises(RunEnded):
+        first.reserve(1)
+    hold = wallet.reserve("a", 80_000, labels=second.labels)
+    second.end()
+    run.end()
+    with pytest.raises(RunEnded):
+        wallet.reserve("a", 1, labels=run.labels)
+    again = of(wallet).join_run(run.id)
+    with pytest.raises(CapExceeded):
+        wallet.reserve("a", 1, labels=again.labels)
+    hold.finalize(70_000)
+    wallet.reserve("a", 10_000, labels=again.labels).finalize(10_000)
+    again.end()
+    assert wallet.flush() == ()
+    book = of(wallet)._book
+    spine.wait_for(lambda: of(wallet)._renewer.renew() and len(book.leases.all()) == 1)
+    row = period_row(spine, run.id)
+    assert (row["spent_micros"], row["settled_count"]) == (100_000, 3)
 
 
 def test_run_of_one_process_asks_no_counter(spine: Spine) -> None:

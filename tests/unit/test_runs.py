@@ -95,6 +95,30 @@ def test_inner_run_counts_in_the_outer(wallet: Any) -> None:
     assert wallet.flush() == ()
 
 
+def test_inner_run_ends_with_the_outer(wallet: Any) -> None:
+    with begin(wallet) as outer:
+        inner = outer.run(90_000)
+        innermost = inner.run(80_000)
+        reserve(innermost, 60_000).finalize(60_000)
+    for run in (outer, inner, innermost):
+        with pytest.raises(RunEnded):
+            reserve(run, 1)
+        with pytest.raises(RunEnded):
+            run.reserve(1)
+        with pytest.raises(RunEnded):
+            run.run(1)
+        run.end()
+
+
+def test_runs_form_at_most_15_levels(wallet: Any) -> None:
+    run = begin(wallet)
+    for _ in range(14):
+        run = run.run(CAP)
+    reserve(run, CAP).release()
+    with pytest.raises(InvalidInput, match="at most 15 levels"):
+        run.run(CAP)
+
+
 def test_ended_run_makes_no_more_holds(wallet: Any) -> None:
     with begin(wallet) as run:
         hold = reserve(run, 10_000)
@@ -138,12 +162,29 @@ def test_bad_runs_are_refused(wallet: Any) -> None:
         begin(wallet, -1)
     with pytest.raises(InvalidInput, match="at most"):
         begin(wallet, hours=0)
+    for hours in ("3", None, float("nan"), 1e-9, 8_785):
+        with pytest.raises(InvalidInput, match="at most"):
+            begin(wallet, hours=hours)
+    with pytest.raises(InvalidInput, match="labels are a mapping"):
+        begin(wallet).reserve(1, labels="text")
     with pytest.raises(InvalidInput, match="DAYCAP_REDIS_URL"):
         begin(wallet, shared=True)
     with pytest.raises(InvalidInput, match="shared=True"):
         _ = begin(wallet).id
     with pytest.raises(InvalidInput, match="not the id of a run"):
-        getattr(wallet, "_wallet", wallet).join_run("run.x")
+        wallet.join_run("run.x")
+    now_ms = wallet._book.clock.now_ms()
+    first, second, far = (new_run(1, now_ms + end_ms, bytes([end_ms % 7] * 10)).id for end_ms in (6, 8, 10**12))
+    for wrong, why in (
+        (f"{first},{second},{first}", "part of itself"),
+        (far, "at most 8784 hours"),
+        (7, "not the id"),
+        (b"run", "not the id"),
+        ("", "DAYCAP_RUN"),
+        (first, "DAYCAP_REDIS_URL"),
+    ):
+        with pytest.raises(InvalidInput, match=why):
+            wallet.join_run(wrong)
     with pytest.raises(RunEnded):
         wallet.reserve("a", 1, labels={"run": new_run(1, 2, bytes(10)).id})
 
