@@ -202,7 +202,7 @@ def test_replaced_budgets_period_ends(
 def test_late_event_opens_a_removed_period_for_a_day(
     ledger: Ledger, publisher: CounterPublisher, clock: ServerClock, agent: str
 ) -> None:
-    add(ledger, publisher, "run", "once")
+    add(ledger, CounterPublisher(None, TERMS), "run", "once")  # It is not opened.
     budgets.remove(ledger, publisher, "run", "test")
 
     outcome = charge(ledger, publisher, event(1, ONCE, "a", 10, NEXT))
