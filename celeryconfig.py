@@ -80,7 +80,7 @@ task_ignore_result = True  # Nothing waits for finalize's result; the administra
 
 # --- the worker -------------------------------------------------------------------------------------------------
 
-imports = ("tasks.finalize", "tasks.control", "tasks.budgets", "tasks.housekeeping")
+imports = ("tasks.finalize", "tasks.control", "tasks.budgets", "tasks.raises", "tasks.housekeeping")
 worker_consumer = "worker.consumer:Consumer"  # Celery's own consumer exits on some broker errors.
 worker_pool = "solo"  # Settling is one transaction at a time; a second process would only wait for the lock.
 task_acks_late = True  # An event leaves the queue after its commit, never before.
@@ -97,7 +97,12 @@ worker_proc_alive_timeout = 30
 
 timezone = "UTC"
 beat_scheduler = "celery.beat:Scheduler"  # In memory: tasks that catch up by themselves need no file of past runs.
-_every_s = {"rollover": 600.0, "expire": min(60.0, max(1.0, _lease_life_s / 4)), "reconcile": 300.0}
+_every_s = {
+    "rollover": 600.0,
+    "adjust_caps": 10.0,  # How much later than its time a raise may end.
+    "expire": min(60.0, max(1.0, _lease_life_s / 4)),
+    "reconcile": 300.0,
+}
 beat_schedule = {
     name: {
         "task": f"daycap.{name}",

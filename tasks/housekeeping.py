@@ -14,7 +14,7 @@ from typing import Any
 from celery import Task
 
 from daycap.errors import CounterUnavailable
-from daycap.ledger import opening, retention
+from daycap.ledger import opening, raises, retention
 from daycap.ledger.engine import is_transient
 from daycap.ledger.slices import Place, Slice, slice_of
 from worker import housekeeping
@@ -52,6 +52,13 @@ def prune(self: Task, place: Place | None = None) -> dict[str, Any]:
     deployment = get_deployment()
     now_ms = deployment.publisher.authoritative_ms()
     return _slice(self, lambda at: retention.prune(deployment.ledger, deployment.settings, now_ms, at), place).counts
+
+
+@app.task(name="daycap.adjust_caps", bind=True)
+def adjust_caps(self: Task, place: Place | None = None, every_s: float = 0) -> dict[str, Any]:
+    """End the raises of caps whose time is over."""
+    ledger, publisher = get_deployment().ledger, get_deployment().publisher
+    return _slice(self, lambda at: raises.end_due(ledger, publisher, at), place, every_s).counts
 
 
 @app.task(name="daycap.expire", bind=True)

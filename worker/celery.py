@@ -70,5 +70,5 @@ def catch_up(**_: Any) -> None:
 
     Runs at startup and after the broker recovers.
     """
-    for task in ("daycap.rollover", "daycap.reconcile"):
+    for task in ("daycap.adjust_caps", "daycap.rollover", "daycap.reconcile"):
         app.send_task(task, ignore_result=True)

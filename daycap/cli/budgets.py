@@ -258,5 +258,10 @@ def changes_text(old: dict[str, Any], new: dict[str, Any]) -> str:
         ("per", lambda facts: rule_text(facts["period"])),
         ("labels", lambda facts: " ".join(labels_texts(facts["labels"])) or "none"),
         ("mode", lambda facts: str(facts["mode"])),
+        ("raised", lambda facts: _raised_text(facts.get("raised"))),
     ]
     return "; ".join(f"{what} {text(old)} -> {text(new)}" for what, text in each if text(old) != text(new))
+
+
+def _raised_text(raised: dict[str, Any] | None) -> str:
+    return "no" if raised is None else f"by {money(raised['amount_micros'])} ({raised['kind']})"

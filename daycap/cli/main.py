@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from daycap.cli import agents, apply, audit, budgets, dead_letters, doctor, groups, identity, manual
+from daycap.cli import agents, apply, audit, budgets, dead_letters, doctor, groups, identity, manual, raises
 from daycap.errors import DaycapError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,7 @@ def cli() -> None:
 
 agents.agent.add_command(identity.anchor)
 agents.agent.add_command(identity.address)
+raises.add_commands(agents.cap, budgets.budget)
 
 for command in (
     agents.agent,

@@ -22,14 +22,14 @@ from daycap.counters.memory import MemoryCounter
 from daycap.delivery.outbox import Outbox
 from daycap.delivery.transport import Transport
 from daycap.errors import AgentExists, BudgetExists, GroupExists, InvalidSetting
-from daycap.ledger import accounts, budgets, definitions, opening, plans
+from daycap.ledger import accounts, budgets, definitions, opening, plans, raises
 from daycap.ledger import groups as ledger_groups
 from daycap.ledger.engine import Ledger, unavailable
 from daycap.ledger.lock import LedgerInUse, LedgerLock, sqlite_file
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import OpenDays, open_days, prune
 from daycap.ledger.settle import Outcome, settle
-from daycap.ledger.slices import slice_of
+from daycap.ledger.slices import all_of, slice_of
 from daycap.ledger.snapshots import read_rows
 from daycap.money import format_usd
 from daycap.process import me, whole
@@ -124,8 +124,9 @@ class EmbeddedLedger(Transport):
         """The counter's clock is this process's."""
 
     def hear_changes(self) -> None:
-        """Publish caps and states that other processes changed in the ledger."""
+        """End raises whose time is over, and publish caps and states that other processes changed in the ledger."""
         with whole, _database_errors():
+            self._adjust_caps()
             last, agents = accounts.changed_since(self._ledger, self._last_change)
             changed = plans.changed_since(self._ledger, self._last_budget_change)
             agents |= changed.agents
@@ -220,11 +221,15 @@ class EmbeddedLedger(Transport):
             with _database_errors():
                 self._ledger.migrate()
                 settle_outbox(self._ledger, self.outbox, self._open_days())
+                self._adjust_caps()
                 self._last_change, _ = accounts.changed_since(self._ledger, 0)
                 self._last_budget_change = plans.changed_since(self._ledger, 0).last
         except BaseException:
             self._lock.release()
             raise
+
+    def _adjust_caps(self) -> None:
+        all_of(partial(raises.end_due, self._ledger, self._publisher))
 
     def _open_days(self) -> OpenDays:
         return open_days(self.settings, self._publisher.authoritative_ms())

@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of
 from daycap.errors import AgentExists, InvalidInput, UnknownAgent
 from daycap.identity import identity_anchor
+from daycap.ledger import caps
 from daycap.ledger.anchors import record_anchor
 from daycap.ledger.engine import Ledger, insert
 from daycap.ledger.opening import open_days
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.snapshots import read_rows
-from daycap.ledger.tables import agent_accounts, cap_changes, daily_agent_spending, with_seq
+from daycap.ledger.tables import AGENTS, agent_accounts, cap_changes, daily_agent_spending, with_seq
 from daycap.money import micros
 from daycap.protocol.counter import ACTIVE, KEPT_DAYS, PAUSED
 from daycap.protocol.wire import agent_id
@@ -83,7 +84,7 @@ def add(
 
 
 def set_cap(ledger: Ledger, publisher: CounterPublisher, agent: str, cap_micros: int, changed_by: str) -> Account:
-    """Change the agent's daily cap from today on. Past days keep their cap. Raises `UnknownAgent`."""
+    """Change the agent's daily cap from today on. Past days keep their cap, and raises last. Raises `UnknownAgent`."""
     return _alter(ledger, publisher, agent, {"daily_cap_micros": micros(cap_micros)}, changed_by)
 
 
@@ -120,7 +121,7 @@ def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict
         changed = {**with_seq(days.seq + 1), "updated_at": now_ms}
         first = day_of(now_ms - KEPT_DAYS * DAY_MS)  # A status applies to every day that the counter keeps.
         if "daily_cap_micros" in values:
-            changed["cap_micros"], first = cap, day_of(now_ms)
+            changed["cap_micros"], first = caps.period_cap(AGENTS, cap), day_of(now_ms)
         is_affected = sa.and_(days.agent_account_id == agent, days.spending_date >= first)
         # Lock in order first: an UPDATE locks rows in the order in which it finds them.
         in_order = sa.select(days.spending_date).where(is_affected).order_by(days.spending_date).with_for_update()
@@ -129,6 +130,13 @@ def _alter(ledger: Ledger, publisher: CounterPublisher, agent: str, values: dict
         snapshots = read_rows(connection, [(agent, day) for day in affected])
     publisher.publish(ledger, [each._replace(base_seq=each.seq - 1) for each in snapshots])
     return find(ledger, publisher, [agent])[0]
+
+
+def record_raise(connection: sa.Connection, agent: str, changed_by: str, now_ms: int) -> None:
+    """Record that a day's cap was changed while the daily cap stays what it is: wallets listen to `cap_changes`."""
+    account = connection.execute(sa.select(agent_accounts).where(agent_accounts.c.agent_account_id == agent)).one()
+    same = (account.daily_cap_micros, account.status)
+    connection.execute(sa.insert(cap_changes), [_change(agent, *same, *same, changed_by, now_ms)])
 
 
 def _change(

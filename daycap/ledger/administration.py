@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daycap.errors import DaycapError
-from daycap.ledger import accounts, anchors, apply, audit, budgets, dead_letters, groups, plan_check
+from daycap.ledger import accounts, anchors, apply, audit, budgets, dead_letters, groups, plan_check, raises
 from daycap.ledger.engine import Ledger, is_transient, unavailable
 from daycap.ledger.publish import CounterPublisher
 from daycap.settings import Settings
@@ -120,6 +120,38 @@ class Administration:
         return apply.apply(
             self.ledger, self.publisher, wanted, changed_by, reason, prune=prune, dry_run=dry_run, shown=shown
         )._asdict()
+
+    def raise_cap(
+        self,
+        by_micros: int,
+        changed_by: str,
+        agent: str | None = None,
+        budget: str | None = None,
+        reason: str | None = None,
+        until_ms: int | None = None,
+        for_ms: int | None = None,
+    ) -> JSON:
+        """See `raises.raise_cap`."""
+        return raises.raise_cap(
+            self.ledger, self.publisher, agent, budget, by_micros, changed_by, reason, until_ms=until_ms, for_ms=for_ms
+        )._asdict()
+
+    def reset_cap(
+        self, changed_by: str, agent: str | None = None, budget: str | None = None, reason: str | None = None
+    ) -> JSON:
+        """See `raises.reset`."""
+        return raises.reset(self.ledger, self.publisher, agent, budget, changed_by, reason)._asdict()
+
+    def cancel_raise(self, number: int, changed_by: str, reason: str | None = None) -> JSON:
+        """See `raises.cancel`."""
+        return raises.cancel(self.ledger, self.publisher, number, changed_by, reason)._asdict()
+
+    def find_raises(
+        self, agent: str | None = None, budget: str | None = None, ended: bool = False, limit: int = 1000
+    ) -> list[JSON]:
+        """See `raises.find`."""
+        found = raises.find(self.ledger, self.publisher, agent, budget, ended=ended, limit=limit)
+        return [each._asdict() for each in found]
 
     def audit(self, day: str | None = None) -> JSON:
         """See `audit.audit`."""

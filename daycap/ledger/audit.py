@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from daycap.clock import day_of, day_start_ms
 from daycap.ledger.audit_budgets import check_periods
 from daycap.ledger.audit_counter import Difference, check_counter
+from daycap.ledger.caps import highest_cap, raises_of
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.retention import kept_days, open_days
@@ -118,17 +119,16 @@ def _sums(connection: sa.Connection, day: str, agents: list[str]) -> dict[str, A
 
 
 def _highest_caps(connection: sa.Connection, day: str, agents: list[str]) -> dict[str, int]:
-    """Return each agent's highest cap, old or new, in the changes since the day began."""
+    """Return each agent's highest cap of the day that changes and raises show."""
     columns = cap_changes.c
-    highest = sa.func.max(
-        sa.case((columns.old_cap_micros > columns.new_cap_micros, columns.old_cap_micros), else_=columns.new_cap_micros)
-    )
-    statement = (
-        sa.select(columns.agent_account_id, highest)
-        .where(columns.changed_at >= day_start_ms(day), columns.agent_account_id.in_(agents))
-        .group_by(columns.agent_account_id)
-    )
-    return {agent: int(cap) for agent, cap in connection.execute(statement)}
+    statement = sa.select(
+        columns.agent_account_id, columns.changed_at, columns.old_cap_micros, columns.new_cap_micros
+    ).where(columns.changed_at >= day_start_ms(day), columns.agent_account_id.in_(agents))
+    changes: dict[str, list[tuple[int, int | None, int]]] = {}
+    for agent, *change in connection.execute(statement):
+        changes.setdefault(agent, []).append((change[0], change[1], change[2]))
+    raises = raises_of(connection, [(agent, day) for agent in agents])
+    return {agent: highest_cap(changes.get(agent, ()), raises.get((agent, day), ())) for agent in agents}
 
 
 def _check_cap(row: Any, highest_cap: int) -> Iterator[Difference]:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.ledger.audit_counter import Difference, difference
 from daycap.ledger.budget_rows import MOST_APART_MS
+from daycap.ledger.caps import highest_cap, raises_of
 from daycap.ledger.definitions import Definition, definition_of
 from daycap.ledger.retention import kept_days, no_event_since_ms, open_days
 from daycap.ledger.tables import BUDGETS, budget_changes, budget_leases, budget_periods, budgets, contexts, settlements
@@ -158,14 +159,19 @@ def _check_caps(connection: sa.Connection, rows: list[Any]) -> Iterator[Differen
         columns.kind == "budget", columns.name.in_({row.name for row in suspects})
     )
     changes = connection.execute(statement).all()
+    raises = raises_of(connection, [(row.budget_id, row.period_id) for row in suspects])
     for row in suspects:
-        caps = [row.cap_micros]
-        for change in changes:
-            if change.name == row.name and row.start_ms <= change.changed_at < row.end_ms:
-                caps += _caps(definition_of(row), change.old, change.new)
-        if row.spent_micros > max(caps):
+        period = (row.budget_id, row.period_id)
+        its = [
+            (change.changed_at, None, cap)
+            for change in changes
+            if change.name == row.name and row.start_ms <= change.changed_at < row.end_ms
+            for cap in _caps(definition_of(row), change.old, change.new)
+        ]
+        highest = max(row.cap_micros, highest_cap(its, raises.get(period, ())))
+        if row.spent_micros > highest:
             what = "spent exceeds the highest cap of the period"
-            yield difference("P1", (row.budget_id, row.period_id), what, max(caps), row.spent_micros)
+            yield difference("P1", period, what, highest, row.spent_micros)
 
 
 def _caps(definition: Definition, *texts: str | None) -> Iterator[int]:

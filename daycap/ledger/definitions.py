@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from daycap.errors import InvalidAmount, InvalidInput, UnknownBudget
 from daycap.formats import shown
 from daycap.ledger.budget_rows import ENDS_AFTER_MS, patterns_of, rule_of
+from daycap.ledger.caps import period_cap
 from daycap.ledger.groups import check_exist
 from daycap.ledger.membership import batches, name_of
 from daycap.ledger.plans import Change
-from daycap.ledger.tables import budget_leases, budget_periods, budgets
+from daycap.ledger.tables import BUDGETS, budget_leases, budget_periods, budgets
 from daycap.money import micros
 from daycap.periods import PeriodRule
 from daycap.protocol.labels import Patterns, scope_patterns
@@ -111,7 +112,7 @@ def replace(change: Change, budget_id: str, old: Definition, wanted: Definition)
     else:
         _update(change, budget_id, cap_micros=wanted.cap_micros, mode=wanted.mode)
         # While a budget only watches, the counter hears nothing of it.
-        _change_periods(change, budget_id, cap_micros=wanted.cap_micros)
+        _change_periods(change, budget_id, cap_micros=period_cap(BUDGETS, wanted.cap_micros))
     change.record("budget", wanted.name, old.to_json(), wanted.to_json())
 
 

@@ -351,6 +351,36 @@ budget_leases = sa.Table(
 )
 """Like `lease_totals`. Events are counted on the lease of the agent's own day alone. `end_ms`: the period's."""
 
+cap_raises = sa.Table(
+    "cap_raises",
+    metadata,
+    sa.Column("cap_raise_id", Number, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("period_id", sa.Text, nullable=False),
+    *_micros("amount_micros"),
+    *_micros("cap_micros"),
+    sa.Column("until_ms", Number),
+    sa.Column("reason", sa.Text),
+    sa.Column("raised_by", sa.Text, nullable=False),
+    _count("raised_at"),
+    sa.Column("ended_by", sa.Text),
+    sa.Column("ended_at", Number),
+    sa.CheckConstraint("kind IN ('raise', 'reset', 'carry')", name="kind"),
+    sa.Index(None, "owner", "period_id"),
+    sa.Index(
+        None,
+        "until_ms",
+        sqlite_where=sa.text("ended_at IS NULL AND until_ms IS NOT NULL"),
+        postgresql_where=sa.text("ended_at IS NULL AND until_ms IS NOT NULL"),
+    ),
+    **_STRICT,
+)
+"""What was added to the cap of one period; see `daycap.ledger.caps`. `owner`: an agent or a budget's id.
+
+`cap_micros`: the period's cap right after. `until_ms`: NULL for as long as the period lasts.
+"""
+
 BUDGETS = Books(budget_periods, budget_leases, "budget_id", "period_id", budget_periods.c.drawn_micros)
 
 contexts = sa.Table(

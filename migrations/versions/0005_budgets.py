@@ -132,10 +132,31 @@ def upgrade() -> None:
     )
     _index("shortfalls", "budget_id", "period_id")
     _index("shortfalls", "spending_date")
+    _create(
+        "cap_raises",
+        _count("cap_raise_id"),
+        _text("kind"),
+        _text("owner"),
+        _text("period_id"),
+        *_micros("cap_raises", "amount_micros"),
+        *_micros("cap_raises", "cap_micros"),
+        sa.Column("until_ms", _NUMBER),
+        _text("reason", nullable=True),
+        _text("raised_by"),
+        _count("raised_at"),
+        _text("ended_by", nullable=True),
+        sa.Column("ended_at", _NUMBER),
+        _check("cap_raises", "kind", "kind IN ('raise', 'reset', 'carry')"),
+        numbered=True,
+    )
+    _index("cap_raises", "owner", "period_id")
+    to_end = sa.text("ended_at IS NULL AND until_ms IS NOT NULL")
+    _index("cap_raises", "until_ms", sqlite_where=to_end, postgresql_where=to_end)
 
 
 def downgrade() -> None:
     for table in (
+        "cap_raises",
         "shortfalls",
         "contexts",
         "budget_leases",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from click.testing import CliRunner
@@ -97,9 +99,47 @@ def test_a_groups_life(run: Run) -> None:
     assert [each["group"] for each in run("group list --json")] == ["inner"]
 
 
+def test_caps_are_raised_for_a_while(run: Run) -> None:
+    run("budget add month --agent agent-7 --cap 100 --period month")
+    (day,) = run("cap raise agent-7 --by 5 --for 30m --reason demo --who ann --json")
+    assert (day["amount_micros"], day["cap_micros"], day["until_ms"]) == (5_000_000, 10_000_000, ANY)
+    assert (day["reason"], day["raised_by"]) == ("demo", "ann")
+    until = (datetime.now().astimezone() + timedelta(minutes=1)).isoformat()
+    (month,) = run(f"budget raise month --by 20 --until {until} --json")
+    assert month["until_ms"] == round(datetime.fromisoformat(until).timestamp() * 1000)
+    assert month["cap_micros"] == 120_000_000
+    assert [each["id"] for each in run("cap raises --json")] == [month["id"], day["id"]]
+    assert run("budget raises month --json") == [month]
+    assert "budget month" in run("cap raises")
+    assert run("agent show agent-7 --json")[0]["cap_micros"] == 10_000_000
+    assert run("budget show month --json")[0]["period_cap_micros"] == 120_000_000
+    assert "raised no -> by $20.00 (raise)" in run("budget history month")
+
+    assert run(f"cap cancel {month['id']} --who bob --json")[0]["ended_by"] == "bob"
+    assert run("budget show month --json")[0]["period_cap_micros"] == 100_000_000
+    assert run("cap raises agent-7 --json") == [day]
+    assert "ended" in run("budget raises month --all")
+
+
+def test_caps_are_reset(run: Run) -> None:
+    run("budget add month --agent agent-7 --cap 100 --period month")
+    assert run("cap reset agent-7 --reason demo --json")[0]["kind"] == "reset"
+    assert run("budget reset month --json")[0]["until_ms"] is None
+    assert "reset +$0.00" in run("cap raises")
+
+
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
+        ("cap raise agent-9 --by 1", 1, "agent agent-9: there is no such agent"),
+        ("budget raise x --by 1", 1, "x: there is no such budget"),
+        ("cap raise agent-7 --by 0", 1, "raise the cap by more than nothing"),
+        ("cap raise agent-7 --by 1 --until 2001-01-01T10:00", 2, "2001-01-01T10:00 is over"),
+        ("cap raise agent-7 --by 1 --until noon", 2, "'noon' is neither a time of today such as 18:00"),
+        ("cap raise agent-7 --by 1 --for 2", 2, "'2' is not a duration such as 30m, 2h or 1d"),
+        ("cap raise agent-7 --by 1 --for 2h --until 2099-01-01T00:00", 2, "either --until or --for"),
+        ("cap cancel 7", 1, "there is no raise 7; see: daycap cap raises"),
+        ("budget reset x", 1, "x: there is no such budget"),
         ("budget add x --agent agent-9 --cap 1", 1, "agent agent-9: there is no such agent"),
         ("budget add x --group none --cap 1", 1, "none: there is no such group; add it with: daycap group add"),
         ("budget add x --cap 1", 1, "budget x: it needs either an agent or a group"),

@@ -34,6 +34,7 @@ from daycap import (
 from daycap.clock import DAY_MS, day_of, wall_ms
 from daycap.delivery.outbox import Outbox
 from daycap.ledger import accounts, budgets
+from daycap.ledger import raises as cap_raises
 from daycap.ledger.engine import Ledger
 from daycap.ledger.lock import LedgerInUse, LedgerLock
 from daycap.ledger.publish import CounterPublisher
@@ -73,9 +74,9 @@ def operator(file: Path) -> Callable[..., None]:
     """Somebody else who changes accounts in the file."""
     publisher = CounterPublisher(None, Settings().terms)
 
-    def change(what: Callable[..., Any], *given: Any) -> None:
+    def change(what: Callable[..., Any], *given: Any, **named: Any) -> None:
         with closing(Ledger(f"sqlite:///{file}")) as ledger:
-            what(ledger, publisher, *given, "ann")
+            what(ledger, publisher, *given, "ann", **named)
 
     return change
 
@@ -409,6 +410,26 @@ def test_cap_changed_by_others_applies_at_renewal(opened: Open, operator: Callab
 
     operator(accounts.set_cap, "agent-7", 200)
     wait_for(lambda: not raises(CapExceeded, lambda: wallet.reserve("agent-7", 150)), 2)
+
+
+def test_raise_ends_without_a_worker(opened: Open, operator: Callable[..., None]) -> None:
+    wallet = opened(**QUICK)
+    wallet.add_agent("agent-7", 100)
+    wallet.reserve("agent-7", 50).finalize(50)
+    operator(cap_raises.raise_cap, "agent-7", None, 100, for_ms=1500)
+    wait_for(lambda: not raises(CapExceeded, lambda: wallet.reserve("agent-7", 80)), 2)
+    wait_for(lambda: raises(CapExceeded, lambda: wallet.reserve("agent-7", 51)), 4)
+
+
+def test_raise_that_ended_while_nobody_ran(opened: Open, operator: Callable[..., None]) -> None:
+    wallet = opened()
+    wallet.add_agent("agent-7", 100)
+    wallet.close()
+    operator(cap_raises.raise_cap, "agent-7", None, 50, for_ms=1)
+    end_ms = wall_ms() + 1
+    wait_for(lambda: wall_ms() > end_ms, 1)
+    with pytest.raises(CapExceeded):
+        opened().reserve("agent-7", 101)
 
 
 def test_budget_by_others_applies_at_renewal(opened: Open, operator: Callable[..., None]) -> None:
