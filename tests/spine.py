@@ -92,7 +92,7 @@ class Spine:
 
     def beat(self) -> None:
         """Send what beat sends; the worker has it before whatever is asked next."""
-        for task, every_s in (("rollover", 600), ("expire", 10), ("reconcile", 300)):
+        for task, every_s in (("adjust_caps", 10), ("rollover", 600), ("expire", 10), ("reconcile", 300)):
             self.app.send_task(f"daycap.{task}", kwargs={"every_s": every_s}, queue=CONTROL_QUEUE, ignore_result=True)
 
     def add(self, agent: str, cap_micros: int) -> str:
