@@ -17,7 +17,7 @@ from daycap.ledger.slices import all_of
 from daycap.periods import END_MS, PeriodRule
 from daycap.protocol.wire import FinalizeEvent, Share
 from daycap.settings import Settings
-from tests.contract.conftest import DAY, ServerClock
+from tests.contract.conftest import DAY, TERMS, ServerClock
 
 SETTINGS = Settings(close_after_days=7, retention_days=30, books_days=60)
 START_MS = day_start_ms(DAY)
@@ -32,8 +32,10 @@ def day_after(days: int) -> str:
     return day_of(START_MS + days * DAY_MS)
 
 
-def add(ledger: Ledger, publisher: CounterPublisher, name: str, rule: PeriodRule, cap: int = 1000) -> None:
-    budgets.add(ledger, publisher, name, {"agent": "agent", "cap_micros": cap, "period": rule.to_json()}, "test")
+def add(ledger: Ledger, name: str, rule: PeriodRule, cap: int = 1000) -> None:
+    """As it was added before the period began: without a counter's time nothing is opened."""
+    facts = {"agent": "agent", "cap_micros": cap, "period": rule.to_json()}
+    budgets.add(ledger, CounterPublisher(None, TERMS), name, facts, "test")
 
 
 def event(day: str, *shares: Share, number: int = 1, labels: dict[str, str] | None = None) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def rows(ledger: Ledger, table: sa.Table) -> list[Any]:
 
 
 def test_each_table_of_budgets_is_pruned_at_its_age(ledger: Ledger, publisher: CounterPublisher) -> None:
-    add(ledger, publisher, "day", PeriodRule("day"), cap=5)
+    add(ledger, "day", PeriodRule("day"), cap=5)
     assert settled(ledger, event(DAY, Share("day/1", DAY, "a" * 32))).settled == 1
 
     # One more day than an agent's: another version of the zones' data may let the period end a day later.
@@ -76,7 +78,7 @@ def test_each_table_of_budgets_is_pruned_at_its_age(ledger: Ledger, publisher: C
 
 
 def test_a_lasting_period_keeps_its_leases(ledger: Ledger, publisher: CounterPublisher, clock: ServerClock) -> None:
-    add(ledger, publisher, "run", PeriodRule("once"))
+    add(ledger, "run", PeriodRule("once"))
     settled(ledger, event(DAY, Share("run/1", "once", "a" * 32)))
 
     assert prune(ledger, 1000) == {"lease_totals": 1, "settlements": 1, "contexts": 1, "daily_agent_spending": 1}
@@ -105,7 +107,7 @@ def test_a_context_is_kept_with_its_last_settlement(ledger: Ledger) -> None:
 def test_pruning_budgets_scans_no_table(ledger: Ledger, publisher: CounterPublisher) -> None:
     if ledger.engine.dialect.name != "sqlite":
         pytest.skip("PostgreSQL's plan depends on how much there is")
-    add(ledger, publisher, "day", PeriodRule("day"), cap=5)
+    add(ledger, "day", PeriodRule("day"), cap=5)
     settled(ledger, event(DAY, Share("day/1", DAY, "a" * 32)))
     statements: list[tuple[str, Any]] = []
     sa.event.listen(ledger.engine, "before_cursor_execute", lambda *seen: statements.append((seen[2], seen[3])))
@@ -123,7 +125,7 @@ KATHMANDU = PeriodRule("day", zone="Asia/Kathmandu")
 
 def test_period_that_begins_later_here_is_charged(ledger: Ledger, publisher: CounterPublisher) -> None:
     """By the runner's data the period had begun before midnight UTC; by the worker's it begins after it."""
-    add(ledger, publisher, "day", PeriodRule("day", zone="Atlantic/Azores"))
+    add(ledger, "day", PeriodRule("day", zone="Atlantic/Azores"))
     period = PeriodRule("day", zone="Atlantic/Azores").named(day_after(1))
     assert day_of(period.start_ms) == day_after(1)
 
@@ -135,7 +137,7 @@ def test_period_that_begins_later_here_is_charged(ledger: Ledger, publisher: Cou
 
 
 def test_bounds_that_the_ledger_has_are_binding(ledger: Ledger, publisher: CounterPublisher) -> None:
-    add(ledger, publisher, "day", KATHMANDU)
+    add(ledger, "day", KATHMANDU)
     opening.open_on_request(ledger, publisher, "day/1", DAY)
     shifted = {"start_ms": KATHMANDU.named(DAY).start_ms + 900_000, "end_ms": KATHMANDU.named(DAY).end_ms + 900_000}
     with ledger.writing() as connection:
@@ -152,7 +154,7 @@ def test_bounds_that_the_ledger_has_are_binding(ledger: Ledger, publisher: Count
 
 def test_unknown_hour_is_set_aside_and_the_rest_settles(ledger: Ledger, publisher: CounterPublisher) -> None:
     """The runner's data has another offset, which is a part of the hour's id."""
-    add(ledger, publisher, "hour", PeriodRule("hour", zone="Asia/Kathmandu"))
+    add(ledger, "hour", PeriodRule("hour", zone="Asia/Kathmandu"))
     good, other = f"{DAY}T05+0545", f"{DAY}T05+0530"
 
     outcome = settled(
