@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from daycap.clock import DAY_MS, day_start_ms
 from daycap.money import MAX_MICROS
@@ -35,6 +35,12 @@ class Leases:
         """Return the agent's current lease if the counter has granted to it."""
         lease = self.current.get(agent)
         return lease if lease is not None and lease.granted > 0 else None
+
+    def drawn_on(self, agents: Iterable[str]) -> list[Lease]:
+        """Return the current leases that calls of these agents draw on, those of other budgets included."""
+        own = [lease for agent in agents if (lease := self.last_known(agent)) is not None]
+        others = {other for lease in own for route in [*lease.routes.values()] for other in route.others}
+        return [*own, *(lease for lease in others if self.current.get(lease.agent) is lease)]
 
     def find(self, agent: str, day: str, estimate: int, now_ns: int, span: Span | None = None) -> Lease:
         """Return the lease that can hold `estimate` on `day`, which is today. Retires what cannot, and makes one.

@@ -249,7 +249,7 @@ class Renewer(Background):
         if not self._refused:
             return
         agents, self._refused = self._refused, set()
-        leases = [lease for agent in agents if (lease := self._book.leases.last_known(agent)) is not None]
+        leases = self._book.leases.drawn_on(agents)
         if recalled := [lease for lease in leases if lease.recalled and lease.free > 0]:
             self.renew(recalled)
 

@@ -109,7 +109,9 @@ class Wallet(BaseWallet[Hold]):
         return decorate
 
     def remaining(self, agent: str) -> Reading:
-        """Return what can still be reserved for the agent today, including this process's own free lease.
+        """Return what the agent's daily cap still allows, including this process's own free lease.
+
+        Other budgets may allow less.
 
         Reads Redis, else the ledger (cap minus spent), else what this process last heard. Raises `UnknownAgent`, and
         `BudgetUnavailable` if no tier can answer.

@@ -420,6 +420,18 @@ def test_reply_from_before_a_grant_ends_no_renewing(runner: Budgeted) -> None:
     assert month.in_use
 
 
+def test_what_a_refused_agent_draws_on(runner: Budgeted) -> None:
+    """Recalled money of all of it is handed back soon, because the refused agent may wait for it itself."""
+    runner.reserve(5_000, tool="search").release()
+    runner.reserve(5_000).release()
+    assert {lease.agent for lease in runner.book.leases.drawn_on(["agent", "nobody"])} == {
+        "agent",
+        "brake/1",
+        "month/1",
+        "searches/1",
+    }
+
+
 def test_farewell_names_what_was_drawn(runner: Budgeted) -> None:
     runner.reserve(5_000).finalize(5_000)
     assert runner.book.exchanges.begin_farewell(handed_over=False) == []
