@@ -96,7 +96,8 @@ worker_proc_alive_timeout = 30
 # --- beat: each of these may be late, missed, or sent twice -----------------------------------------------------
 
 timezone = "UTC"
-beat_scheduler = "celery.beat:Scheduler"  # In memory: tasks that catch up by themselves need no file of past runs.
+beat_scheduler = "worker.beat:Scheduler"  # In memory: tasks that catch up by themselves need no file of past runs.
+beat_max_loop_interval = 20  # It goes round often enough for its /healthz to notice when it no longer does.
 _every_s = {
     "rollover": 600.0,
     "adjust_caps": 10.0,  # How much later than its time a raise may end.

@@ -83,9 +83,11 @@ class Settings:
     open_ahead_hours: float = 2
     """How many hours before midnight the next day is opened for every active agent."""
     metrics_port: int = 0
-    """The port for a worker's Prometheus metrics; 0: none."""
+    """The port for a worker's Prometheus metrics, `/healthz` and `/readyz`; 0: none."""
     metrics_address: str = "127.0.0.1"
-    """The address for a worker's Prometheus metrics."""
+    """The address for a worker's metrics and health, and for beat's health."""
+    beat_port: int = 0
+    """The port for beat's `/healthz` and `/readyz`; 0: none."""
 
     # --- Flower
 
@@ -128,7 +130,7 @@ class Settings:
         for name in ("redis_url", "broker_url", "ledger_url"):
             if url := getattr(self, name):
                 check_url(f"DAYCAP_{name.upper()}", url)
-        for name in ("metrics_port", "flower_port"):
+        for name in ("metrics_port", "beat_port", "flower_port"):
             if getattr(self, name) > 65_535:
                 raise InvalidSetting(f"DAYCAP_{name.upper()} must be a port, 0 to 65535")
 

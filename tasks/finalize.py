@@ -20,6 +20,7 @@ from worker import metrics
 from worker.batching import MOST_EVENTS, Arguments, BatchingConsumer, NotSettled
 from worker.celery import app
 from worker.deployment import get_deployment
+from worker.health import health
 from worker.queue import note_unsettled
 from worker.sanitize import REASON, UNREADABLE
 
@@ -27,6 +28,9 @@ logger = logging.getLogger("daycap.worker")
 
 _LONGEST_BACKOFF_S = 2.0
 """Seconds after which a recovered ledger is noticed at the latest."""
+
+_REFUSED_S = 30.0
+"""How long a refused batch makes a worker unready: it is retried sooner, or another worker has it."""
 
 _MOST_LETTERS_LOGGED = 20
 """Dead letters logged per batch. One message may contain hundreds of thousands; the ledger stores all of them."""
@@ -67,6 +71,7 @@ def settle_messages(messages: Sequence[Arguments]) -> dict[str, int]:
     except Exception as error:
         raise NotSettled(_note_failure(error)) from error
     _Backoff.failures = 0
+    health.note("settling")
     deployment = get_deployment()
     deployment.publisher.publish(deployment.ledger, outcome.snapshots)
     metrics.count(outcome)
@@ -113,6 +118,7 @@ def _note_failure(error: Exception) -> float:
     metrics.LEDGER_FAILURES.inc()
     wait_s: float = min(0.1 * 2 ** (_Backoff.failures - 1), _LONGEST_BACKOFF_S)
     get_deployment().ledger.close()  # An old connection may keep failing: a file was read-only, a server has moved.
+    health.note("settling", f"the ledger refused events: {type(error).__name__}: {error!s:.300}", _REFUSED_S)
     logger.error("not settled, retrying in %.1f s: %s: %.300s", wait_s, type(error).__name__, error)
     note_unsettled(app)
     return wait_s

@@ -10,7 +10,7 @@ import base64
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as kombu_redis
 
 from daycap.protocol.wire import FINALIZE_QUEUE, MAX_MESSAGE_BYTES
+from worker.health import health
 from worker.sanitize import OUR_QUEUES, Message, sanitized, too_large, unreadable
 
 logger = logging.getLogger("daycap.worker")
@@ -137,10 +138,19 @@ class Connection(kombu_connection.Connection):
         """Return the hardened transport. Naming it in `broker_transport` would change the scheme of displayed URLs."""
         return _HARDENED.get(self.transport_cls) or super().get_transport_cls()  # type: ignore[no-untyped-call]
 
-    def ensure_connection(self, *args: Any, **policy: Any) -> Any:
-        """See `kombu.Connection.ensure_connection`. Reconnects within five seconds of a recovery instead of thirty."""
+    def ensure_connection(self, *args: Any, callback: Callable[[], Any] | None = None, **policy: Any) -> Any:
+        """See `kombu.Connection.ensure_connection`. Reconnects within five seconds of a recovery instead of thirty.
+
+        Only loops wait here: a worker's and beat's. Waiting for a broker is progress.
+        """
+
+        def on_wait() -> None:
+            health.progressed()
+            if callback is not None:
+                callback()
+
         policy = {"interval_start": 1, "interval_step": 1, "interval_max": 5} | policy
-        return super().ensure_connection(*args, **policy)  # type: ignore[no-untyped-call]
+        return super().ensure_connection(*args, callback=on_wait, **policy)  # type: ignore[no-untyped-call]
 
     def ensure(self, obj: Any, fun: Any, *args: Any, **policy: Any) -> Any:
         """See `kombu.Connection.ensure`."""

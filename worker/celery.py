@@ -9,12 +9,12 @@ import time
 from typing import Any
 
 from celery import Celery
-from celery.signals import celeryd_init, worker_ready
+from celery.signals import beat_init, celeryd_init, worker_ready
 
 import celeryconfig
 from daycap.errors import DaycapError, InvalidSetting, LedgerUnavailable
 from daycap.ledger.engine import is_transient, unavailable
-from worker import environment, metrics
+from worker import environment, health, metrics
 from worker.consumer import check_pool
 from worker.deployment import get_deployment
 
@@ -49,6 +49,19 @@ def check_before_work(options: dict[str, Any], **_: Any) -> None:
             metrics.serve(settings.metrics_address, settings.metrics_port, get_deployment().ledger)
         except InvalidSetting as error:
             raise SystemExit(f"daycap worker: {error}") from error
+
+
+@beat_init.connect
+def serve_health(**_: Any) -> None:
+    """Let beat answer probes. Exit with a clear message if it cannot."""
+    settings, own = celeryconfig.settings, health.health
+    if not settings.beat_port:
+        return
+    checks = {"/healthz": own.alive, "/readyz": own.ready}
+    try:
+        health.serve(settings.metrics_address, "DAYCAP_BEAT_PORT", settings.beat_port, checks, health.not_found)
+    except InvalidSetting as error:
+        raise SystemExit(f"daycap beat: {error}") from error
 
 
 def _ledger_error() -> DaycapError | None:

@@ -23,10 +23,15 @@ from celery.worker import pidbox, state
 from celery.worker.consumer.control import Control
 from celery.worker.state import maybe_shutdown
 
+from worker.health import health
+
 logger = logging.getLogger("daycap.worker")
 
 _RECOVERED_AFTER_S = 1.0
 """The broker counts as recovered once the worker has consumed from it for this long."""
+
+_PROGRESS_S = 1.0
+"""How often an idle loop says that it goes round."""
 
 _LONGEST_WAIT_S = 5.0
 _WAIT_STEP_S = 0.2
@@ -91,7 +96,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._outage = Outage()
-        self._recovery_timer: Any = None
+        self._timers: list[Any] = []
         for name in _REPETITIVE_LOGGERS:
             logging.getLogger(name).addFilter(self._outage)
 
@@ -105,17 +110,33 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
 
     def on_ready(self) -> None:
         super().on_ready()
-        self._recovery_timer = self.hub.call_later(_RECOVERED_AFTER_S, self._on_recovered)
+        self._timers = [
+            self.hub.call_later(_RECOVERED_AFTER_S, self._on_recovered),
+            self.hub.call_repeatedly(_PROGRESS_S, health.progressed),
+        ]
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return Celery's handler of messages. A busy loop handles many before it looks at its timers."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_message(message: Any) -> None:
+            health.progressed()
+            handle(message)
+
+        return on_message
 
     def _wait(self, error: BaseException) -> None:
-        if self._recovery_timer is not None:
-            self._recovery_timer.cancel()
+        health.note("broker", f"{type(error).__name__}: {error!s:.300}")
+        for timer in self._timers:
+            timer.cancel()
         end_s = time.monotonic() + self._outage.begin(error)
         while time.monotonic() < end_s:
             maybe_shutdown()
+            health.progressed()
             time.sleep(_WAIT_STEP_S)
 
     def _on_recovered(self) -> None:
+        health.note("broker")
         if self._outage.end():
             # Housekeeping messages sent during the outage are lost, and those sent at startup may be.
             worker_ready.send(sender=self)

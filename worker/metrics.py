@@ -1,18 +1,23 @@
-"""A worker's Prometheus metrics. Served on `DAYCAP_METRICS_ADDRESS` if `DAYCAP_METRICS_PORT` is set."""
+"""A worker's Prometheus metrics. Served on `DAYCAP_METRICS_ADDRESS` if `DAYCAP_METRICS_PORT` is set.
+
+`worker.health` answers `/healthz` and `/readyz` at the same port.
+"""
 
 from __future__ import annotations
 
 import math
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from daycap.errors import CounterUnavailable, InvalidSetting
+from daycap.errors import CounterUnavailable
 from daycap.ledger import dead_letters
 from daycap.ledger.engine import Ledger
 from daycap.ledger.publish import CounterPublisher
 from daycap.ledger.settle import Outcome
 from daycap.protocol.counter import DaySnapshot, PublishReply
+from worker import health
+from worker.health import LedgerProbe
 
 EVENTS = Counter("daycap_events", "Finalize events by outcome", ["outcome"])
 CHARGED = Counter("daycap_charged_micros", "Micros booked as spent")
@@ -25,6 +30,7 @@ PUBLISH_FAILURES = Counter("daycap_publish_failures", "Publishes that the counte
 LEDGER_FAILURES = Counter("daycap_ledger_failures", "Batches retried because the ledger was unavailable, busy or full")
 BATCH_SECONDS = Histogram("daycap_batch_seconds", "Seconds to settle, commit and publish one batch")
 DEAD_LETTERS = Gauge("daycap_dead_letters", "Dead letters in the ledger that wait for an operator")
+SILENT = Gauge("daycap_loop_silent_seconds", "Seconds since the worker's loop last progressed")
 
 
 def count(outcome: Outcome) -> None:
@@ -53,14 +59,12 @@ class CountedPublisher(CounterPublisher):
 
 
 def serve(address: str, port: int, ledger: Ledger) -> None:
-    """Serve the metrics over HTTP. Raises `InvalidSetting` if the address cannot be bound."""
+    """Serve metrics and health over HTTP. Raises `InvalidSetting` if the address cannot be bound."""
     DEAD_LETTERS.set_function(lambda: _dead_letters(ledger))
-    try:
-        start_http_server(port, address)
-    except OSError as error:
-        raise InvalidSetting(
-            f"cannot serve metrics at DAYCAP_METRICS_ADDRESS={address}, DAYCAP_METRICS_PORT={port}: {error}"
-        ) from error
+    SILENT.set_function(health.health.silent_s)
+    probe, own = LedgerProbe(ledger), health.health
+    checks = {"/healthz": own.alive, "/readyz": lambda: own.ready() + probe()}
+    health.serve(address, "DAYCAP_METRICS_PORT", port, checks, make_wsgi_app())
 
 
 def _dead_letters(ledger: Ledger) -> float:

@@ -66,13 +66,15 @@ def test_kubernetes_own_variables_are_ignored(service: str) -> None:
 
 
 def test_ports_can_be_set() -> None:
-    settings = Settings.from_env({"DAYCAP_METRICS_PORT": "9100", "DAYCAP_FLOWER_PORT": "65535"})
-    assert (settings.metrics_port, settings.flower_port) == (9100, 65535)
+    settings = Settings.from_env(
+        {"DAYCAP_METRICS_PORT": "9100", "DAYCAP_BEAT_PORT": "9", "DAYCAP_FLOWER_PORT": "65535"}
+    )
+    assert (settings.metrics_port, settings.beat_port, settings.flower_port) == (9100, 9, 65535)
 
 
 @pytest.mark.parametrize("value", ["65536", "-1", "http", "http://10.0.0.7:9100", "tcp://10.0.0.7"])
 def test_what_is_no_port_is_refused(value: str) -> None:
-    for name in ("DAYCAP_METRICS_PORT", "DAYCAP_FLOWER_PORT"):
+    for name in ("DAYCAP_METRICS_PORT", "DAYCAP_BEAT_PORT", "DAYCAP_FLOWER_PORT"):
         with pytest.raises(InvalidSetting, match=name):
             Settings.from_env({name: value})
 
