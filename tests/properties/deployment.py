@@ -7,9 +7,10 @@ can shrink what broke a promise.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -69,7 +70,11 @@ def in_a_loop(call: Coroutine[Any, Any, BaseHold]) -> BaseHold:
 
 
 class Deployment:
-    """Wallets, queue, worker, and what is known of the truth. All money is of one agent; days are those of `AGENT`."""
+    """Wallets, queue, worker, and what is known of the truth. `AGENT` is the one whose cap and status are changed."""
+
+    agent = AGENT
+    """Whom the next calls are for, with which labels."""
+    labels: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, world: World, cap: int) -> None:
         self.world = world
@@ -118,7 +123,7 @@ class Deployment:
         return runner
 
     def reserve(self, runner: Runner, estimate: int) -> Call:
-        hold = runner.wallet.reserve(AGENT, estimate)
+        hold = runner.wallet.reserve(self.agent, estimate, labels=self.labels)
         call = Call(hold if isinstance(hold, BaseHold) else in_a_loop(hold), runner)
         self.calls.append(call)
         self.truth.hold(call.hold)
@@ -156,9 +161,9 @@ class Deployment:
         before = self.truth.rows()
         outcome = settle.settle(self.ledger, payloads, open_days(SETTINGS, self.world.ms))
         assert not outcome.dead_letters, ("P2", outcome.dead_letters)
-        for day, row in self.truth.rows().items():
-            spent = before[day].spent_micros if day in before else 0
-            assert row.spent_micros <= max(spent, row.cap_micros), ("P1", day, row)
+        for where, row in self.truth.rows().items():
+            spent = before[where].spent_micros if where in before else 0
+            assert row.spent_micros <= max(spent, row.cap_micros), ("P1", where, row)
         if publish:
             self.publisher.publish(self.ledger, outcome.snapshots)
         return outcome
@@ -206,7 +211,8 @@ class Deployment:
     def cap(self) -> int:
         """The agent's, of the days to come."""
         with self.ledger.reading() as connection:
-            return connection.scalar(sa.select(agent_accounts.c.daily_cap_micros)) or 0
+            its = agent_accounts.c.agent_account_id == AGENT
+            return connection.scalar(sa.select(agent_accounts.c.daily_cap_micros).where(its)) or 0
 
     def set_cap(self, cap: int) -> None:
         accounts.set_cap(self.ledger, self.publisher, AGENT, cap, "test")
@@ -216,8 +222,8 @@ class Deployment:
 
         Returns what could be lent today if nobody had set aside more than is held.
         """
-        today = day_of(self.world.ms)
-        taken = sum(micros for day, micros in self.truth.taken.values() if day == today)
+        today = (AGENT, day_of(self.world.ms))
+        taken = sum(self.truth.taken_of(today).values())
         cap = max(self.truth.highest_cap.get(today, 0), taken + 100)
         self.set_status("active")
         if self.cap() < cap:
@@ -250,9 +256,9 @@ class Deployment:
     def check_sum(self, refused: CapExceeded) -> None:
         assert adds_up(refused), refused
 
-    def check_refusal(self, estimate: int) -> None:
+    def check_refusal(self, refused: CapExceeded) -> None:
         """P6, for a lone wallet without faults."""
-        self.truth.check_refusal(day_of(self.world.ms), [call.hold for call in self.calls], estimate)
+        self.truth.check_refusal(refused, [call.hold for call in self.calls])
 
     # --- the end ----------------------------------------------------------------------------------------------
 

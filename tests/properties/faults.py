@@ -49,6 +49,12 @@ class FaultyCounter(RedisCounter):
             self._deployment.truth.hear(sent_ms, zip(requests, replies, strict=True))
         return replies
 
+    def read_plan(self, agent: str, day: str) -> tuple[int, str] | None:
+        fault, self.fault = self.fault, ""
+        if fault:
+            raise CounterUnavailable("the plan was not read")
+        return super().read_plan(agent, day)
+
 
 class OfLoop(AsyncRedisCounter):
     """The same counter for a wallet of an event loop."""
@@ -100,7 +106,7 @@ class FaultyPublisher(CounterPublisher):
         def send() -> list[Any]:
             replies = super(FaultyPublisher, self).publish(ledger, snapshots, **options)
             for snapshot, reply in zip(snapshots, replies, strict=False):
-                self._deployment.truth.given_up[snapshot.day] += reply.given_up_micros
+                self._deployment.truth.given_up[snapshot.agent, snapshot.day] += reply.given_up_micros
             return replies
 
         if self.fault == "late" or (self.fault == "doubled" and options.get("opened_at_ms") is None):

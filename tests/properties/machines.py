@@ -31,10 +31,13 @@ class LoneWallet(RuleBasedStateMachine):
     @initialize(slice_seconds=st.sampled_from([0, 2]), seconds_left=st.sampled_from([600, 120, 30]))
     def begin(self, slice_seconds: float, seconds_left: int) -> None:
         self.world.begin(seconds_left)
-        self.deployment = Deployment(self.world, cap=100)
+        self.deployment = self.make_deployment()
         for _ in range(self.wallets):
             self.deployment.start(slice_seconds)
         self.waiting.meanwhile = self.deployment.answer_requests
+
+    def make_deployment(self) -> Deployment:
+        return Deployment(self.world, cap=100)
 
     def runner(self, number: int) -> Runner:
         alive = [runner for runner in self.deployment.runners if not runner.closed]
@@ -47,7 +50,7 @@ class LoneWallet(RuleBasedStateMachine):
         except CapExceeded as refused:
             self.deployment.check_sum(refused)
             if self.wallets == 1:
-                self.deployment.check_refusal(estimate)
+                self.deployment.check_refusal(refused)
         except (AgentPaused, BudgetUnavailable):
             pass
         self.deployment.truth.check()

@@ -1,4 +1,4 @@
-"""The promises P1 to P6 as properties: whatever steps are taken, in whatever order, each holds after each.
+"""The promises P1 to P6, and P12, as properties: whatever steps are taken, in whatever order, each holds after each.
 
 Hypothesis chooses the steps and shrinks those that break a promise. For the same code they are the same each time;
 others each time, and more of them for hours, with `HYPOTHESIS_PROFILE=thorough pytest tests/properties`.
@@ -21,6 +21,7 @@ from daycap.wallet import sync as wallet
 from daycap.wallet import top_up
 from tests import fake_clock
 from tests.migrated import quiet_ledger
+from tests.properties.budgeted import FaultyBudgets, LoneBudgets
 from tests.properties.machines import FaultyWallets, LoneWallet
 from tests.properties.world import Waiting, World
 from worker import housekeeping
@@ -50,8 +51,9 @@ def world() -> Iterator[World]:
 def runs() -> list[tuple[type[LoneWallet], int]]:
     """The machines, each with the seeds of its runs."""
     if THOROUGH:
-        return [(LoneWallet, 0), (FaultyWallets, 0)]
-    return [(LoneWallet, number) for number in range(4)] + [(FaultyWallets, number) for number in range(14)]
+        return [(machine, 0) for machine in (LoneWallet, FaultyWallets, LoneBudgets, FaultyBudgets)]
+    each = ((LoneWallet, 4), (FaultyWallets, 14), (LoneBudgets, 1), (FaultyBudgets, 2))
+    return [(machine, number) for machine, count in each for number in range(count)]
 
 
 @pytest.mark.timeout(0 if THOROUGH else 120)

@@ -49,6 +49,7 @@ _WINDOW_NS = 100_000_000
 class BudgetsWorld(World):
     """`budgets`: how many there are at first. Other parameters: see `World`."""
 
+    overage, most_over = 0.15, 200
     end_s = math.inf
 
     def __init__(self, *args: Any, budgets: int, **options: Any) -> None:
@@ -320,6 +321,13 @@ class BudgetsWorld(World):
             books = (row.seq, status, row.cap_micros, row.spent_micros, row.drawn_micros)
             found[row.budget_id, row.period_id] = DaySnapshot(row.budget_id, row.period_id, *books)
         return found
+
+    def check(self) -> None:
+        """And that no lease has given out more than it has."""
+        super().check()
+        for runner in self.runners:
+            for lease in runner.book.leases.all():
+                assert lease.free >= 0, ("P4", "free", lease.agent, lease.day, lease.free)
 
     def _check_needed(self, runner: Runner) -> None:
         """P11: a renewal leaves nothing set aside but for what calls hold, and for costs that are not settled."""

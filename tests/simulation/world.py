@@ -107,6 +107,9 @@ class LaggingPublisher(CounterPublisher):
 class World:
     """One simulated deployment. `faults` is how much goes wrong, 0 nothing, 1 a lot."""
 
+    overage, most_over = 0.05, 20
+    """How often a call costs more than it holds, and how much more."""
+
     end_s = 0.0
     """Until when a reservation asks again: it has no time to."""
 
@@ -267,8 +270,10 @@ class World:
             self._check_refusal(runner, refused.agent, refused.estimate_micros)
 
     def _hold(self, runner: Runner, hold: Hold) -> None:
-        over = self.chance() < 0.05
-        actual = hold.held_micros + self.rng.randrange(20) if over else self.rng.randrange(hold.held_micros + 1)
+        over = self.chance() < self.overage
+        actual = (
+            hold.held_micros + self.rng.randrange(self.most_over) if over else self.rng.randrange(hold.held_micros + 1)
+        )
         runner.calls.append(Call(hold, actual))
 
     def _exchange(self, runner: Runner, requests: list[SyncRequest]) -> list:  # type: ignore[type-arg]
