@@ -14,7 +14,7 @@ from typing import Any
 from celery import Task
 
 from daycap.errors import CounterUnavailable
-from daycap.ledger import opening, raises, retention
+from daycap.ledger import carry_over, opening, retention
 from daycap.ledger.engine import is_transient
 from daycap.ledger.slices import Place, Slice, slice_of
 from worker import housekeeping
@@ -56,9 +56,9 @@ def prune(self: Task, place: Place | None = None) -> dict[str, Any]:
 
 @app.task(name="daycap.adjust_caps", bind=True)
 def adjust_caps(self: Task, place: Place | None = None, every_s: float = 0) -> dict[str, Any]:
-    """End the raises of caps whose time is over."""
+    """End the raises of caps whose time is over, and carry over what periods left."""
     ledger, publisher = get_deployment().ledger, get_deployment().publisher
-    return _slice(self, lambda at: raises.end_due(ledger, publisher, at), place, every_s).counts
+    return _slice(self, lambda at: carry_over.adjust_caps(ledger, publisher, at), place, every_s).counts
 
 
 @app.task(name="daycap.expire", bind=True)

@@ -19,7 +19,7 @@ from daycap.errors import InvalidAmount
 from daycap.money import usd
 
 _RULE = ("period", "zone", "hour", "weekday", "monthday")
-_BUDGET = ("agent", "group", "cap", *_RULE, "labels", "mode")
+_BUDGET = ("agent", "group", "cap", *_RULE, "labels", "mode", "carry_over")
 _SIGNS = {"add": "+", "change": "~", "remove": "-"}
 
 
@@ -104,6 +104,7 @@ def _budget(given: Any, path: str) -> dict[str, Any]:
     return {
         **facts,
         "cap_micros": _cap(table["cap"], f"{path}.cap"),
+        **({"carry_over_micros": _cap(table["carry_over"], f"{path}.carry_over")} if "carry_over" in table else {}),
         **({"period": rule} if rule else {}),
         **({"labels": {key: _texts(each, f"{path}.labels.{key}") for key, each in labels.items()}} if labels else {}),
     }

@@ -68,6 +68,9 @@ def _facts_options(required: bool) -> Callable[[_Command], _Command]:
             multiple=True,
             help="Count only calls with this label, such as model=gpt-4o* or tool=search,browse; may be repeated.",
         ),
+        click.option(
+            "--carry-over", "carry_over_micros", type=Usd(), help="Add what a period leaves to the next, at most this."
+        ),
         click.option("--mode", type=click.Choice([ENFORCE, WATCH]), help="watch: count, but refuse no call."),
         reason_option,
         by_option,
@@ -243,8 +246,10 @@ def facts_text(facts: dict[str, Any]) -> str:
     if "cap_micros" not in facts:
         return "; ".join(f"{kind} {', '.join(names)}" for kind, names in facts.items()) or "no members"
     mode = [facts["mode"]] if facts["mode"] != ENFORCE else []
+    carried = facts.get("carry_over_micros")
+    carry = [f"carry over up to {money(carried)}"] if carried else []
     cap, per = money(facts["cap_micros"]), rule_text(facts["period"])
-    return ", ".join([f"{cap} per {per}", scope_text(facts), *labels_texts(facts["labels"]), *mode])
+    return ", ".join([f"{cap} per {per}", scope_text(facts), *labels_texts(facts["labels"]), *carry, *mode])
 
 
 def changes_text(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -258,6 +263,7 @@ def changes_text(old: dict[str, Any], new: dict[str, Any]) -> str:
         ("per", lambda facts: rule_text(facts["period"])),
         ("labels", lambda facts: " ".join(labels_texts(facts["labels"])) or "none"),
         ("mode", lambda facts: str(facts["mode"])),
+        ("carry over", lambda facts: money(facts.get("carry_over_micros", 0))),
         ("raised", lambda facts: _raised_text(facts.get("raised"))),
     ]
     return "; ".join(f"{what} {text(old)} -> {text(new)}" for what, text in each if text(old) != text(new))

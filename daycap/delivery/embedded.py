@@ -22,7 +22,8 @@ from daycap.counters.memory import MemoryCounter
 from daycap.delivery.outbox import Outbox
 from daycap.delivery.transport import Transport
 from daycap.errors import AgentExists, BudgetExists, GroupExists, InvalidSetting
-from daycap.ledger import accounts, budgets, definitions, opening, plans, raises
+from daycap.ledger import accounts, budgets, definitions, opening, plans
+from daycap.ledger import carry_over as carrying
 from daycap.ledger import groups as ledger_groups
 from daycap.ledger.engine import Ledger, unavailable
 from daycap.ledger.lock import LedgerInUse, LedgerLock, sqlite_file
@@ -229,7 +230,7 @@ class EmbeddedLedger(Transport):
             raise
 
     def _adjust_caps(self) -> None:
-        all_of(partial(raises.end_due, self._ledger, self._publisher))
+        all_of(partial(carrying.adjust_caps, self._ledger, self._publisher))
 
     def _open_days(self) -> OpenDays:
         return open_days(self.settings, self._publisher.authoritative_ms())

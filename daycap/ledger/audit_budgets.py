@@ -177,7 +177,8 @@ def _check_caps(connection: sa.Connection, rows: list[Any]) -> Iterator[Differen
 def _caps(definition: Definition, *texts: str | None) -> Iterator[int]:
     """Yield the caps among the facts of a change that are about this budget, not about another of its name."""
     facts = definition.to_json()
+    fixed = facts.keys() - {"cap_micros", "mode", "carry_over_micros"}
     for text in texts:
         changed = json.loads(text) if text else {}
-        if all(changed.get(name) == facts[name] for name in facts if name not in ("cap_micros", "mode")):
+        if all(changed.get(name) == facts[name] for name in fixed):
             yield changed["cap_micros"]

@@ -42,6 +42,7 @@ class Budget(NamedTuple):
     spent_micros: int
     uncovered_micros: int
     settled_count: int
+    carry_over_micros: int
 
 
 def add(
@@ -211,4 +212,5 @@ def _budget(row: Any, figures: Mapping[tuple[str, str], Any], now_ms: int) -> Bu
         counted.spent_micros if counted else 0,
         counted.uncovered_micros if counted else 0,
         counted.settled_count if counted else 0,
+        row.carry_over_micros,
     )

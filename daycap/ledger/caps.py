@@ -11,9 +11,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from daycap.ledger.plans import Change
 from daycap.ledger.tables import Books, Number, cap_raises
 from daycap.money import MAX_MICROS
 from daycap.protocol.counter import AgentDay
+
+RAISE, RESET, CARRY = "raise", "reset", "carry"
+"""Kinds of what is added: for a while, what was spent before a reset, and what the period before left."""
 
 _AT_ONCE = 300
 """Periods per statement, below every database's parameter limit."""
@@ -34,6 +38,22 @@ def period_cap(books: Books, cap_micros: int) -> sa.ColumnElement[int]:
     )
     cap, most = sa.literal(cap_micros, Number), sa.literal(MAX_MICROS, Number)
     return sa.case((added > most - cap, most), else_=cap + added)
+
+
+def insert_raise(change: Change, where: AgentDay, kind: str, amount_micros: int, until_ms: int | None = None) -> int:
+    """Insert a row of `cap_raises`, without the cap that follows, and return its number."""
+    row = {
+        "kind": kind,
+        "owner": where[0],
+        "period_id": where[1],
+        "amount_micros": amount_micros,
+        "cap_micros": 0,
+        "until_ms": until_ms,
+        "reason": change.reason,
+        "raised_by": change.changed_by,
+        "raised_at": change.now_ms,
+    }
+    return int(change.connection.scalar(sa.insert(cap_raises).returning(cap_raises.c.cap_raise_id), row))
 
 
 def raises_of(connection: sa.Connection, periods: Iterable[AgentDay]) -> dict[AgentDay, list[Any]]:

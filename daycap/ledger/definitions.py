@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from daycap.errors import InvalidAmount, InvalidInput, UnknownBudget
 from daycap.formats import shown
 from daycap.ledger.budget_rows import ENDS_AFTER_MS, patterns_of, rule_of
-from daycap.ledger.caps import period_cap
+from daycap.ledger.caps import CARRY, insert_raise, period_cap
 from daycap.ledger.groups import check_exist
 from daycap.ledger.membership import batches, name_of
 from daycap.ledger.plans import Change
@@ -33,6 +33,8 @@ class Definition(NamedTuple):
     rule: PeriodRule
     patterns: Patterns
     mode: str
+    carry_over_micros: int = 0
+    """How much of what a period leaves is added to the cap of the next one, at most."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as `defined` takes them, except the name."""
@@ -42,15 +44,19 @@ class Definition(NamedTuple):
             "period": self.rule.to_json(),
             "labels": {key: list(values) for key, values in self.patterns},
             "mode": self.mode,
+            **({"carry_over_micros": self.carry_over_micros} if self.carry_over_micros else {}),
         }
 
     def plans_as(self, other: Definition) -> bool:
-        """Return whether plans are the same with either: only the cap differs, if anything."""
-        return self._replace(cap_micros=0) == other._replace(cap_micros=0)
+        """Return whether plans are the same with either: only amounts differ, if anything."""
+        return self.counts_as(other) and self.mode == other.mode
 
     def counts_as(self, other: Definition) -> bool:
         """Return whether the same calls count in the same periods."""
-        return self._replace(cap_micros=0, mode=ENFORCE) == other._replace(cap_micros=0, mode=ENFORCE)
+        return self._counted() == other._counted()
+
+    def _counted(self) -> Definition:
+        return self._replace(cap_micros=0, mode=ENFORCE, carry_over_micros=0)
 
 
 def defined(name: object, facts: Mapping[str, Any]) -> Definition:
@@ -66,7 +72,7 @@ def defined(name: object, facts: Mapping[str, Any]) -> Definition:
 
 
 def _defined(name: str, facts: Mapping[str, Any]) -> Definition:
-    known = {"agent", "group", "cap_micros", "period", "labels", "mode"}
+    known = {"agent", "group", "cap_micros", "period", "labels", "mode", "carry_over_micros"}
     if unknown := sorted(facts.keys() - known):
         raise InvalidInput(f"there is no {shown(unknown[0], 80)}, only {', '.join(sorted(known))}")
     agent, group = facts.get("agent"), facts.get("group")
@@ -77,18 +83,23 @@ def _defined(name: str, facts: Mapping[str, Any]) -> Definition:
     mode = facts.get("mode", ENFORCE)
     if mode not in (ENFORCE, WATCH):
         raise InvalidInput(f"mode is {ENFORCE} or {WATCH}, not {shown(mode, 40)}")
+    rule = PeriodRule.from_json(facts.get("period", {"period": "day"}))
+    carry_over = micros(facts.get("carry_over_micros", 0))
+    if carry_over and rule.kind == "once":
+        raise InvalidInput("nothing is carried over from a period that never ends")
     return Definition(
         name,
         None if agent is None else agent_id(agent),
         None if group is None else name_of(group, "group"),
         micros(facts["cap_micros"]),
-        PeriodRule.from_json(facts.get("period", {"period": "day"})),
+        rule,
         scope_patterns(facts.get("labels", {})),
         mode,
+        carry_over,
     )
 
 
-def scope_of(*definitions: Definition) -> dict[str, set[str]]:
+def scope_of(*definitions: Definition) -> dict[str, Any]:
     """Return the agents and groups of the scopes, as `Change.lock` takes them."""
     return {
         "agents": {each.agent for each in definitions if each.agent is not None},
@@ -110,7 +121,10 @@ def replace(change: Change, budget_id: str, old: Definition, wanted: Definition)
         _remove(change, budget_id)
         _insert(change, wanted)
     else:
-        _update(change, budget_id, cap_micros=wanted.cap_micros, mode=wanted.mode)
+        amounts = {"cap_micros": wanted.cap_micros, "carry_over_micros": wanted.carry_over_micros}
+        _update(change, budget_id, mode=wanted.mode, **amounts)
+        if wanted.carry_over_micros and not old.carry_over_micros:  # Nothing of the period before was for this one.
+            insert_raise(change, (budget_id, wanted.rule.at(change.now_ms).id), CARRY, 0)
         # While a budget only watches, the counter hears nothing of it.
         _change_periods(change, budget_id, cap_micros=period_cap(BUDGETS, wanted.cap_micros))
     change.record("budget", wanted.name, old.to_json(), wanted.to_json())
@@ -151,6 +165,7 @@ def _insert(change: Change, wanted: Definition) -> None:
             "period": json.dumps(wanted.rule.to_json()),
             "mode": wanted.mode,
             "cap_micros": wanted.cap_micros,
+            "carry_over_micros": wanted.carry_over_micros,
             "created_at": change.now_ms,
             "updated_at": change.now_ms,
         },
@@ -200,4 +215,5 @@ def definition_of(row: Any) -> Definition:
         rule_of(row.period),
         patterns_of(row.labels),
         row.mode,
+        row.carry_over_micros,
     )

@@ -107,17 +107,24 @@ class Change:
     _plan_of: dict[str, int] = field(default_factory=dict)
     _days: list[AgentDay] = field(default_factory=list)
 
-    def lock(self, *, groups: Iterable[str] = (), agents: Iterable[str] = (), budget_ids: Iterable[str] = ()) -> None:
+    def lock(
+        self,
+        *,
+        groups: Iterable[str] = (),
+        agents: Iterable[str] = (),
+        budget_ids: Iterable[str] = (),
+        ended: Iterable[AgentDay] = (),
+    ) -> None:
         """Lock all rows that the change may touch, in the order of all transactions. Call it once, before any change.
 
         That is the agents whose plans it may change: those named and those in `groups`, as they are before it. Raises
-        `UnknownAgent` for a name without an account.
+        `UnknownAgent` for a name without an account. `ended`: periods of the budgets that are over.
         """
         self._lock_accounts(set(agents), agents_of(self.connection, groups))
         # The counter may have these days.
         on = _days_from(self.connection, day_of(self.now_ms - KEPT_DAYS * DAY_MS))
         self._days = list(days.lock(self.connection, [(agent, day) for day in on for agent in self._plan_of]))
-        self._lock_budgets(set(budget_ids))
+        self._lock_budgets(set(budget_ids), ended)
 
     def _lock_accounts(self, named: set[str], others: set[str]) -> None:
         for batch in batches(named | others):
@@ -130,8 +137,8 @@ class Change:
         in_order = sa.select(table).where(key.in_(names)).order_by(in_byte_order(self.connection.dialect.name, key))
         return in_order.with_for_update(key_share=True)  # Its key does not change: rows that refer to it may be added.
 
-    def _lock_budgets(self, budget_ids: set[str]) -> None:
-        columns, periods = budget_periods.c, []
+    def _lock_budgets(self, budget_ids: set[str], ended: Iterable[AgentDay]) -> None:
+        columns, periods = budget_periods.c, list(ended)
         for batch in batches(budget_ids):
             self.connection.execute(self._in_order(budgets, budgets.c.budget_id, batch))
             these = sa.and_(columns.budget_id.in_(batch), columns.end_ms > self.now_ms)

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from daycap.clock import DAY_MS, day_of, day_start_ms
 from daycap.errors import DaycapError, InvalidAmount, InvalidInput
 from daycap.ledger import accounts, caps, days, definitions, opening
+from daycap.ledger.caps import CARRY, RAISE, RESET
 from daycap.ledger.engine import Ledger
 from daycap.ledger.plans import Change, changing
 from daycap.ledger.publish import CounterPublisher
@@ -26,8 +27,6 @@ from daycap.periods import Period
 from daycap.protocol.counter import AgentDay
 from daycap.protocol.plan import ENFORCE, is_budget
 from daycap.protocol.wire import agent_id
-
-RAISE, RESET, CARRY = "raise", "reset", "carry"
 
 _AT_ONCE = 100
 _MOST_AT_ONCE = 1000
@@ -131,6 +130,8 @@ def cancel(
 ) -> Raise:
     """End a raise, or take a reset back, before its time. Raises `InvalidInput` if there is none under way."""
     found = get(ledger, number)
+    if found.kind == CARRY:
+        raise InvalidInput(f"raise {number} was carried over: the period before no longer has it")
     if not _end(ledger, publisher, number, changed_by, reason):
         what = "has ended" if found.ended_at_ms is not None else "is of a period that is over"
         raise InvalidInput(f"raise {number} {what}")
@@ -166,7 +167,8 @@ def find(
     if not 1 <= limit <= _MOST_AT_ONCE:
         raise InvalidInput(f"limit must be from 1 to {_MOST_AT_ONCE}")
     columns = cap_raises.c
-    statement = _FOUND.order_by(columns.cap_raise_id.desc()).limit(limit)
+    added = sa.or_(columns.kind != CARRY, columns.amount_micros > 0)  # Where nothing was left, that is noted, too.
+    statement = _FOUND.where(added).order_by(columns.cap_raise_id.desc()).limit(limit)
     if agent is not None:
         statement = statement.where(columns.owner == agent_id(agent))
     if budget is not None:
@@ -273,22 +275,11 @@ def _lock(change: Change, owner: str) -> None:
 
 def add(change: Change, where: AgentDay, kind: str, amount_micros: int, until_ms: int | None) -> int:
     """Add to the cap of a period that has not ended, in a transaction that has locked its row. Returns the number."""
-    connection, columns = change.connection, cap_raises.c
-    row = {
-        "kind": kind,
-        "owner": where[0],
-        "period_id": where[1],
-        "amount_micros": amount_micros,
-        "cap_micros": 0,
-        "until_ms": until_ms,
-        "reason": change.reason,
-        "raised_by": change.changed_by,
-        "raised_at": change.now_ms,
-    }
-    number = int(connection.scalar(sa.insert(cap_raises).returning(columns.cap_raise_id), row))
+    number = caps.insert_raise(change, where, kind, amount_micros, until_ms)
     added = {"kind": kind, "amount_micros": amount_micros, "until_ms": until_ms}
     cap_micros = _set_cap(change, where, None, added)
-    connection.execute(sa.update(cap_raises).where(columns.cap_raise_id == number).values(cap_micros=cap_micros))
+    this = cap_raises.c.cap_raise_id == number
+    change.connection.execute(sa.update(cap_raises).where(this).values(cap_micros=cap_micros))
     return number
 
 

@@ -259,6 +259,8 @@ budgets = sa.Table(
     sa.Column("period", sa.Text, nullable=False),
     sa.Column("mode", sa.Text, nullable=False),
     *_micros("cap_micros"),
+    sa.Column("carry_over_micros", Number, nullable=False, default=0),
+    sa.CheckConstraint(f"carry_over_micros BETWEEN 0 AND {MAX_MICROS}", name="carry_over_micros"),
     _count("created_at"),
     _count("updated_at"),
     sa.Column("removed_at", Number),

@@ -47,6 +47,7 @@ def upgrade() -> None:
         _text("period"),
         _text("mode"),
         *_micros("budgets", "cap_micros"),
+        *_micros("budgets", "carry_over_micros"),
         _count("created_at"),
         _count("updated_at"),
         sa.Column("removed_at", _NUMBER),
