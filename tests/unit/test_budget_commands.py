@@ -121,6 +121,21 @@ def test_caps_are_raised_for_a_while(run: Run) -> None:
     assert "ended" in run("budget raises month --all")
 
 
+def test_what_is_left_is_carried_over(run: Run, tmp_path: Path) -> None:
+    (month,) = run("budget add month --agent agent-7 --cap 100 --period month --carry-over 20 --json")
+    assert month["carry_over_micros"] == 20_000_000
+    run("budget set month --carry-over 30")
+    assert "carry over $20.00 -> $30.00" in run("budget history month")
+    (tmp_path / "budgets.toml").write_text(
+        "[budgets.month]\nagent = 'agent-7'\ncap = 100\nperiod = 'month'\ncarry_over = 40"
+    )
+    assert "carry over $30.00 -> $40.00" in run("apply budgets.toml --yes")
+    (tmp_path / "budgets.toml").write_text("[budgets.x]\nagent = 'agent-7'\ncap = 1\ncarry_over = -1")
+    assert "budgets.x.carry_over: " in run("apply budgets.toml --yes", 1)
+    run("budget add week --agent agent-7 --cap 9 --period week --carry-over 1")
+    assert "carry over up to $1.00" in run("budget history week")
+
+
 def test_caps_are_reset(run: Run) -> None:
     run("budget add month --agent agent-7 --cap 100 --period month")
     assert run("cap reset agent-7 --reason demo --json")[0]["kind"] == "reset"
