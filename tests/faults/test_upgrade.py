@@ -110,3 +110,21 @@ def test_the_former_worker_settles_beside_this_one(spine: Spine, former: Path, f
         assert here.status == "running"
         away.start()
         away.ready()
+
+
+def test_the_former_worker_keeps_what_it_does_not_know(spine: Spine, former_worker: LocalWorker) -> None:
+    """Labels and budgets make version 2 of an event: a dead letter, until a worker of this release replays it."""
+    agent, worker = spine.add("agent-7", 50 * M), spine.worker.container
+    worker.kill()
+    wallet = spine.wallet()
+    wallet.reserve(agent, 1_000, labels={"tool": "search"}).finalize(700)
+    (letter,) = spine.wait_for(lambda: spine.rows("SELECT * FROM dead_letters"))
+    assert (letter["kind"], letter["reason"]) == ("malformed", "unknown version: 2")
+
+    former_worker.kill()
+    worker.start()
+    worker.ready()
+    spine.ask("daycap.replay_dead_letters", prefixes=[letter["dead_letter_id"]], replayed_by="test")
+    assert wallet.flush(timeout=30) == ()
+    assert spine.settled_once(agent) == (1, 700)
+    assert spine.rows("SELECT * FROM dead_letters") == []
