@@ -15,6 +15,7 @@ from tests.ci import fail_instead_of_skip
         ("true", "Skipped: no rabbitmq-server on PATH", "failed"),
         ("true", "Skipped: no pgbouncer here", "failed"),
         ("true", "Skipped: no PostgreSQL server", "failed"),
+        ("true", "Skipped: no systemd here", "failed"),
         ("true", "Skipped: PostgreSQL is strict by itself", "skipped"),
         ("true", "Skipped: no container engine answers here", "skipped"),
         ("", "Skipped: no rabbitmq-server on PATH", "skipped"),
