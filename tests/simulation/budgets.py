@@ -219,7 +219,9 @@ class BudgetsWorld(World):
             replies += self.counter.sync([request])
         if late := requests[len(arrive) :]:
             self.late.append(Late(lambda: self._arrive(runner, late)))
-        assert self.faults or all(reply.answer is not Answer.FENCED for reply in replies), ("fenced", requests, replies)
+        for request, reply in zip(arrive, replies, strict=True):
+            if reply.answer is Answer.FENCED and not self.faults:
+                assert self._may_be_fenced(request.agent), ("P6", "fenced", request)
         if chance < self.faults * 0.2:
             self.trouble += 1
             runner.disturbed = True
@@ -238,6 +240,8 @@ class BudgetsWorld(World):
 
     def _hold(self, runner: Runner, hold: Hold) -> None:
         super()._hold(runner, hold)
+        for lease in runner.calls[-1].leases:
+            assert self._boot_ns() < lease.deadline_ns, ("P4", "held past the deadline", lease.agent, lease.day)
         labels = self.asked[runner, hold.agent]
         route = hold._route
         shares = route.shares if route is not None else ()
@@ -257,6 +261,13 @@ class BudgetsWorld(World):
         if route is None or not route.plan:
             self.planless.add(hold.id)
         self.labels[hold.id] = labels
+
+    def _may_be_fenced(self, owner: str) -> bool:
+        """Whether the ledger may have had the period before the counter: of events that held nothing of the budget."""
+        versions = [version.budgets.values() for _, version in self.versions]
+        return "/" in owner and (
+            bool(self.planless) or any(each.id == owner and each.mode != ENFORCE for some in versions for each in some)
+        )
 
     def _definition(self, budget: str) -> Known:
         """Return what the budget is, or was when it was removed."""

@@ -91,8 +91,8 @@ class Definitions:
 
 
 def some_budget(rng: random.Random, agents: Mapping[str, int]) -> Known:
-    """Return a budget of an agent or a group, in proportion to the agents' own caps."""
+    """Return a budget of an agent or a group. Mostly it is full before the agents' own caps are."""
     agent = rng.choice(sorted(agents)) if rng.random() < 0.2 else None
     group = None if agent is not None else rng.choice(["inner", "outer"])
-    cap = rng.choice([3, 1, 2]) * max(agents.values()) * len(agents) // rng.choice([1, 3])
+    cap = rng.choice([1, 2, 3, 4, 8]) * max(agents.values()) // 4
     return Known("", agent, group, cap, rng.choice(RULES), rng.choice(SCOPES), rng.choice(["enforce"] * 5 + ["watch"]))
