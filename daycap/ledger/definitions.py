@@ -15,9 +15,10 @@ from daycap.ledger.caps import CARRY, insert_raise, period_cap
 from daycap.ledger.groups import check_exist
 from daycap.ledger.membership import batches, name_of
 from daycap.ledger.plans import Change
-from daycap.ledger.tables import BUDGETS, budget_leases, budget_periods, budgets
+from daycap.ledger.tables import BUDGETS, budget_changes, budget_leases, budget_periods, budgets
 from daycap.money import micros
 from daycap.periods import PeriodRule
+from daycap.protocol.counter import AgentDay
 from daycap.protocol.labels import Patterns, scope_patterns
 from daycap.protocol.plan import ENFORCE, WATCH
 from daycap.protocol.wire import agent_id
@@ -125,6 +126,9 @@ def replace(change: Change, budget_id: str, old: Definition, wanted: Definition)
         _update(change, budget_id, mode=wanted.mode, **amounts)
         if wanted.carry_over_micros and not old.carry_over_micros:  # Nothing of the period before was for this one.
             insert_raise(change, (budget_id, wanted.rule.at(change.now_ms).id), CARRY, 0)
+        if wanted.mode == ENFORCE and not _has_enforced(change, budget_id, old.name):
+            change.begun.append((budget_id, wanted.rule.at(change.now_ms).id))
+            change.unlent += _periods(change, budget_id)
         # While a budget only watches, the counter hears nothing of it.
         _change_periods(change, budget_id, cap_micros=period_cap(BUDGETS, wanted.cap_micros))
     change.record("budget", wanted.name, old.to_json(), wanted.to_json())
@@ -188,6 +192,22 @@ def _change_periods(change: Change, budget_id: str, **values: Any) -> None:
         .returning(columns.period_id)
     )
     change.periods += [(budget_id, period) for period in change.connection.scalars(statement)]
+
+
+def _periods(change: Change, budget_id: str) -> list[AgentDay]:
+    """Return the periods that have not ended."""
+    columns = budget_periods.c
+    these = sa.and_(columns.budget_id == budget_id, columns.end_ms > change.now_ms)
+    return [(budget_id, period) for period in change.connection.scalars(sa.select(columns.period_id).where(these))]
+
+
+def _has_enforced(change: Change, budget_id: str, name: str) -> bool:
+    """Return whether the budget has ever been in a plan that makes runners lease from it."""
+    since = sa.select(budgets.c.created_at).where(budgets.c.budget_id == budget_id).scalar_subquery()
+    columns = budget_changes.c
+    these = sa.and_(columns.kind == "budget", columns.name == name, columns.changed_at >= since)
+    facts = change.connection.scalars(sa.select(columns.new).where(these, columns.new.is_not(None)))
+    return any(json.loads(text)["mode"] == ENFORCE for text in facts)
 
 
 def current(connection: sa.Connection, names: Iterable[str] | None = None) -> dict[str, tuple[str, Definition]]:

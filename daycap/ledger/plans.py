@@ -57,7 +57,7 @@ def changing(
         # Before any call can count in it: the first one that settles would otherwise have it opened behind a fence.
         first = [] if opened_at_ms is None else sorted(days.insert_missing(connection, change.begun, now_ms))
         snapshots = read_rows(connection, [*change.replan(), *change.periods])
-        begun = read_snapshots(connection, first)
+        begun = read_snapshots(connection, first + (change.unlent if opened_at_ms is not None else []))
     for start in range(0, len(begun), _PUBLISHED_AT_ONCE):
         publisher.publish(ledger, begun[start : start + _PUBLISHED_AT_ONCE], opened_at_ms=opened_at_ms)
     for start in range(0, len(snapshots), _PUBLISHED_AT_ONCE):
@@ -102,6 +102,8 @@ class Change:
     reason: str | None
     periods: list[AgentDay] = field(default_factory=list)
     """The budget periods whose rows were changed, to be published."""
+    unlent: list[AgentDay] = field(default_factory=list)
+    """Periods of a budget that refuses calls for the first time: nobody can have leased from them."""
     begun: list[AgentDay] = field(default_factory=list)
     """The current periods of new budgets, to be opened."""
     _plan_of: dict[str, int] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from daycap import InvalidInput
@@ -124,3 +126,19 @@ def test_once_carries_nothing_over(desk: Desk) -> None:
     facts = {"agent": "a", "cap_micros": 9, "carry_over_micros": 9, "period": {"period": "once"}}
     with pytest.raises(InvalidInput, match="budget x: nothing is carried over from a period that never ends"):
         budgets.add(*desk.books, "x", facts, "ann")
+
+
+def test_several_workers_adjust_caps_at_once(desk: Desk) -> None:
+    desk.clock.ms = BEGIN_MS
+    raised = desk.raise_("b", 1, for_ms=HOUR_MS)
+    adjust(desk)
+    desk.clock.ms = BEGIN_MS + DAY_MS
+    raises.insert_row(*desk.books, ("b/1", AFTER_NEXT), enforced=True)
+    desk.raise_("b", 7, for_ms=HOUR_MS)
+    desk.clock.ms += HOUR_MS
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: all_of(lambda place: carry_over.adjust_caps(*desk.books, place)), range(3)))
+    assert sum(each["ended"] for each in done) == 1
+    assert desk.row("b", AFTER_NEXT) == (700, 0)
+    assert raises.get(desk.ledger, raised.id).ended_at_ms is None
+    assert [each.amount_micros for each in raises.find(*desk.books)] == [200]

@@ -317,3 +317,24 @@ def test_audit_knows_the_highest_cap(desk: Desk, who: str) -> None:
             .values(amount_micros=69, cap_micros=1)
         )
     assert [each["promise"] for each in desk.audit()] == ["P1"]
+
+
+def test_first_enforcement_is_not_fenced(desk: Desk, counter: MemoryCounter) -> None:
+    budgets.add(*desk.books, "seen", {"agent": "a", "cap_micros": 90, "mode": "watch"}, "ann")
+    desk.clock.ms += DAY_MS
+    desk.spend(30, NEXT)
+    assert counter.read([("seen/1", NEXT)]) == [None]
+    budgets.alter(*desk.books, "seen", {"mode": "enforce"}, "ann")
+    (reading,) = counter.read([("seen/1", NEXT)])
+    assert reading is not None
+    assert (reading.fenced, reading.remaining_micros) == (False, 60)
+
+
+def test_later_enforcement_is_fenced(desk: Desk, counter: MemoryCounter) -> None:
+    # Given a budget that somebody may have leased from, and whose counter is lost
+    budgets.alter(*desk.books, "b", {"mode": "watch"}, "ann")
+    desk.books[1].counter = MemoryCounter(desk.clock)
+    budgets.alter(*desk.books, "b", {"mode": "enforce"}, "ann")
+    (reading,) = desk.books[1].read([("b/1", DAY)])
+    assert reading is not None
+    assert reading.fenced

@@ -32,9 +32,11 @@ from daycap import (
     Wallet,
 )
 from daycap.clock import DAY_MS, day_of, wall_ms
+from daycap.delivery import embedded
 from daycap.delivery.outbox import Outbox
 from daycap.ledger import accounts, budgets
 from daycap.ledger import raises as cap_raises
+from daycap.ledger.audit import audit
 from daycap.ledger.engine import Ledger
 from daycap.ledger.lock import LedgerInUse, LedgerLock
 from daycap.ledger.publish import CounterPublisher
@@ -501,3 +503,34 @@ def raises_in_use(file: Path) -> bool:
         return True
     lock.release()
     return False
+
+
+def test_budget_that_watches_meanwhile(opened: Open, operator: Callable[..., None], file: Path) -> None:
+    wallet = opened(**QUICK)
+    wallet.add_agent("agent-7", 5 * M)
+    wallet.add_budget("tool", 100, agent="agent-7")
+
+    def refuses(micros: int) -> bool:
+        return raises(CapExceeded, lambda: wallet.reserve("agent-7", micros))
+
+    # Given a call under way that the budget has lent to
+    hold = wallet.reserve("agent-7", 60)
+    assert refuses(41)
+    # When it watches, nothing is refused, and what is spent counts
+    operator(budgets.alter, "tool", {"mode": "watch"})
+    wait_for(lambda: not refuses(200), 3)
+    wallet.reserve("agent-7", 30).finalize(30)
+    # Then, when it refuses again, that is gone, and so is what the first call holds
+    operator(budgets.alter, "tool", {"mode": "enforce"})
+    wait_for(lambda: refuses(11), 3)
+    wait_for(lambda: not refuses(10), 3)
+    hold.finalize(60)
+    assert wallet.flush() == ()
+    assert refuses(11)
+    wallet.reserve("agent-7", 10).finalize(10)
+    assert wallet.flush() == ()
+    publisher = CounterPublisher(embedded._open[file].counter, Settings().terms)
+    with closing(Ledger(f"sqlite:///{file}")) as ledger:
+        (found,) = budgets.find(ledger, publisher, ["tool"])
+        assert (found.spent_micros, found.uncovered_micros, found.settled_count) == (100, 0, 3)
+        assert audit(ledger, publisher, Settings()).differences == []
