@@ -67,6 +67,25 @@ def test_first_period_gets_nothing(desk: Desk) -> None:
     assert raises.find(*desk.books) == []
 
 
+def test_period_under_way_gets_nothing(desk: Desk) -> None:
+    # Given a budget that carries over again from the next day on
+    budgets.alter(*desk.books, "b", {"carry_over_micros": 0}, "ann")
+    desk.clock.ms = BEGIN_MS
+    raises.insert_row(*desk.books, ("b/1", NEXT), enforced=True)
+    budgets.alter(*desk.books, "b", {"carry_over_micros": 150}, "ann")
+    assert adjust(desk) == 0
+    assert (desk.row("b"), desk.row("b", NEXT)) == ((500, 0), (500, 0))
+    adjust(desk, BEGIN_MS + DAY_MS)
+    assert desk.row("b", AFTER_NEXT) == (650, 0)
+
+
+def test_carried_once_by_two_workers(desk: Desk) -> None:
+    desk.clock.ms = BEGIN_MS
+    for _ in range(2):  # Both have seen that it is due.
+        carry_over._carry(*desk.books, ("b/1", DAY), ("b/1", NEXT), 0)
+    assert (desk.row("b"), desk.row("b", NEXT)) == ((300, 0), (700, 0))
+
+
 def test_nothing_of_a_raise_is_carried(desk: Desk) -> None:
     desk.raise_("b", 1000)
     desk.spend(400)
