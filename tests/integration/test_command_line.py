@@ -174,7 +174,7 @@ def test_doctor_sees_a_stopped_beat(
         monkeypatch.setenv(name, value)
     spine.beat()
     (heard,) = findings()
-    assert (heard["state"], heard["found"]) == ("ok", "its tasks come: 3 of 3 have, and none is late")
+    assert (heard["state"], heard["found"]) == ("ok", "its tasks come: 4 of 4 have, and none is late")
 
     monkeypatch.setattr("daycap.cli.doctor._BEAT_LATE_S", -30.0)  # What expire, every 10 s, may be late by.
     (stopped,) = findings()

@@ -54,3 +54,15 @@ def test_pruning_follows_a_rollover(spine: Spine) -> None:
 
     spine.wait_for(lambda: not spine.rows("SELECT 1 FROM daily_agent_spending WHERE spending_date = '2001-01-01'"))
     assert spine.rows("SELECT 1 FROM settlements") == []
+
+
+def test_beat_ends_a_raise(spine: Spine) -> None:
+    agent = spine.add("raised", 1_000_000)
+    made = spine.ask("daycap.raise_cap", agent=agent, by_micros=500_000, changed_by="test", for_ms=1)
+    assert made["cap_micros"] == 1_500_000
+    assert spine.wait_for(lambda: send(spine, "daycap.adjust_caps").get(20).get("ended"))
+    (reading,) = spine.counter.read([(agent, spine.today)])
+    assert reading is not None
+    assert reading.cap_micros == 1_000_000
+    assert spine.ask("daycap.find_raises", agent=agent, ended=True)[0]["ended_by"] == "daycap"
+    assert spine.ask("daycap.reset_cap", agent=agent, changed_by="test")["amount_micros"] == 0
