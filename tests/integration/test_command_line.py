@@ -179,7 +179,7 @@ def test_doctor_sees_a_stopped_beat(
     monkeypatch.setattr("daycap.cli.doctor._BEAT_LATE_S", -30.0)  # What expire, every 10 s, may be late by.
     (stopped,) = findings()
     assert stopped["state"] == "fail"
-    assert re.search(r"no worker got daycap.expire for \d+ s", stopped["found"])
+    assert re.search(r"no worker got daycap.adjust_caps for \d+ s, daycap.expire for \d+ s", stopped["found"])
     assert stopped["advice"] == "celery -A worker beat"
 
 
