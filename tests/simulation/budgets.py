@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter as Count
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,13 @@ from daycap.periods import PeriodRule
 from daycap.protocol.counter import ACTIVE, PAUSED, AgentDay, Answer, DaySnapshot, LeaseKey, SyncReply, SyncRequest
 from daycap.protocol.labels import Labels
 from daycap.protocol.plan import ENFORCE
+from daycap.protocol.wire import FinalizeEvent
 from daycap.wallet.hold import Pending
 from daycap.wallet.lease import Lease
 from daycap.wallet.top_up import Answered, Pause, ReadPlan, Step, top_up
 from tests.refused import adds_up
 from tests.simulation.definitions import CALLS, RULES, SCOPES, Definitions, Known, some_budget
-from tests.simulation.world import TERMS, Call, Late, Runner, World
+from tests.simulation.world import TERMS, Late, Runner, World
 
 _PERIODS = sa.select(tables.budget_periods, tables.budgets.c.removed_at).join_from(
     tables.budget_periods, tables.budgets
@@ -92,6 +93,7 @@ class BudgetsWorld(World):
     def _all_steps(self) -> list[tuple[float, Callable[[], None]]]:
         return [
             *super()._all_steps(),
+            (1, self._settle_part),
             (0.5, self._change_budget),
             (0.2, self._replace_budget),
             (0.2, self._change_mode),
@@ -278,20 +280,33 @@ class BudgetsWorld(World):
     def _rule(self, budget: str) -> PeriodRule:
         return PeriodRule.from_json(dict(self._definition(budget).rule))
 
-    def _finalize(self, runner: Runner, call: Call) -> None:
-        super()._finalize(runner, call)
-        event = runner.outgoing[-1]
+    def _settle_part(self) -> None:
+        """A call that lasts is charged for what it has cost so far."""
+        runner = self._awake()
+        if runner is None or not runner.calls:
+            return
+        call = self.rng.choice(runner.calls)
+        leases = call.leases
+        call.hold.settle_part(self.rng.randrange(call.hold.held_micros + 1))
+        self._note_event(runner.outgoing[-1], call.hold.id, leases)
+        call.actual = min(call.actual, call.hold.held_micros)
+
+    def _note_event(self, event: FinalizeEvent, hold: str, leases: Sequence[Lease]) -> None:
+        super()._note_event(event, hold, leases)
+        # A part has a number of its own, and counts where its hold does.
+        self.reserved[event.reservation], self.labels[event.reservation] = self.reserved[hold], self.labels[hold]
         helds = {share.budget: share.held_micros for share in event.also}
-        for lease in call.leases:
+        for lease in leases:
             held = helds.get(lease.agent)
-            self.drawn[lease.id] += min(call.actual, event.held_micros if held is None else held)
-        leased = {(lease.agent, lease.day) for lease in call.leases}
-        for where in self.reserved[call.hold.id]:
+            self.drawn[lease.id] += min(event.actual_micros, event.held_micros if held is None else held)
+        leased = {(lease.agent, lease.day) for lease in leases}
+        for where in self.reserved[hold]:
             if where not in leased:
-                self.unleased[where] += call.actual
-        if call.hold.id in self.planless:
+                self.unleased[where] += event.actual_micros
+        if hold in self.planless:
+            self.planless.add(event.reservation)
             for budget in {known.id for _, version in self.versions for known in version.budgets.values()}:
-                self.unleased[budget, ""] += call.actual
+                self.unleased[budget, ""] += event.actual_micros
 
     def _renew(self) -> None:
         """As the renewer does it: once more for leases whose free money is wanted elsewhere."""

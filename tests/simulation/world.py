@@ -315,13 +315,15 @@ class World:
     def _finalize(self, runner: Runner, call: Call) -> None:
         leases = call.leases
         call.hold.finalize(call.actual)
-        event = runner.outgoing[-1]
+        self._note_event(runner.outgoing[-1], call.hold.id, leases)
+
+    def _note_event(self, event: FinalizeEvent, _hold: str, leases: Sequence[Lease]) -> None:
         self.finalized[event.reservation] = event
         helds = {share.budget: share.held_micros for share in event.also}
         for lease in leases:
             where, held = (lease.agent, lease.day), helds.get(lease.agent)
-            self.true_spent[where] += call.actual
-            self.excess[where] += max(0, call.actual - (event.held_micros if held is None else held))
+            self.true_spent[where] += event.actual_micros
+            self.excess[where] += max(0, event.actual_micros - (event.held_micros if held is None else held))
 
     def _renew(self) -> None:
         runner = self._awake()
