@@ -25,21 +25,21 @@ class Counted(NamedTuple):
 def counted_in(connection: sa.Connection, events: Iterable[FinalizeEvent], plan_of: Mapping[str, int]) -> list[Counted]:
     """Return each event with its shares. `plan_of` is the plan in force of each agent.
 
-    An event without a plan is charged by the plan in force. A budget of the plan that the event does not name is
+    An event that does not say its plan is charged by the plan in force. A budget of its plan that it does not name is
     charged all the same, in the period that contains the event's time, within its day: nobody escapes a cap. What a
     call held nothing of is drawn on a lease of the ledger's own (`is_unheld`).
     """
     events = list(events)
-    wanted = {event.plan or plan_of[event.agent] for event in events} - {0}
+    wanted = {_plan_of(event, plan_of) for event in events} - {0}
     if not wanted and not any(event.also for event in events):
         return [Counted(event) for event in events]
-    known = load_plans(connection, wanted | {plan_of[event.agent] for event in events})
+    known = {0: NO_PLAN, **load_plans(connection, wanted | {plan_of[event.agent] for event in events})}
     named: dict[_Named, tuple[tuple[Share, ...], list[PlannedBudget]]] = {}
     counted = []
     for event in events:
-        kind = event.also, event.plan or plan_of[event.agent], event.labels
+        kind = event.also, _plan_of(event, plan_of), event.labels
         if kind not in named:
-            plan = known.get(event.plan) or known.get(plan_of[event.agent], NO_PLAN)
+            plan = known.get(kind[1]) or known.get(plan_of[event.agent], NO_PLAN)
             if plan.id != kind[1]:  # The ledger has no such plan.
                 kind = event.also, plan.id, event.labels
             named[kind] = _named(event, plan)
@@ -48,6 +48,10 @@ def counted_in(connection: sa.Connection, events: Iterable[FinalizeEvent], plan_
             shares = tuple(sorted([*shares, *_unheld(event, others)]))
         counted.append(Counted(event, shares))
     return counted
+
+
+def _plan_of(event: FinalizeEvent, plan_of: Mapping[str, int]) -> int:
+    return plan_of[event.agent] if event.plan is None else event.plan
 
 
 _Named = tuple[tuple[Share, ...], int, Labels]

@@ -89,7 +89,8 @@ class FinalizeEvent(NamedTuple):
     """A hold that ended with a cost. All amounts are micros.
 
     `hold` is the hold's number within its lease, `number` the event's own; both count from 1. `also` are the other
-    budgets that it counts in, by the agent's `plan` and the call's labels when it was reserved.
+    budgets that it counts in, by the agent's `plan` and the call's labels when it was reserved. `plan` is 0 if there
+    was none, and None if the event does not say, as those of earlier releases.
     """
 
     lease: str
@@ -101,7 +102,7 @@ class FinalizeEvent(NamedTuple):
     actual_micros: int
     at_ms: int
     also: tuple[Share, ...] = ()
-    plan: int = 0
+    plan: int | None = None
     labels: Labels = ()
 
     @property
@@ -116,9 +117,12 @@ class FinalizeEvent(NamedTuple):
 
     def to_wire(self) -> dict[str, Any]:
         """Encode the event as the JSON object that docs/design.md describes."""
-        if self[8:] != _ALONE:
+        if self.also or self.plan or self.labels:
             return self._of_budgets()
-        return self._of_agent(WIRE_VERSION)
+        wire = self._of_agent(WIRE_VERSION)
+        if self.plan == 0:
+            wire["plan"] = 0
+        return wire
 
     def _of_budgets(self) -> dict[str, Any]:
         also = []
@@ -129,8 +133,12 @@ class FinalizeEvent(NamedTuple):
             if share.held_micros is not None:
                 entry["held"] = share.held_micros
             also.append(entry)
-        wire = {**self._of_agent(BUDGETS_VERSION), "plan": self.plan, "also": also}
-        return {**wire, "labels": dict(self.labels)} if self.labels else wire
+        wire = {**self._of_agent(BUDGETS_VERSION), "also": also}
+        if self.plan is not None:
+            wire["plan"] = self.plan
+        if self.labels:
+            wire["labels"] = dict(self.labels)
+        return wire
 
     def _of_agent(self, version: int) -> dict[str, Any]:
         return {
@@ -176,22 +184,20 @@ class FinalizeEvent(NamedTuple):
                 raise InvalidAmount(f"{name} is not an int from 0 to {MAX_MICROS}: {shown(value, 40)}") from None
         if number == 0:
             raise InvalidInput("event counts from 1")
-        event = cls(lease, int(reservation[len(lease) + 1 :]), number, agent, day, held, actual, at_ms)
+        # Version 1 knows no plan but 0, which its readers of earlier releases ignore.
+        plan = 0 if payload.get("plan") == 0 else None
+        event = cls(lease, int(reservation[len(lease) + 1 :]), number, agent, day, held, actual, at_ms, (), plan)
         return event if version == WIRE_VERSION else event._with_budgets(payload)
 
     def _with_budgets(self, payload: dict[str, Any]) -> FinalizeEvent:
         """Return the event with what version 2 adds."""
-        also, plan = payload.get("also", []), payload.get("plan", 0)
+        also, plan = payload.get("also", []), payload.get("plan")
         if not isinstance(also, list) or len(also) >= MOST_BUDGETS:
             raise InvalidInput(f"also is not a list of at most {MOST_BUDGETS - 1} budgets: {shown(also, 80)}")
         shares = _shares(also)
-        if type(plan) is not int or not 0 <= plan <= MAX_MICROS:
+        if "plan" in payload and (type(plan) is not int or not 0 <= plan <= MAX_MICROS):
             raise InvalidInput(f"not a plan: {shown(plan, 40)}")
         return self._replace(also=shares, plan=plan, labels=call_labels(payload.get("labels", {})))
-
-
-_ALONE: tuple[object, ...] = ((), 0, ())
-"""What an event that counts only in its agent's day has of budgets."""
 
 
 def _shares(entries: list[object]) -> tuple[Share, ...]:

@@ -69,7 +69,7 @@ def event(
     *also: Share,
     agent: str = "a",
     lease: str = A,
-    plan: int = 0,
+    plan: int | None = None,
     held: int | None = None,
     at_ms: int = NOON_MS,
     day: str = DAY,
@@ -154,6 +154,15 @@ class TestPinned:
         outcome = team.settle(event(1, 10, share(MONTH), share(HOUR), plan=plan))
         assert figures(team.ledger).keys() == {MONTH, HOUR}
         assert outcome.unleased_micros == 0
+
+    def test_to_none_if_its_agent_had_none(self, team: Team) -> None:
+        """It was reserved before a budget was added, or while its agent was in no group."""
+        outcome = team.settle(event(1, 10, plan=0), event(2, 10, plan=0, labels={"tool": "search"}))
+        assert (figures(team.ledger), outcome.unleased_micros) == ({}, 0)
+        (day,) = [each for each in outcome.snapshots if each.agent == "a"]
+        assert day.spent_micros == 20
+        team.settle(event(3, 10))
+        assert figures(team.ledger).keys() == {MONTH, HOUR}
 
     def test_to_its_periods(self, team: Team) -> None:
         plan = team.plan_id("a")

@@ -62,8 +62,6 @@ class BudgetsWorld(World):
         self.labels: dict[str, Labels] = {}
         self.asked: dict[tuple[Runner, str], Labels] = {}
         """The labels of each agent's question in each runner."""
-        self.planless: set[str] = set()
-        """Calls of agents without a plan. Their events do not tell, and are charged by the plan they are settled in."""
         self.drawn, self.unleased = Count[str](), Count[AgentDay]()
         """What calls cost by lease; and by budget period where they had none, because it only watched."""
         self.taken = self.trouble = 0
@@ -260,16 +258,12 @@ class BudgetsWorld(World):
         now = {budget: self._rule(budget).at(self.now_ms).id for budget in counted}
         assert counted == now, ("P12", "periods", counted, "at", now)
         self.reserved[hold.id] = tuple(sorted(counted.items()))
-        if route is None or not route.plan:
-            self.planless.add(hold.id)
         self.labels[hold.id] = labels
 
     def _may_be_fenced(self, owner: str) -> bool:
         """Whether the ledger may have had the period before the counter: of events that held nothing of the budget."""
         versions = [version.budgets.values() for _, version in self.versions]
-        return "/" in owner and (
-            bool(self.planless) or any(each.id == owner and each.mode != ENFORCE for some in versions for each in some)
-        )
+        return "/" in owner and any(each.id == owner and each.mode != ENFORCE for some in versions for each in some)
 
     def _definition(self, budget: str) -> Known:
         """Return what the budget is, or was when it was removed."""
@@ -303,10 +297,6 @@ class BudgetsWorld(World):
         for where in self.reserved[hold]:
             if where not in leased:
                 self.unleased[where] += event.actual_micros
-        if hold in self.planless:
-            self.planless.add(event.reservation)
-            for budget in {known.id for _, version in self.versions for known in version.budgets.values()}:
-                self.unleased[budget, ""] += event.actual_micros
 
     def _renew(self) -> None:
         """As the renewer does it: once more for leases whose free money is wanted elsewhere."""
@@ -377,7 +367,7 @@ class BudgetsWorld(World):
         held, rows = self._held([runner]), self._rows()
         for each in refused.full:
             where = (each.budget or refused.agent, each.period)
-            total = self.true_spent[where] + self.unleased[where] + self.unleased[where[0], ""]
+            total = self.true_spent[where] + self.unleased[where]
             total += held[where] + refused.estimate_micros
             assert total > each.cap_micros, (
                 "P6",
@@ -405,8 +395,7 @@ class BudgetsWorld(World):
                 sorted((budget, period) for budget, period in json.loads(context.budgets if context else "[]"))
             )
             labels = json.loads(context.labels) if context else {}
-            if reservation not in self.planless:
-                assert said == self.reserved[reservation], ("P12", reservation, said, self.reserved[reservation])
+            assert said == self.reserved[reservation], ("P12", reservation, said, self.reserved[reservation])
             assert labels == dict(self.labels[reservation]), ("P12", reservation, labels, self.labels[reservation])
             for where in said:
                 charged[where] += row.actual_micros

@@ -345,7 +345,13 @@ def test_agent_without_budgets_sends_version_1(runner: Budgeted) -> None:
     runner.reserve(5_000).finalize(1)
     runner.reserve(5_000, tool="search").finalize(1)
 
-    assert [event.to_wire()["v"] for event in runner.events] == [1, 2]
+    wires = [event.to_wire() for event in runner.events]
+    assert [(wire["v"], wire["plan"]) for wire in wires] == [(1, 0), (2, 0)], "budgets that it gets do not count these"
+    assert [FinalizeEvent.from_wire(wire) for wire in wires] == runner.events
+    for wire in wires:
+        del wire["plan"]
+        event = FinalizeEvent.from_wire(wire)
+        assert (event.plan, event.to_wire()) == (None, wire), "as an earlier release sends it"
     assert runner.events[1].labels == (("tool", "search"),)
 
 
