@@ -42,7 +42,7 @@ GUARDS: dict[str, list[Edit]] = {
     "charge clamped to what is left": [
         Edit(
             _CHARGING,
-            "charge = min(actual, max(0, self.cap_micros - self.spent_micros))",
+            "charge = actual if actual <= left else max(0, left)",
             "charge = actual",
         ),
     ],
