@@ -21,6 +21,7 @@ from daycap.periods import PeriodRule
 from daycap.protocol.counter import AgentDay
 from daycap.protocol.labels import Patterns, scope_patterns
 from daycap.protocol.plan import ENFORCE, WATCH
+from daycap.protocol.runs import is_run
 from daycap.protocol.wire import agent_id
 
 
@@ -66,6 +67,8 @@ def defined(name: object, facts: Mapping[str, Any]) -> Definition:
     Raises `InvalidInput` and `InvalidAmount`.
     """
     name = name_of(name, "budget")
+    if is_run(f"{name}/1"):
+        raise InvalidInput(f"budget {name}: this is the id of a run")
     try:
         return _defined(name, facts)
     except (InvalidInput, InvalidAmount) as error:

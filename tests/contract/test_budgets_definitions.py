@@ -283,6 +283,8 @@ def test_bad_budget_is_refused(office: Office) -> None:
             office.budget(name, agent="a")
         with pytest.raises(InvalidInput, match="not the name of a group"):
             office.group(name)
+    with pytest.raises(InvalidInput, match="the id of a run"):
+        office.budget("run.aaaqeayeaudaocaj.2000000.1795900000000", agent="a")
     assert office.rows(tables.budgets) == []
 
 
