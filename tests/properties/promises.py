@@ -149,16 +149,12 @@ class Truth:
             assert (lease.events, lease.drawn_micros) == (len(events), drawn_micros), ("P2", lease)
 
     def _charged(self, settled: list[Any], shortfalls: list[Any]) -> Count[AgentDay]:
-        """What the settlements say was charged; P12: each to the budgets and periods that it was reserved for.
-
-        An event without a plan does not say so, and is charged by the one that is in force when it is settled.
-        """
+        """What the settlements say was charged; P12: each to the budgets and periods that it was reserved for."""
         charged = Count[AgentDay]()
         for row in settled:
             charged[row.agent_account_id, row.spending_date] += row.charged_micros
             budgets = json.loads(row.budgets or "[]")
-            if self.finalized[row.reservation_id].plan:
-                assert sorted(budgets) == self.counted[row.reservation_id], ("P12", row, self.counted)
+            assert sorted(budgets) == self.counted[row.reservation_id], ("P12", row, self.counted)
             for budget, period in budgets:
                 charged[budget, period] += row.actual_micros
         for row in shortfalls:
@@ -213,11 +209,7 @@ class Truth:
             assert total > self.rows()[where].cap_micros, ("P6", where, spent, held, refused.estimate_micros)
 
     def _counts(self, event: FinalizeEvent, where: AgentDay) -> bool:
-        """Whether it counts there, or may: an event without a plan counts wherever the ledger finds it belongs."""
-        budget = is_budget(where[0])
-        return list(where) in self.counted[event.reservation] or (
-            not event.plan if budget else (event.agent, event.day) == where
-        )
+        return (event.agent, event.day) == where or list(where) in self.counted[event.reservation]
 
     def lost(self) -> set[str]:
         """The events that the ledger does not have though their runner lives."""
