@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -11,8 +10,10 @@ import amqp
 import pytest
 
 from daycap.protocol.wire import FINALIZE_QUEUE
+from demo.local_server import free_port
 from tests.amqp.spine import AmqpSpine
 from tests.faults.load import spend
+from tests.probed import Probed
 from tests.rabbitmq import RabbitMq
 from tests.spine import wait_for
 
@@ -67,18 +68,26 @@ TROUBLES: dict[str, tuple[Trouble, str]] = {
 }
 
 
+@pytest.fixture
+def own_settings() -> dict[str, str]:
+    return {"DAYCAP_METRICS_PORT": str(free_port())}
+
+
 @pytest.mark.parametrize("what", TROUBLES)
 def test_worker_waits_until_it_is_over(spine: AmqpSpine, what: str) -> None:
     trouble, words = TROUBLES[what]
     worker = spine.start_worker()
     spine.add("agent-1")
-    said = len(worker.logs())
+    said, probed = len(worker.logs()), Probed(int(spine.environment["DAYCAP_METRICS_PORT"]))
+    probed.becomes_ready()
 
     with trouble(spine.rabbit):
         wait_for(lambda: re.search(f"(is failing|Cannot connect).*({words})", worker.logs()[said:]))
-        time.sleep(2)  # Tries enough to be talkative about.
+        probed.becomes_unready("broker: ")
+        probed.waits_for(2)  # Tries enough to be talkative about.
         assert worker.status == "running"
     wait_for(lambda: "the broker recovered" in worker.logs()[said:])
+    probed.becomes_ready()
 
     wallet = spine.wallet()
     spend(wallet, "agent-1", 5)

@@ -102,21 +102,21 @@ def test_the_ledger_is_migrated_before_workers() -> None:
 
 @pytest.mark.parametrize("name", ["counter", "broker"])
 def test_counter_and_broker_evict_nothing(name: str, tmp_path: Path) -> None:
-    service, port = SERVICES[name], free_port()
+    service, port, at_once = SERVICES[name], free_port(), Retry(NoBackoff(), 0)
     (tmp_path / "valkey-server").symlink_to(server_binary())
     shell, option, script = service["command"]
     env = {**service["environment"], "PATH": f"{tmp_path}:/usr/bin:/bin"}
     script = script.replace("<<END\n", f"<<END\nport {port}\nbind 127.0.0.1\n")
     server = subprocess.Popen([shell, option, script], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
     try:
-        with redis.Redis(port=port, password="secret", retry=Retry(NoBackoff(), 0)) as client:
+        with redis.Redis(port=port, password="secret", retry=at_once) as client:
             wait_for(lambda: answers(client), 10)
             assert client.config_get("maxmemory-policy", "save", "maxmemory") == {
                 "maxmemory-policy": "noeviction",
                 "save": "",
                 "maxmemory": str(400 * 2**20),
             }
-        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        with redis.Redis(port=port, retry=at_once) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
     finally:
         server.terminate()
