@@ -56,10 +56,12 @@ def worker(process: LocalWorker, env: dict[str, str]) -> Probed:
 def beat(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probed]:
     beat = LocalBeat(tmp_path_factory.mktemp("beat"), env)
     beat.ready()
-    probed = Probed(int(env["DAYCAP_BEAT_PORT"]))
-    probed.becomes_ready()
-    yield probed
-    beat.teardown()
+    try:
+        probed = Probed(int(env["DAYCAP_BEAT_PORT"]))
+        probed.becomes_ready()
+        yield probed
+    finally:
+        beat.teardown()
 
 
 def test_metrics_are_at_the_same_port(worker: Probed) -> None:
@@ -123,7 +125,10 @@ def test_a_stopped_worker_does_not_answer(worker: Probed, process: LocalWorker) 
 
 def test_a_port_in_use_ends_beat(beat: Probed, env: dict[str, str], tmp_path: Path) -> None:
     second = LocalBeat(tmp_path, env)
-    assert second.process.wait(20) == 1
+    try:
+        assert second.process.wait(20) == 1
+    finally:
+        second.teardown()
     assert f"DAYCAP_BEAT_PORT={env['DAYCAP_BEAT_PORT']}: " in second.logs()
 
 
