@@ -188,4 +188,5 @@ class Lease(_Touched):
         """Whether this lease must still be renewed."""
         if self.local:
             return False
-        return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled)
+        asked = bool(self.questions)  # What is granted to one would be set aside for nobody if the lease were gone.
+        return self.owed_ns > 0 or self.free > 0 or self.live_holds > 0 or bool(self.unsettled) or asked

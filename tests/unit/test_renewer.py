@@ -311,6 +311,19 @@ def test_a_grant_nobody_heard_of_returns(runner: Runner, counter: Counter, renew
         assert (free(runner), runner.leased(DAY)) == (0, 0)
 
 
+def test_a_question_keeps_its_lease(runner: Runner, counter: Counter, renewer: Renewer) -> None:
+    """P11: renewals find the day closed while a question is under way, which finds it open."""
+    days, counter._days = counter._days, {}
+    question = runner.book.exchanges.begin_top_up("agent", 60_000)
+    renewer.renew()
+    renewer.renew()
+    counter._days = days
+
+    (reply,) = counter.sync([question.request])
+    assert runner.book.exchanges.finish_top_up(question, reply, 60_000)
+    assert runner.leased(DAY) == 60_000
+
+
 def test_a_day_is_asked_for_once_a_second_for_each_agent(runner: Runner, sender: Sender, renewer: Renewer) -> None:
     renewer.ask_to_open("a", DAY)
     renewer.ask_to_open("a", DAY)
