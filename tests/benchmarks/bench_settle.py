@@ -159,7 +159,7 @@ def _write(connection: sqlite3.Connection, batch: list[FinalizeEvent]) -> None:
         ],
     )
     connection.executemany(
-        "INSERT INTO settlements VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO settlements VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
         [(e.reservation, e.agent, e.day, e.held_micros, e.actual_micros, e.actual_micros, e.at_ms) for e in batch],
     )
     connection.execute("COMMIT")
