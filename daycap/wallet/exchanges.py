@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Generic
 
-from daycap.clock import day_of, wall_ms
+from daycap.clock import day_of
 from daycap.errors import (
     AgentPaused,
     BudgetUnavailable,
@@ -140,7 +140,8 @@ class Exchanges(Generic[H]):
             return None  # A refusal names every budget that is full.
         with book.lock:
             book.catch_up_locked()
-            replies += [(each, _local_reply(each.lease)) for each in pending.kept if each.lease.local]
+            now_ms = book.clock.now_ms()
+            replies += [(each, _local_reply(each.lease, now_ms)) for each in pending.kept if each.lease.local]
             final = [(each, its) for each, its in replies if self._is_final(each, its, estimate)]
             if any(its.answer is Answer.FENCED for _, its in final):
                 raise BudgetUnavailable(
@@ -458,11 +459,11 @@ class Exchanges(Generic[H]):
         return idle
 
 
-def _local_reply(lease: Lease) -> SyncReply:
+def _local_reply(lease: Lease, now_ms: int) -> SyncReply:
     """Return what a counter would say of a run that has only this lease."""
     leased = lease.granted - lease.returned - lease.drawn
     numbers = (lease.granted, lease.drawn, 0, 0, 0, lease.granted, lease.drawn, leased)
-    return SyncReply(Answer.REFUSED, wall_ms(), *numbers)
+    return SyncReply(Answer.REFUSED, now_ms, *numbers)
 
 
 def _hand_back(lease: Lease, amount: int, now_ns: int) -> None:

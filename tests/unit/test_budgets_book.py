@@ -11,6 +11,7 @@ from daycap.errors import CounterUnavailable
 from daycap.periods import PeriodRule
 from daycap.protocol.counter import ACTIVE, PAUSED, DaySnapshot, LeaseTotals, SyncReply
 from daycap.protocol.plan import WATCH, Plan, PlannedBudget, plan_text
+from daycap.protocol.runs import new_run
 from daycap.protocol.wire import FinalizeEvent, Share
 from daycap.wallet.hold import Pending, kinds
 from daycap.wallet.top_up import Pause, ReadPlan, top_up
@@ -436,6 +437,17 @@ def test_what_a_refused_agent_draws_on(runner: Budgeted) -> None:
         "month/1",
         "searches/1",
     }
+
+
+def test_local_run_ends_by_the_counters_clock(runner: Budgeted) -> None:
+    run = new_run(1_000, runner.ms + 60_000, bytes(10))
+    runner.book.exchanges.begin_run(run, (), "member", local=True)
+
+    with pytest.raises(CapExceeded) as refused:
+        runner.reserve(2_000, run=run.id)
+
+    (full,) = refused.value.full
+    assert (full.budget, full.ends_in_s) == (run.id, 60.0)
 
 
 def test_farewell_names_what_was_drawn(runner: Budgeted) -> None:
