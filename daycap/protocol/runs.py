@@ -45,12 +45,20 @@ def new_run(cap_micros: int, end_ms: int, random: bytes) -> Run:
 
 def is_run(owner: str) -> bool:
     """Return whether `owner` is a run's id."""
-    return owner.startswith("run.") and _RUN.fullmatch(owner) is not None
+    return _parsed(owner) is not None
 
 
 def read_run(run_id: object) -> Run:
     """Return the run with this id. Raises `InvalidInput`."""
-    found = _RUN.fullmatch(run_id) if isinstance(run_id, str) else None
-    if found is None or int(found[1]) > MAX_MICROS or not 0 < int(found[2]) < END_MS:
+    run = _parsed(run_id) if isinstance(run_id, str) else None
+    if run is None:
         raise InvalidInput(f"not the id of a run: {shown(run_id, 80)}")
-    return Run(found[0], int(found[1]), int(found[2]))
+    return run
+
+
+def _parsed(run_id: str) -> Run | None:
+    found = _RUN.fullmatch(run_id)
+    if found is None:
+        return None
+    run = Run(run_id, int(found[1]), int(found[2]))
+    return run if run.cap_micros <= MAX_MICROS and 0 < run.end_ms < END_MS else None

@@ -197,5 +197,7 @@ def test_id_says_cap_and_end() -> None:
     for wrong in ("run.aaaqeayeaudaocaj.2000000.1795900000000", "run.a.1.2/1", run.id + "1", f"{run.id}\n", 7, None):
         with pytest.raises(InvalidInput):
             read_run(wrong)
-    with pytest.raises(InvalidInput):
-        read_run("run.aaaqeayeaudaocaj.9999999999999999.1795900000000/1")
+    for beyond in ("9999999999999999.1795900000000", "1.253402300800000", "1.0"):
+        with pytest.raises(InvalidInput):
+            read_run(f"run.aaaqeayeaudaocaj.{beyond}/1")
+        assert not is_run(f"run.aaaqeayeaudaocaj.{beyond}/1")
