@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -16,42 +17,34 @@ reason_option = click.option("--reason", help="Why the change is made; it is rec
 _groups_option = click.option("--group", "member_groups", multiple=True, help="A group as a member; may be repeated.")
 
 
+def _with_members(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its group, the members that it is about, and who does it why."""
+    for option in (json_option, by_option, reason_option, _groups_option, click.argument("agents", nargs=-1)):
+        command = option(command)
+    return click.argument("name")(command)
+
+
 @click.group()
 def group() -> None:
     """Add, change and show groups."""
 
 
 @group.command("add")
-@click.argument("name")
-@click.argument("agents", nargs=-1)
-@_groups_option
-@reason_option
-@by_option
-@json_option
+@_with_members
 def add(name: str, agents: tuple[str, ...], member_groups: tuple[str, ...], as_json: bool, **how: str) -> None:
     """Add group NAME, with AGENTS and other groups as its members."""
     _show([_ask("daycap.add_group", name, agents, member_groups, how)], as_json)
 
 
 @group.command("join")
-@click.argument("name")
-@click.argument("agents", nargs=-1)
-@_groups_option
-@reason_option
-@by_option
-@json_option
+@_with_members
 def join(name: str, agents: tuple[str, ...], member_groups: tuple[str, ...], as_json: bool, **how: str) -> None:
     """Let AGENTS and other groups join group NAME."""
     _show([_ask("daycap.join_group", name, agents, member_groups, how)], as_json)
 
 
 @group.command("leave")
-@click.argument("name")
-@click.argument("agents", nargs=-1)
-@_groups_option
-@reason_option
-@by_option
-@json_option
+@_with_members
 def leave(name: str, agents: tuple[str, ...], member_groups: tuple[str, ...], as_json: bool, **how: str) -> None:
     """Let AGENTS and other groups leave group NAME."""
     _show([_ask("daycap.leave_group", name, agents, member_groups, how)], as_json)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from daycap.ledger.tables import Books, books_of
+from daycap.ledger.tables import AGENTS, BUDGETS, Books, books_of, owners_by_period
 from daycap.protocol.counter import AgentDay
-from daycap.protocol.plan import is_budget
 
 AT_ONCE = 500
 """Agents per statement, below every database's parameter limit."""
@@ -17,9 +16,9 @@ def by_day(agent_days: Iterable[AgentDay]) -> Iterator[tuple[Books, str, list[st
 
     Sorted: all workers take locks in this order.
     """
-    owners_of: dict[tuple[bool, str], list[str]] = {}
-    for owner, day in sorted(set(agent_days)):
-        owners_of.setdefault((is_budget(owner), day), []).append(owner)
-    for (_, day), owners in sorted(owners_of.items()):
-        for start in range(0, len(owners), AT_ONCE):
-            yield books_of(owners[0]), day, owners[start : start + AT_ONCE]
+    agent_days = set(agent_days)
+    for books in (AGENTS, BUDGETS):
+        theirs = (where for where in agent_days if books_of(where[0]) is books)
+        for day, owners in owners_by_period(theirs).items():
+            for start in range(0, len(owners), AT_ONCE):
+                yield books, day, owners[start : start + AT_ONCE]

@@ -158,6 +158,14 @@ def with_seq(seq: Any) -> dict[str, Any]:
     return {"seq": seq, "drawn_seq": sa.case((days.drawn_seq == days.seq, seq), else_=days.drawn_seq)}
 
 
+def owners_by_period(periods: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Group (owner, period) by period. Periods and owners are sorted: all workers take locks in this order."""
+    owners_of: dict[str, list[str]] = {}
+    for period, owner in sorted({(period, owner) for owner, period in periods}):
+        owners_of.setdefault(period, []).append(owner)
+    return owners_of
+
+
 @dataclass(frozen=True, eq=False)
 class Books:
     """The tables of one kind of owner, agents or budgets: a row for each of its periods, and the leases of those."""
@@ -176,14 +184,11 @@ class Books:
 
         It names each period with its owners: SQLite would read the whole table for a list of pairs.
         """
-        owners_of: dict[str, list[str]] = {}
-        for owner, period in sorted(set(periods)):
-            owners_of.setdefault(period, []).append(owner)
         return sa.or_(
             sa.false(),
             *(
                 sa.and_(table.c[self.period] == period, table.c[self.owner].in_(owners))
-                for period, owners in owners_of.items()
+                for period, owners in owners_by_period(periods).items()
             ),
         )
 

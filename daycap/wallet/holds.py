@@ -14,7 +14,6 @@ exception, and call it again. Three rules make that harmless:
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
@@ -32,8 +31,6 @@ from daycap.wallet.hold import BaseHold, H, Hold, Taken, kinds
 from daycap.wallet.lease import Lease, Route
 from daycap.wallet.leases import Leases
 
-logger = logging.getLogger("daycap")
-
 _MS = 1_000_000
 _MOST_ROUTES = 1000
 """How many sets of labels of an agent are remembered."""
@@ -41,9 +38,6 @@ _MOST_ROUTES = 1000
 _wall_ns = time.time_ns
 _new_event: Any = tuple.__new__
 """What a NamedTuple's constructor calls in the end; calling it directly saves a Python call on the hot path."""
-
-_SHORTEST_WINDOW_NS = 100 * _MS
-"""A rate measured over a shorter window is mostly noise."""
 
 
 class _How(Enum):
